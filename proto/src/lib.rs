@@ -1,0 +1,21 @@
+//! The wire format of Lockstep, and the identifiers that are checked before anything else sees them.
+//!
+//! Read in this order:
+//! - [`ids`]: `Gtrid`, `Bqual`, `Xid` and the other names, with their limits, text forms and parsers.
+//! - [`v1`]: what prost and tonic generate from `proto/lockstep/v1/*.proto`.
+//! - [`wire`]: from the generated types to checked ones, and back. Wire types stop there.
+//!
+//! This crate never decides anything about a transaction.
+
+pub mod ids;
+pub mod limits;
+pub mod wire;
+
+/// Generated from `proto/lockstep/v1/*.proto`.
+#[allow(missing_docs, clippy::all, clippy::pedantic, clippy::restriction, unreachable_pub, reason = "generated")]
+pub mod v1 {
+    tonic::include_proto!("lockstep.v1");
+}
+
+pub use ids::{Bqual, ClusterId, Epoch, Gtrid, Incarnation, InstanceId, LogPosition, ParseIdError, ResourceManagerId,
+    ResourceManagerName, Xid};

@@ -1,0 +1,38 @@
+//! The limits of everything that comes from outside, in one place. Reaching one is an error that the caller can act on.
+
+use std::time::Duration;
+
+/// Branches of one transaction.
+pub const MAX_BRANCHES: usize = 256;
+/// Labels of one transaction.
+pub const MAX_LABELS: usize = 16;
+/// Bytes of a label's key, and of its value.
+pub const MAX_LABEL_BYTES: usize = 256;
+/// Bytes of a transaction's name.
+pub const MAX_NAME_BYTES: usize = 64;
+/// Bytes of a reason or detail that is kept; longer ones are cut at a character boundary.
+pub const MAX_DETAIL_BYTES: usize = 1024;
+/// The shortest timeout of a transaction.
+pub const MIN_TIMEOUT: Duration = Duration::from_millis(100);
+/// The longest timeout of a transaction.
+pub const MAX_TIMEOUT: Duration = Duration::from_secs(24 * 60 * 60);
+/// The timeout of a transaction that asks for none.
+pub const DEFAULT_TIMEOUT: Duration = Duration::from_secs(30);
+/// Messages in one frame of an attached stream.
+pub const MAX_FRAME_MESSAGES: usize = 1024;
+/// Bytes of one gRPC message, in both directions: a full frame of the largest messages fits.
+pub const MAX_FRAME_BYTES: usize = 4 * 1024 * 1024;
+/// Branches in one report, and rows in one reconciliation.
+pub const MAX_REPORT_ENTRIES: usize = 1024;
+/// The version of the participant protocol that this code speaks.
+pub const PROTOCOL_VERSION: u32 = 1;
+
+/// Cuts `text` to at most `max` bytes, at a character boundary.
+///
+/// ```
+/// assert_eq!(lockstep_proto::limits::cut("größer", 3), "gr");
+/// ```
+#[must_use]
+pub fn cut(text: &str, max: usize) -> &str {
+    &text[..text.floor_char_boundary(max)]
+}
