@@ -12,10 +12,19 @@ pub mod limits;
 pub mod wire;
 
 /// Generated from `proto/lockstep/v1/*.proto`.
-#[allow(missing_docs, clippy::all, clippy::pedantic, clippy::restriction, unreachable_pub, reason = "generated")]
+#[allow(
+    missing_docs,
+    clippy::all,
+    clippy::pedantic,
+    clippy::restriction,
+    unreachable_pub,
+    reason = "generated"
+)]
 pub mod v1 {
     tonic::include_proto!("lockstep.v1");
 }
 
-pub use ids::{Bqual, ClusterId, Epoch, Gtrid, Incarnation, InstanceId, LogPosition, ParseIdError, ResourceManagerId,
-    ResourceManagerName, Xid};
+pub use ids::{
+    Bqual, ClusterId, Epoch, Gtrid, Incarnation, InstanceId, LogPosition, ParseIdError, ResourceManagerId,
+    ResourceManagerName, Xid,
+};

@@ -1,0 +1,184 @@
+//! The decision log: what a coordinator must still know after any crash.
+//!
+//! [`DecisionLog`] is the edge to a store; [`sqlite`] is the embedded one. [`group_commit`] stands between the engine and a log: whatever waits
+//! goes into one forced write. The log knows nothing of messages or participants; the protocol knows nothing of
+//! stores. Rules P1 to P9 of the protocol say what an implementation owes.
+//!
+//! What a failed write means is in the types: [`AppendError::Refused`] wrote nothing and never will,
+//! [`AppendError::Unknown`] may have written, and nobody may conclude anything before the log was read again.
+
+pub mod group_commit;
+pub mod sqlite;
+
+use std::time::Duration;
+
+use futures::future::BoxFuture;
+use lockstep_proto::{ClusterId, Gtrid, LogPosition, ResourceManagerId, ResourceManagerName};
+
+use crate::protocol::record::{DecisionRecord, EndRecord};
+
+/// What one forced write carries, in this order. Decisions of one batch are of different transactions; an end may be of
+/// a transaction whose decision is in the same batch.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Batch {
+    /// New decisions.
+    pub decisions: Vec<DecisionRecord>,
+    /// Ends: of a recorded decision, or of a transaction that was rolled back and has none.
+    pub ends: Vec<EndRecord>,
+}
+
+impl Batch {
+    /// Whether there is nothing to write.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.decisions.is_empty() && self.ends.is_empty()
+    }
+}
+
+/// A write that did not succeed.
+#[derive(Debug, thiserror::Error)]
+pub enum AppendError {
+    /// Nothing was written, and nothing of it will appear later.
+    #[error("the decision log refused the write: {0}")]
+    Refused(String),
+    /// It may have been written. For the embedded log this ends the process (P6).
+    #[error("whether the decision log has the write is unknown: {0}")]
+    Unknown(String),
+}
+
+/// The log could not be read.
+#[derive(Debug, thiserror::Error)]
+pub enum ReadError {
+    /// It did not answer.
+    #[error("the decision log cannot be read: {0}")]
+    Unavailable(String),
+    /// A row is not what was written: its checksum or its form is wrong.
+    #[error("the decision log is damaged: {0}")]
+    Damaged(String),
+}
+
+/// What the log knows of an epoch.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum EpochState {
+    /// This coordinator's own.
+    Own,
+    /// Over: nothing can be decided under it any more.
+    Sealed,
+    /// Another node's, which may still decide.
+    Live,
+    /// The log has never given it out.
+    Unknown,
+}
+
+/// What the log keeps of one transaction.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Recorded {
+    /// No record.
+    Absent,
+    /// A decision, and no end yet.
+    Decided(DecisionRecord),
+    /// Ended; the decision too, if there was one and for as long as it is kept.
+    Ended(Option<DecisionRecord>, EndRecord),
+}
+
+/// An answer of the log about one transaction, all of it from one snapshot (P4, P7).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LookUp {
+    /// What is recorded.
+    pub recorded: Recorded,
+    /// The state of the epoch in the gtrid.
+    pub epoch: EpochState,
+    /// The transaction is older than the newest that was ever pruned: absence proves nothing.
+    pub below_horizon: bool,
+}
+
+/// A resource manager as the log knows it (P21).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct KnownResourceManager {
+    /// Its name.
+    pub name: ResourceManagerName,
+    /// Its stored identity.
+    pub identity: ResourceManagerId,
+    /// Where it lives, if that matters; else empty.
+    pub location: String,
+    /// The highest timeline seen.
+    pub timeline: u32,
+    /// Nothing of this resource manager is older than this transaction: neither a prepared branch nor evidence that was
+    /// not reconciled (P7). `None` before its first complete report.
+    pub floor: Option<Gtrid>,
+}
+
+/// What [`DecisionLog::prune`] may remove.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PruneLimits {
+    /// Only transactions that ended before this, in milliseconds since 1970 by this node's clock.
+    pub ended_before_ms: u64,
+    /// Only transactions older than this one: the oldest that is live here.
+    pub below: Gtrid,
+    /// At most so many rows at a time.
+    pub limit: u32,
+}
+
+/// What a look at the whole log tells.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct LogStatus {
+    /// Decisions without an end.
+    pub unfinished: u64,
+    /// Records that are kept though they ended.
+    pub ended: u64,
+    /// Bytes on disk.
+    pub bytes: u64,
+    /// The newest pruned gtrid's time, milliseconds since 1970; 0 if nothing was ever pruned.
+    pub horizon_ms: u64,
+}
+
+/// A durable decision log, opened under an epoch of its own.
+pub trait DecisionLog: Send + Sync + 'static {
+    /// The cluster, made once with the log.
+    fn cluster(&self) -> ClusterId;
+
+    /// The epoch this was opened under, its incarnation, and the newest forced batch.
+    fn position(&self) -> LogPosition;
+
+    /// Forces a batch, all of it or nothing. The position it has then. Calls do not overlap.
+    fn force<'a>(&'a self, batch: &'a Batch) -> BoxFuture<'a, Result<LogPosition, AppendError>>;
+
+    /// Writes ends, without forcing them: a crash may lose them. Does not overlap with [`DecisionLog::force`].
+    fn write_lazily<'a>(&'a self, ends: &'a [EndRecord]) -> BoxFuture<'a, Result<(), AppendError>>;
+
+    /// What the log knows of each of these, from one snapshot, in their order.
+    fn look_up<'a>(&'a self, gtrids: &'a [Gtrid]) -> BoxFuture<'a, Result<Vec<LookUp>, ReadError>>;
+
+    /// Decisions without an end, in the order of their gtrids, from behind `after`, at most `limit`.
+    fn unfinished(
+        &self,
+        after: Option<Gtrid>,
+        limit: u32,
+    ) -> BoxFuture<'_, Result<Vec<DecisionRecord>, ReadError>>;
+
+    /// Ended transactions, newest first by gtrid, at most `limit`. For people.
+    fn recently_ended(&self, limit: u32) -> BoxFuture<'_, Result<Vec<EndRecord>, ReadError>>;
+
+    /// Transactions with a record whose gtrid begins with this text, or whose hex digits do; at most `limit`. For people.
+    fn find<'a>(&'a self, prefix: &'a str, limit: u32) -> BoxFuture<'a, Result<Vec<Gtrid>, ReadError>>;
+
+    /// All resource managers that ever attached.
+    fn resource_managers(&self) -> BoxFuture<'_, Result<Vec<KnownResourceManager>, ReadError>>;
+
+    /// Remembers a resource manager as it is now: a new one, or a new location or timeline. Forced.
+    fn remember<'a>(&'a self, known: &'a KnownResourceManager) -> BoxFuture<'a, Result<(), AppendError>>;
+
+    /// Removes records that ended long enough ago and raises the horizon in the same write, which stays below every known
+    /// resource manager's floor (one without a floor stops pruning). How many rows went.
+    fn prune(&self, limits: PruneLimits) -> BoxFuture<'_, Result<u64, AppendError>>;
+
+    /// Numbers for people.
+    fn status(&self) -> BoxFuture<'_, Result<LogStatus, ReadError>>;
+
+    /// Closes it: what was written lazily is on disk then.
+    fn close(&self) -> BoxFuture<'_, ()>;
+}
+
+/// How long ended records are kept unless configured otherwise.
+pub const DEFAULT_RETENTION: Duration = Duration::from_secs(60 * 60);
+

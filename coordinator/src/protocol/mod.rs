@@ -1,0 +1,3 @@
+//! Two-phase commit.
+pub mod outcome;
+pub mod record;
