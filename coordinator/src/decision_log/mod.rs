@@ -7,14 +7,12 @@
 //! What a failed write means is in the types: [`AppendError::Refused`] wrote nothing and never will,
 //! [`AppendError::Unknown`] may have written, and nobody may conclude anything before the log was read again.
 
-pub mod group_commit;
-pub mod sqlite;
-
 use std::time::Duration;
 
 use futures::future::BoxFuture;
 use lockstep_proto::{ClusterId, Gtrid, LogPosition, ResourceManagerId, ResourceManagerName};
 
+pub use crate::protocol::presumption::{EpochState, LookUp, Recorded};
 use crate::protocol::record::{DecisionRecord, EndRecord};
 
 /// What one forced write carries, in this order. Decisions of one batch are of different transactions; an end may be of
@@ -55,41 +53,6 @@ pub enum ReadError {
     /// A row is not what was written: its checksum or its form is wrong.
     #[error("the decision log is damaged: {0}")]
     Damaged(String),
-}
-
-/// What the log knows of an epoch.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum EpochState {
-    /// This coordinator's own.
-    Own,
-    /// Over: nothing can be decided under it any more.
-    Sealed,
-    /// Another node's, which may still decide.
-    Live,
-    /// The log has never given it out.
-    Unknown,
-}
-
-/// What the log keeps of one transaction.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Recorded {
-    /// No record.
-    Absent,
-    /// A decision, and no end yet.
-    Decided(DecisionRecord),
-    /// Ended; the decision too, if there was one and for as long as it is kept.
-    Ended(Option<DecisionRecord>, EndRecord),
-}
-
-/// An answer of the log about one transaction, all of it from one snapshot (P4, P7).
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct LookUp {
-    /// What is recorded.
-    pub recorded: Recorded,
-    /// The state of the epoch in the gtrid.
-    pub epoch: EpochState,
-    /// The transaction is older than the newest that was ever pruned: absence proves nothing.
-    pub below_horizon: bool,
 }
 
 /// A resource manager as the log knows it (P21).
@@ -181,4 +144,3 @@ pub trait DecisionLog: Send + Sync + 'static {
 
 /// How long ended records are kept unless configured otherwise.
 pub const DEFAULT_RETENTION: Duration = Duration::from_secs(60 * 60);
-

@@ -1,0 +1,3 @@
+pub mod delivery;
+pub mod input;
+pub mod shard;
