@@ -95,13 +95,8 @@ impl Deliveries {
         let queue = self.queues.entry(xid.bqual.resource_manager()).or_default();
         // A rollback may follow an earlier message of the same branch; the newest one counts.
         queue.remove(&xid);
-        let delivery = Delivery {
-            message,
-            preferred,
-            attempts: 0,
-            last_error: String::new(),
-            place: Place::Ready,
-        };
+        let delivery =
+            Delivery { message, preferred, attempts: 0, last_error: String::new(), place: Place::Ready };
         queue.ready.push_back(xid.clone());
         queue.deliveries.insert(xid, delivery);
     }
@@ -165,10 +160,7 @@ impl Deliveries {
     /// When [`Deliveries::pump`] has to be called again though nothing else happened.
     #[must_use]
     pub fn next_timer(&self) -> Option<Monotonic> {
-        self.queues
-            .values()
-            .filter_map(|queue| queue.timers.first().map(|(at, _)| *at))
-            .min()
+        self.queues.values().filter_map(|queue| queue.timers.first().map(|(at, _)| *at)).min()
     }
 
     /// Everything that may be sent now.
@@ -192,16 +184,8 @@ impl Deliveries {
             Place::InFlight(_, at) | Place::BackingOff(at) => Some(at.saturating_sub(now)),
         };
         let waits = queue.sessions.is_empty() && delivery.place == Place::Ready;
-        let last_error = if waits {
-            "no instance attached".to_owned()
-        } else {
-            delivery.last_error.clone()
-        };
-        Some(DeliveryView {
-            attempts: delivery.attempts,
-            next_in,
-            last_error,
-        })
+        let last_error = if waits { "no instance attached".to_owned() } else { delivery.last_error.clone() };
+        Some(DeliveryView { attempts: delivery.attempts, next_in, last_error })
     }
 
     /// How many decisions are not acknowledged.
@@ -291,10 +275,7 @@ impl Queue {
     fn send(&mut self, now: Monotonic, due: &mut Vec<Due>) {
         while self.in_flight < WINDOW && !self.sessions.is_empty() {
             let Some(xid) = self.ready.pop_front() else { return };
-            let is_ready = self
-                .deliveries
-                .get(&xid)
-                .is_some_and(|delivery| delivery.place == Place::Ready);
+            let is_ready = self.deliveries.get(&xid).is_some_and(|delivery| delivery.place == Place::Ready);
             if !is_ready {
                 continue;
             }
@@ -305,11 +286,7 @@ impl Queue {
             delivery.attempts += 1;
             let message = delivery.message;
             self.place(&xid, Place::InFlight(session, now + PATIENCE));
-            due.push(Due {
-                session,
-                xid,
-                message,
-            });
+            due.push(Due { session, xid, message });
         }
     }
 
@@ -327,9 +304,7 @@ impl Queue {
 /// Doubles from [`FIRST_BACKOFF`] to [`LONGEST_BACKOFF`], and takes between half and all of it: branches that failed
 /// together do not come back together.
 fn backoff(xid: &Xid, attempts: u32) -> Duration {
-    let doubled = FIRST_BACKOFF
-        .saturating_mul(1 << attempts.saturating_sub(1).min(16))
-        .min(LONGEST_BACKOFF);
+    let doubled = FIRST_BACKOFF.saturating_mul(1 << attempts.saturating_sub(1).min(16)).min(LONGEST_BACKOFF);
     let mut hasher = DefaultHasher::new();
     (xid, attempts).hash(&mut hasher);
     let share = u32::try_from(hasher.finish() % 1024).expect("below 1024");

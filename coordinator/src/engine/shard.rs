@@ -117,12 +117,7 @@ impl<R> Shard<R> {
 
     fn take(&mut self, input: Input<R>, now: Now) {
         match input {
-            Input::Begin {
-                random,
-                timeout,
-                about,
-                reply,
-            } => self.begin(random, timeout, about, reply, now),
+            Input::Begin { random, timeout, about, reply } => self.begin(random, timeout, about, reply, now),
             Input::Commit { gtrid, wait, reply } => self.ask(gtrid, Event::CommitRequested, wait, reply, now),
             Input::Rollback { gtrid, why, reply } => {
                 self.ask(gtrid, Event::RollbackRequested(why), Wait::Decided, reply, now);
@@ -130,29 +125,16 @@ impl<R> Shard<R> {
             Input::Inquire { gtrid, reply } => self.inquire(gtrid, reply),
             Input::AskPrepared { xids, reply } => self.ask_prepared(&xids, reply),
             Input::List { limit, reply } => {
-                let views = self
-                    .live
-                    .values()
-                    .rev()
-                    .take(limit)
-                    .map(|live| self.view(live, now))
-                    .collect();
+                let views = self.live.values().rev().take(limit).map(|live| self.view(live, now)).collect();
                 self.outputs.push(Output::Reply(reply, Answer::Listing(views)));
             }
             Input::Find { prefix, limit, reply } => self.find(&prefix, limit, reply, now),
             Input::Summarize { reply } => self.summarize(reply),
-            Input::Attached {
-                session,
-                resource_manager,
-            } => self.attached(session, resource_manager),
+            Input::Attached { session, resource_manager } => self.attached(session, resource_manager),
             Input::Detached { session } => self.detached(session, now),
             Input::Enlist { session, xid } => self.enlist(session, xid, now),
             Input::Vote { session, xid, vote } => self.vote(session, xid, vote, now),
-            Input::Acknowledge {
-                session,
-                xid,
-                acknowledgement,
-            } => {
+            Input::Acknowledge { session, xid, acknowledgement } => {
                 self.acknowledge(session, xid, acknowledgement, now);
             }
             Input::Log { gtrid, answer } => self.log_answered(gtrid, answer, now),
@@ -194,19 +176,15 @@ impl<R> Shard<R> {
         };
         live.waiters.push((wait, reply));
         if live.wait_until.is_none() {
-            let from = live
-                .deadline
-                .map_or(now.monotonic, |deadline| deadline.max(now.monotonic));
+            let from = live.deadline.map_or(now.monotonic, |deadline| deadline.max(now.monotonic));
             self.wait_until(gtrid, from + self.config.apply_wait);
         }
         self.step_own(gtrid, event, now);
     }
 
     fn inquire(&mut self, gtrid: Gtrid, reply: R) {
-        let answer = self
-            .live
-            .get(&gtrid)
-            .map_or(Answer::NotLive, |live| Answer::Outcome(known(&live.transaction)));
+        let answer =
+            self.live.get(&gtrid).map_or(Answer::NotLive, |live| Answer::Outcome(known(&live.transaction)));
         self.outputs.push(Output::Reply(reply, answer));
     }
 
@@ -219,10 +197,7 @@ impl<R> Shard<R> {
     fn find(&mut self, prefix: &str, limit: usize, reply: R, now: Now) {
         let begins = |gtrid: &Gtrid| {
             let text = gtrid.to_string();
-            text.starts_with(prefix)
-                || text
-                    .split_once('.')
-                    .is_some_and(|(_, hex)| hex.starts_with(prefix))
+            text.starts_with(prefix) || text.split_once('.').is_some_and(|(_, hex)| hex.starts_with(prefix))
         };
         let found = self.live.iter().filter(|(gtrid, _)| begins(gtrid)).take(limit);
         let views = found.map(|(_, live)| self.view(live, now)).collect();
@@ -230,19 +205,10 @@ impl<R> Shard<R> {
     }
 
     fn summarize(&mut self, reply: R) {
-        let undecided = self
-            .live
-            .values()
-            .filter(|live| is_undecided(&live.transaction))
-            .count();
+        let undecided = self.live.values().filter(|live| is_undecided(&live.transaction)).count();
         let undelivered = self.live.len() - undecided;
         let oldest = self.live.keys().next().copied();
-        let summary = Summary {
-            live: self.live.len(),
-            undecided,
-            undelivered,
-            oldest,
-        };
+        let summary = Summary { live: self.live.len(), undecided, undelivered, oldest };
         self.outputs.push(Output::Reply(reply, Answer::Summary(summary)));
     }
 
@@ -250,26 +216,15 @@ impl<R> Shard<R> {
         let transaction = &live.transaction;
         let gtrid = transaction.gtrid();
         let branch = |branch: &crate::protocol::branch::Branch| {
-            let xid = Xid {
-                gtrid,
-                bqual: branch.bqual.clone(),
-            };
+            let xid = Xid { gtrid, bqual: branch.bqual.clone() };
             let delivery = self.deliveries.view(&xid, now.monotonic).unwrap_or_default();
-            BranchView {
-                bqual: branch.bqual.clone(),
-                state: branch.state_name(),
-                delivery,
-            }
+            BranchView { bqual: branch.bqual.clone(), state: branch.state_name(), delivery }
         };
         TransactionView {
             gtrid,
             about: transaction.about().clone(),
             state: transaction.state().clone(),
-            deadline_ms: if transaction.deadline_applies() {
-                live.deadline_ms
-            } else {
-                0
-            },
+            deadline_ms: if transaction.deadline_applies() { live.deadline_ms } else { 0 },
             decided_ms: live.decided_ms,
             branches: transaction.branches().iter().map(branch).collect(),
         }
@@ -279,17 +234,8 @@ impl<R> Shard<R> {
 
     fn attached(&mut self, session: SessionId, resource_manager: ResourceManagerName) {
         self.deliveries.attached(session, resource_manager.clone());
-        let earlier = self.sessions.insert(
-            session,
-            Session {
-                resource_manager,
-                open: BTreeSet::new(),
-            },
-        );
-        assert!(
-            earlier.is_none(),
-            "a session's number is never used twice: {session:?}"
-        );
+        let earlier = self.sessions.insert(session, Session { resource_manager, open: BTreeSet::new() });
+        assert!(earlier.is_none(), "a session's number is never used twice: {session:?}");
     }
 
     fn detached(&mut self, session: SessionId, now: Now) {
@@ -315,8 +261,7 @@ impl<R> Shard<R> {
             None
         };
         if let Some(refusal) = refusal {
-            self.outputs
-                .push(Output::Send(session, ToParticipant::EnlistRefused(xid, refusal)));
+            self.outputs.push(Output::Send(session, ToParticipant::EnlistRefused(xid, refusal)));
             return;
         }
         let live = self.live.get_mut(&xid.gtrid).expect("seen above");
@@ -326,17 +271,10 @@ impl<R> Shard<R> {
             .expect("every state answers an enlist");
         // An enlist is answered to who asked, which need not be who holds a branch of that name.
         for (bqual, message) in &effects.messages {
-            let xid = Xid {
-                gtrid: xid.gtrid,
-                bqual: bqual.clone(),
-            };
+            let xid = Xid { gtrid: xid.gtrid, bqual: bqual.clone() };
             if *message == Message::Enlisted {
                 live.held_by.insert(bqual.clone(), session);
-                self.sessions
-                    .get_mut(&session)
-                    .expect("seen above")
-                    .open
-                    .insert(xid.clone());
+                self.sessions.get_mut(&session).expect("seen above").open.insert(xid.clone());
             }
             let message = self.to_participant(xid, *message, now.monotonic);
             self.outputs.push(Output::Send(session, message));
@@ -346,8 +284,7 @@ impl<R> Shard<R> {
 
     fn vote(&mut self, session: SessionId, xid: Xid, vote: Vote, now: Now) {
         if let Err(why) = self.check_sender(session, &xid) {
-            self.outputs
-                .push(Output::Send(session, ToParticipant::Refused(xid, why)));
+            self.outputs.push(Output::Send(session, ToParticipant::Refused(xid, why)));
             return;
         }
         let Some(live) = self.live.get(&xid.gtrid) else {
@@ -356,29 +293,20 @@ impl<R> Shard<R> {
             }
             return;
         };
-        if live
-            .held_by
-            .get(&xid.bqual)
-            .is_some_and(|holder| *holder != session)
-        {
+        if live.held_by.get(&xid.bqual).is_some_and(|holder| *holder != session) {
             let why = "another instance holds this branch, and only that one may vote".to_owned();
-            self.outputs
-                .push(Output::Send(session, ToParticipant::Refused(xid, why)));
+            self.outputs.push(Output::Send(session, ToParticipant::Refused(xid, why)));
             return;
         }
         let event = Event::Voted(xid.bqual.clone(), vote);
         if let Err(rejected) = self.step_branch(&xid, event, now) {
-            self.outputs.push(Output::Send(
-                session,
-                ToParticipant::Refused(xid, rejected.to_string()),
-            ));
+            self.outputs.push(Output::Send(session, ToParticipant::Refused(xid, rejected.to_string())));
         }
     }
 
     fn acknowledge(&mut self, session: SessionId, xid: Xid, acknowledgement: Acknowledgement, now: Now) {
         if let Err(why) = self.check_sender(session, &xid) {
-            self.outputs
-                .push(Output::Send(session, ToParticipant::Refused(xid, why)));
+            self.outputs.push(Output::Send(session, ToParticipant::Refused(xid, why)));
             return;
         }
         match acknowledgement {
@@ -394,10 +322,7 @@ impl<R> Shard<R> {
         }
         let event = Event::Acknowledged(xid.bqual.clone(), applied);
         if let Err(rejected) = self.step_branch(&xid, event, now) {
-            self.outputs.push(Output::Send(
-                session,
-                ToParticipant::Refused(xid, rejected.to_string()),
-            ));
+            self.outputs.push(Output::Send(session, ToParticipant::Refused(xid, rejected.to_string())));
         }
     }
 
@@ -426,18 +351,14 @@ impl<R> Shard<R> {
                 Event::LogAbsent
             }
         };
-        assert!(
-            self.live.contains_key(&gtrid),
-            "a transaction stays until the log has answered: {gtrid}"
-        );
+        assert!(self.live.contains_key(&gtrid), "a transaction stays until the log has answered: {gtrid}");
         self.step_own(gtrid, event, now);
     }
 
     fn record_again_later(&mut self, gtrid: Gtrid, now: Now) {
         let recording = |live: &Live<R>| matches!(live.transaction.state(), State::Recording(_));
         if self.live.get(&gtrid).is_some_and(recording) {
-            self.timers
-                .insert((now.monotonic + RECORD_AGAIN, Timer::RecordAgain(gtrid)));
+            self.timers.insert((now.monotonic + RECORD_AGAIN, Timer::RecordAgain(gtrid)));
         }
     }
 
@@ -496,8 +417,7 @@ impl<R> Shard<R> {
         live.wait_until = None;
         let answer = known(&live.transaction);
         for (_, reply) in live.waiters.drain(..) {
-            self.outputs
-                .push(Output::Reply(reply, Answer::Outcome(answer.clone())));
+            self.outputs.push(Output::Reply(reply, Answer::Outcome(answer.clone())));
         }
     }
 
@@ -520,27 +440,29 @@ impl<R> Shard<R> {
             return Ok(());
         };
         let effects = live.transaction.step(event, now.unix_ms)?;
-        let branch = live
-            .transaction
-            .branches()
-            .iter()
-            .find(|branch| branch.bqual == xid.bqual);
-        let state = branch.expect("the protocol knows this branch").state;
-        let ended = matches!(state, BranchState::Ended(_));
-        let lost_with_its_session = matches!(
-            state,
-            BranchState::Enlisted | BranchState::Preparing | BranchState::ToldOpen
-        );
-        if !lost_with_its_session && let Some(holder) = live.held_by.get(&xid.bqual) {
-            if let Some(session) = self.sessions.get_mut(holder) {
-                session.open.remove(xid);
-            }
+        let branch = live.transaction.branches().iter().find(|branch| branch.bqual == xid.bqual);
+        let state = branch.map(|branch| branch.state);
+        let holder = live.held_by.get(&xid.bqual).copied();
+        self.follow_branch(xid, state, holder);
+        self.carry_out(xid.gtrid, effects, now);
+        Ok(())
+    }
+
+    /// Keeps what belongs to a branch outside the protocol in step with its state.
+    fn follow_branch(&mut self, xid: &Xid, state: Option<BranchState>, holder: Option<SessionId>) {
+        let (lost_with_its_session, ended) = match state {
+            Some(BranchState::Enlisted | BranchState::Preparing | BranchState::ToldOpen) => (true, false),
+            Some(BranchState::Prepared | BranchState::InDoubt | BranchState::Told) => (false, false),
+            Some(BranchState::Ended(_)) | None => (false, true),
+        };
+        if !lost_with_its_session
+            && let Some(session) = holder.and_then(|holder| self.sessions.get_mut(&holder))
+        {
+            session.open.remove(xid);
         }
         if ended {
             self.deliveries.remove(xid);
         }
-        self.carry_out(xid.gtrid, effects, now);
-        Ok(())
     }
 
     /// Turns effects into outputs, in their order: durable, sent, answered.
@@ -610,14 +532,16 @@ impl<R> Shard<R> {
         let waiting = std::mem::take(&mut live.waiters);
         for (wait, reply) in waiting {
             if everyone || wait == Wait::Decided {
-                self.outputs
-                    .push(Output::Reply(reply, Answer::Outcome(answer.clone())));
+                self.outputs.push(Output::Reply(reply, Answer::Outcome(answer.clone())));
             } else {
                 live.waiters.push((wait, reply));
             }
         }
         if !live.waiters.is_empty() {
-            self.wait_until(gtrid, now.monotonic + apply_wait);
+            // A client that asks again and again does not put off the answer to the others.
+            let until = now.monotonic + apply_wait;
+            let until = live.wait_until.map_or(until, |earlier| earlier.min(until));
+            self.wait_until(gtrid, until);
         }
     }
 
@@ -661,24 +585,15 @@ fn known(transaction: &Transaction) -> OutcomeAnswer {
     let (outcome, detail) = match transaction.state() {
         State::Active | State::Preparing => (None, "no decision yet".to_owned()),
         State::Deciding(_) => (None, "the decision is on its way to the log".to_owned()),
-        State::DecisionUnknown(_) => (
-            None,
-            "whether the decision is in the log is not known yet".to_owned(),
-        ),
-        State::CommittingOnePhase => (
-            None,
-            "its only branch commits by itself and has not answered yet".to_owned(),
-        ),
+        State::DecisionUnknown(_) => (None, "whether the decision is in the log is not known yet".to_owned()),
+        State::CommittingOnePhase => {
+            (None, "its only branch commits by itself and has not answered yet".to_owned())
+        }
         State::Recording(_) => (None, "a heuristic outcome is being recorded".to_owned()),
         State::Committing => (Some(Outcome::Committed), String::new()),
         State::RollbackOnly(why) | State::RollingBack(why) => (Some(Outcome::RolledBack), why.clone()),
         State::Ended(outcome, detail) => (Some(*outcome), detail.clone()),
     };
     let branches = transaction.branches().len();
-    OutcomeAnswer {
-        outcome,
-        detail,
-        branches,
-        pending: transaction.pending(),
-    }
+    OutcomeAnswer { outcome, detail, branches, pending: transaction.pending() }
 }

@@ -37,10 +37,7 @@ impl Branch {
     /// A branch that was just enlisted.
     #[must_use]
     pub(super) fn enlisted(bqual: Bqual) -> Self {
-        Self {
-            bqual,
-            state: BranchState::Enlisted,
-        }
+        Self { bqual, state: BranchState::Enlisted }
     }
 
     /// Whether it has not voted and no decision was sent to it.

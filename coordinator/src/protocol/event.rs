@@ -101,10 +101,7 @@ impl Effects {
             Some(LogWrite::LazyEnd(_)) | None => false,
         };
         let silent = self.messages.is_empty() && self.reply.is_none();
-        assert!(
-            !forced || silent,
-            "nothing leaves while a forced write is under way: {self:?}"
-        );
+        assert!(!forced || silent, "nothing leaves while a forced write is under way: {self:?}");
     }
 }
 

@@ -154,9 +154,5 @@ pub fn judge_row(look_up: &LookUp, behind: bool, committed: bool) -> RowJudgemen
 #[must_use]
 pub fn late_heuristic(others: &[BranchEnd]) -> Heuristic {
     let rolled_back = |end: &BranchEnd| matches!(end, BranchEnd::RolledBack | BranchEnd::Lost);
-    if others.iter().any(rolled_back) {
-        Heuristic::Mixed
-    } else {
-        Heuristic::Commit
-    }
+    if others.iter().any(rolled_back) { Heuristic::Mixed } else { Heuristic::Commit }
 }

@@ -83,12 +83,7 @@ impl Transaction {
     /// A transaction that was just begun.
     #[must_use]
     pub fn new(gtrid: Gtrid, about: About) -> Self {
-        Self {
-            gtrid,
-            about,
-            state: State::Active,
-            branches: Vec::new(),
-        }
+        Self { gtrid, about, state: State::Active, branches: Vec::new() }
     }
 
     /// A transaction whose decision was found in the log after a restart, and what has to be done for it. It takes the
@@ -98,20 +93,10 @@ impl Transaction {
             DecisionKind::Commit => BranchState::Prepared,
             DecisionKind::OnePhaseIntent => BranchState::Enlisted,
         };
-        let branches = record
-            .branches
-            .into_iter()
-            .map(|bqual| Branch { bqual, state })
-            .collect();
-        let mut transaction = Self {
-            gtrid: record.gtrid,
-            about: record.about,
-            state: State::Deciding(record.kind),
-            branches,
-        };
-        let effects = transaction
-            .step(Event::LogForced, now_ms)
-            .expect("deciding takes a forced log");
+        let branches = record.branches.into_iter().map(|bqual| Branch { bqual, state }).collect();
+        let mut transaction =
+            Self { gtrid: record.gtrid, about: record.about, state: State::Deciding(record.kind), branches };
+        let effects = transaction.step(Event::LogForced, now_ms).expect("deciding takes a forced log");
         (transaction, effects)
     }
 
@@ -142,10 +127,7 @@ impl Transaction {
     /// How many branches have not ended.
     #[must_use]
     pub fn pending(&self) -> usize {
-        self.branches
-            .iter()
-            .filter(|branch| branch.ended().is_none())
-            .count()
+        self.branches.iter().filter(|branch| branch.ended().is_none()).count()
     }
 
     /// Whether the outcome is decided for good, so that its deadline means nothing any more.
@@ -220,9 +202,9 @@ impl Transaction {
             Event::Enlist(bqual) => Ok(self.enlist(bqual)),
             Event::CommitRequested => Ok(self.request_commit(now_ms)),
             Event::RollbackRequested(why) => Ok(self.become_rolling_back(why, now_ms)),
-            Event::DeadlinePassed => Ok(
-                self.become_rolling_back("its deadline passed before commit was requested".into(), now_ms)
-            ),
+            Event::DeadlinePassed => {
+                Ok(self.become_rolling_back("its deadline passed before commit was requested".into(), now_ms))
+            }
             Event::Voted(bqual, vote) => {
                 let refused = self.record_vote(&bqual, vote)?;
                 Ok(refused.map_or_else(Effects::none, |why| self.become_rollback_only(why)))
@@ -274,10 +256,7 @@ impl Transaction {
             Event::DeadlinePassed => {
                 let missing = self.branches.iter().filter(|branch| branch.awaits_vote());
                 let names: Vec<_> = missing.map(|branch| branch.bqual.as_str()).collect();
-                let why = format!(
-                    "its deadline passed before these branches voted: {}",
-                    names.join(", ")
-                );
+                let why = format!("its deadline passed before these branches voted: {}", names.join(", "));
                 Ok(self.become_rolling_back(why, now_ms))
             }
             Event::Voted(bqual, vote) => match self.record_vote(&bqual, vote)? {
@@ -416,9 +395,7 @@ impl Transaction {
     }
 
     fn step_rolling_back(&mut self, event: Event, now_ms: u64) -> Stepped {
-        let State::RollingBack(why) = &self.state else {
-            unreachable!("called in this state only")
-        };
+        let State::RollingBack(why) = &self.state else { unreachable!("called in this state only") };
         let why = why.clone();
         match event {
             Event::Acknowledged(bqual, applied) => {
@@ -452,10 +429,7 @@ impl Transaction {
             Event::LogForced | Event::LogFound => Ok(self.become_ended(record.outcome, record.detail)),
             // Everything waits for the record: nobody forgets a heuristic outcome that is not written down.
             Event::LogRefused(_) | Event::LogUnknown(_) | Event::LogAbsent => Ok(Effects::none()),
-            Event::RecordAgain => Ok(Effects {
-                log: Some(LogWrite::ForceEnd(record)),
-                ..Effects::none()
-            }),
+            Event::RecordAgain => Ok(Effects { log: Some(LogWrite::ForceEnd(record)), ..Effects::none() }),
             Event::Enlist(bqual) => Ok(refuse(bqual, EnlistRefusal::Ended)),
             Event::CommitRequested
             | Event::RollbackRequested(_)
@@ -470,9 +444,7 @@ impl Transaction {
     }
 
     fn step_ended(&mut self, event: Event) -> Stepped {
-        let State::Ended(outcome, detail) = &self.state else {
-            unreachable!("called in this state only")
-        };
+        let State::Ended(outcome, detail) = &self.state else { unreachable!("called in this state only") };
         match event {
             Event::Enlist(bqual) => Ok(refuse(bqual, EnlistRefusal::Ended)),
             Event::CommitRequested | Event::RollbackRequested(_) => {
@@ -502,20 +474,14 @@ impl Transaction {
             return refuse(bqual, EnlistRefusal::TooManyBranches);
         }
         self.branches.push(Branch::enlisted(bqual.clone()));
-        Effects {
-            messages: vec![(bqual, Message::Enlisted)],
-            ..Effects::none()
-        }
+        Effects { messages: vec![(bqual, Message::Enlisted)], ..Effects::none() }
     }
 
     /// Commit was requested: who has not voted yet is asked, unless nobody or only one branch is left.
     fn request_commit(&mut self, now_ms: u64) -> Effects {
         let mut open = self.branches.iter().filter(|branch| branch.awaits_vote());
         let (first, second) = (open.next(), open.next());
-        let others_left = self
-            .branches
-            .iter()
-            .all(|branch| branch.awaits_vote() || branch.is_read_only());
+        let others_left = self.branches.iter().all(|branch| branch.awaits_vote() || branch.is_read_only());
         match (first, second) {
             (None, _) => self.decide_by_votes(now_ms),
             (Some(_), None) if others_left => self.become_deciding(DecisionKind::OnePhaseIntent, now_ms),
@@ -593,10 +559,9 @@ impl Transaction {
         self.known(bqual)?;
         match vote {
             Vote::Commit | Vote::ReadOnly => Ok(Effects::none()),
-            Vote::Rollback(_) => self.reject(
-                Event::Voted(bqual.clone(), vote.clone()),
-                "the branch had voted otherwise",
-            ),
+            Vote::Rollback(_) => {
+                self.reject(Event::Voted(bqual.clone(), vote.clone()), "the branch had voted otherwise")
+            }
         }
     }
 
@@ -670,18 +635,13 @@ impl Transaction {
 
     /// The one branch of a one-phase commit has ended, and its end is the transaction's outcome (P10).
     fn end_one_phase(&mut self, now_ms: u64) -> Effects {
-        let end = self
-            .branches
-            .iter()
-            .filter(|branch| !branch.is_read_only())
-            .find_map(Branch::ended);
+        let end = self.branches.iter().filter(|branch| !branch.is_read_only()).find_map(Branch::ended);
         let (outcome, detail) = match end {
             Some(BranchEnd::Committed) => (Outcome::Committed, String::new()),
             Some(BranchEnd::Hazard) => return self.become_recording(Heuristic::Hazard, now_ms),
-            Some(BranchEnd::RolledBack | BranchEnd::Lost) => (
-                Outcome::RolledBack,
-                "its only branch could not commit in one phase".to_owned(),
-            ),
+            Some(BranchEnd::RolledBack | BranchEnd::Lost) => {
+                (Outcome::RolledBack, "its only branch could not commit in one phase".to_owned())
+            }
             Some(BranchEnd::ReadOnly) => unreachable!("read-only branches are filtered out"),
             None if self.pending() > 0 => return Effects::none(),
             None => (Outcome::NothingToCommit, String::new()),
@@ -691,11 +651,7 @@ impl Transaction {
 
     /// How the branches differ from the decision, if any does.
     fn heuristic(&self, decided: Outcome) -> Option<Heuristic> {
-        let ended = |end| {
-            self.branches
-                .iter()
-                .any(|branch| branch.state == BranchState::Ended(end))
-        };
+        let ended = |end| self.branches.iter().any(|branch| branch.state == BranchState::Ended(end));
         let committed = ended(BranchEnd::Committed);
         let rolled_back = ended(BranchEnd::RolledBack) || ended(BranchEnd::Lost);
         match decided {
@@ -712,10 +668,8 @@ impl Transaction {
     }
 
     fn end_record(&self, outcome: Outcome, detail: String, now_ms: u64) -> EndRecord {
-        let branches = self
-            .branches
-            .iter()
-            .filter_map(|branch| Some((branch.bqual.clone(), branch.ended()?)));
+        let branches =
+            self.branches.iter().filter_map(|branch| Some((branch.bqual.clone(), branch.ended()?)));
         EndRecord {
             gtrid: self.gtrid,
             outcome,
@@ -746,11 +700,7 @@ impl Transaction {
     }
 
     fn reject<T>(&self, event: Event, why: &str) -> Result<T, Rejected> {
-        Err(Rejected {
-            state: self.state.name(),
-            event: event.to_string(),
-            why: why.to_owned(),
-        })
+        Err(Rejected { state: self.state.name(), event: event.to_string(), why: why.to_owned() })
     }
 
     // ---- the only places where the state changes ----
@@ -758,11 +708,7 @@ impl Transaction {
     fn become_preparing(&mut self) -> Effects {
         self.state = State::Preparing;
         let mut effects = Effects::none();
-        for branch in self
-            .branches
-            .iter_mut()
-            .filter(|branch| branch.state == BranchState::Enlisted)
-        {
+        for branch in self.branches.iter_mut().filter(|branch| branch.state == BranchState::Enlisted) {
             branch.state = BranchState::Preparing;
             effects.messages.push((branch.bqual.clone(), Message::Prepare));
         }
@@ -780,10 +726,7 @@ impl Transaction {
             decided_ms: now_ms,
             about: self.about.clone(),
         };
-        Effects {
-            log: Some(LogWrite::ForceDecision(record)),
-            ..Effects::none()
-        }
+        Effects { log: Some(LogWrite::ForceDecision(record)), ..Effects::none() }
     }
 
     /// The invariants `commit_needs_all_votes` and, in one phase, that there is nobody else to ask.
@@ -792,18 +735,12 @@ impl Transaction {
         match kind {
             DecisionKind::Commit => {
                 let all = wanted.all(|branch| branch.state == BranchState::Prepared);
-                assert!(
-                    all,
-                    "commit is decided only when every branch voted commit or read-only: {self:?}"
-                );
+                assert!(all, "commit is decided only when every branch voted commit or read-only: {self:?}");
             }
             DecisionKind::OnePhaseIntent => {
                 let alone =
                     wanted.clone().count() == 1 && wanted.all(|branch| branch.state == BranchState::Enlisted);
-                assert!(
-                    alone,
-                    "one phase is only for a single branch that has not voted: {self:?}"
-                );
+                assert!(alone, "one phase is only for a single branch that has not voted: {self:?}");
             }
         }
     }
@@ -833,9 +770,7 @@ impl Transaction {
         let mut effects = Effects::none();
         for branch in self.branches.iter_mut().filter(|branch| branch.ended().is_none()) {
             branch.state = BranchState::Told;
-            effects
-                .messages
-                .push((branch.bqual.clone(), Message::CommitOnePhase));
+            effects.messages.push((branch.bqual.clone(), Message::CommitOnePhase));
         }
         if effects.messages.is_empty() {
             // The branch ended by a vote that crossed the intent.
@@ -860,10 +795,7 @@ impl Transaction {
 
     fn become_rollback_only(&mut self, why: String) -> Effects {
         self.state = State::RollbackOnly(why);
-        Effects {
-            messages: self.tell_rollback(),
-            ..Effects::none()
-        }
+        Effects { messages: self.tell_rollback(), ..Effects::none() }
     }
 
     fn become_rolling_back(&mut self, why: String, now_ms: u64) -> Effects {
@@ -878,43 +810,25 @@ impl Transaction {
     }
 
     fn become_recording(&mut self, heuristic: Heuristic, now_ms: u64) -> Effects {
-        let branches = self
-            .branches
-            .iter()
-            .filter_map(|branch| Some(format!("{} {:?}", branch.bqual, branch.ended()?)));
-        let detail = format!(
-            "branches ended differently: {}",
-            branches.collect::<Vec<_>>().join(", ")
-        );
+        let branches =
+            self.branches.iter().filter_map(|branch| Some(format!("{} {:?}", branch.bqual, branch.ended()?)));
+        let detail = format!("branches ended differently: {}", branches.collect::<Vec<_>>().join(", "));
         let record = self.end_record(Outcome::Heuristic(heuristic), detail, now_ms);
         self.state = State::Recording(record.clone());
-        Effects {
-            log: Some(LogWrite::ForceEnd(record)),
-            ..Effects::none()
-        }
+        Effects { log: Some(LogWrite::ForceEnd(record)), ..Effects::none() }
     }
 
     fn become_ended(&mut self, outcome: Outcome, detail: String) -> Effects {
-        assert_eq!(
-            self.pending(),
-            0,
-            "a transaction ends only when every branch has: {self:?}"
-        );
+        assert_eq!(self.pending(), 0, "a transaction ends only when every branch has: {self:?}");
         self.state = State::Ended(outcome, detail.clone());
         reply(Reply::Ended(outcome, detail))
     }
 }
 
 fn reply(reply: Reply) -> Effects {
-    Effects {
-        reply: Some(reply),
-        ..Effects::none()
-    }
+    Effects { reply: Some(reply), ..Effects::none() }
 }
 
 fn refuse(bqual: Bqual, why: EnlistRefusal) -> Effects {
-    Effects {
-        messages: vec![(bqual, Message::EnlistRefused(why))],
-        ..Effects::none()
-    }
+    Effects { messages: vec![(bqual, Message::EnlistRefused(why))], ..Effects::none() }
 }
