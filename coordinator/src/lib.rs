@@ -1,1 +1,4 @@
 //! The coordinator.
+
+pub mod decision_log;
+pub mod protocol;
