@@ -7,8 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use lockstep_proto::{Gtrid, LogPosition};
-use tokio::sync::watch;
+use lockstep_proto::Gtrid;
 
 use super::input::{Answer, Input, OutcomeAnswer, Summary, TransactionView, Wait};
 use super::shell::{Mail, Shards, Stopped};
@@ -33,7 +32,9 @@ pub enum EngineError {
 #[derive(Debug, thiserror::Error)]
 pub enum BeginError {
     /// As many are in flight as may be.
-    #[error("{0} transactions are in flight, which is the limit (max-in-flight): try again when some have ended")]
+    #[error(
+        "{0} transactions are in flight, which is the limit (max-in-flight): try again when some have ended"
+    )]
     Full(usize),
     /// The coordinator is going away.
     #[error("the coordinator is draining and begins nothing new: begin at another one, or when it is back")]
@@ -45,7 +46,9 @@ pub enum BeginError {
     )]
     Behind,
     /// The data directory has too little room left.
-    #[error("only {0} MiB are free in the data directory: make room there, running transactions can still end")]
+    #[error(
+        "only {0} MiB are free in the data directory: make room there, running transactions can still end"
+    )]
     DiskFull(u64),
     /// The clock stands before the newest transaction that was pruned (P7).
     #[error("this machine's clock stands before transactions that were pruned from the log: set it right")]
@@ -105,16 +108,10 @@ impl Engine {
         &self.0.log
     }
 
-    /// The log, for writing.
+    /// What knows the newest log position.
     #[must_use]
     pub fn writer(&self) -> &LogWriter {
         &self.0.writer
-    }
-
-    /// The newest log position, as it moves.
-    #[must_use]
-    pub fn position(&self) -> watch::Receiver<LogPosition> {
-        self.0.writer.position()
     }
 
     /// What admission looks at.
@@ -308,9 +305,12 @@ fn recorded_outcome(look_up: &LookUp, behind: bool) -> OutcomeAnswer {
     let (outcome, detail, pending) = match conclude(look_up, behind) {
         Known::Ended(outcome, detail) => (Some(outcome), detail, 0),
         Known::Committing => (Some(Outcome::Committed), String::new(), branches),
-        Known::OnePhase => (None, "its only branch commits by itself and has not answered yet".to_owned(), branches),
+        Known::OnePhase => {
+            (None, "its only branch commits by itself and has not answered yet".to_owned(), branches)
+        }
         Known::PresumedRolledBack => {
-            let detail = "no commit of it is recorded: it was rolled back, its deadline passed, or it never began";
+            let detail =
+                "no commit of it is recorded: it was rolled back, its deadline passed, or it never began";
             (Some(Outcome::RolledBack), detail.to_owned(), 0)
         }
         Known::Unknown(why) => (Some(Outcome::Unknown), why.to_owned(), 0),

@@ -10,8 +10,8 @@ use super::clock;
 use super::handle::{Engine, EngineError};
 use super::input::{Answer, Input};
 use super::shard::shard_of;
-use super::shell::{StrayAcknowledgement, Stopped};
-use crate::decision_log::{LookUp, Recorded};
+use super::shell::{Stopped, StrayAcknowledgement};
+use crate::decision_log::{Batch, LookUp, Recorded};
 use crate::protocol::event::Applied;
 use crate::protocol::outcome::{BranchEnd, Heuristic, Outcome};
 use crate::protocol::presumption::{
@@ -64,7 +64,9 @@ pub async fn answer_prepared(engine: &Engine, xids: &[Xid]) -> Result<Vec<Branch
 fn names(look_up: &LookUp, xid: &Xid) -> bool {
     match &look_up.recorded {
         Recorded::Absent | Recorded::Ended(None, _) => false,
-        Recorded::Decided(decision) | Recorded::Ended(Some(decision), _) => decision.branches.contains(&xid.bqual),
+        Recorded::Decided(decision) | Recorded::Ended(Some(decision), _) => {
+            decision.branches.contains(&xid.bqual)
+        }
     }
 }
 
@@ -73,13 +75,16 @@ async fn ask_shards(engine: &Engine, xids: &[Xid]) -> Result<Vec<Option<Prepared
     let count = engine.shards().count();
     let mut answers = vec![None; xids.len()];
     for (number, shard) in engine.shards().iter().enumerate() {
-        let here: Vec<usize> = (0..xids.len()).filter(|i| shard_of(&xids[*i].gtrid, count) == number).collect();
+        let here: Vec<usize> =
+            (0..xids.len()).filter(|i| shard_of(&xids[*i].gtrid, count) == number).collect();
         if here.is_empty() {
             continue;
         }
         let asked = here.iter().map(|index| xids[*index].clone()).collect();
         match shard.ask(|reply| Input::AskPrepared { xids: asked, reply }).await? {
-            Answer::Prepared(told) => here.into_iter().zip(told).for_each(|(index, answer)| answers[index] = answer),
+            Answer::Prepared(told) => {
+                here.into_iter().zip(told).for_each(|(index, answer)| answers[index] = answer)
+            }
             other => unreachable!("prepared branches are answered one by one, not with {other:?}"),
         }
     }
@@ -168,13 +173,14 @@ async fn record_heuristic(engine: &Engine, xid: &Xid, applied: Applied, look_up:
         Applied::RolledBack => Heuristic::Rollback,
     };
     let decided = if decided_commit { "commit" } else { "rollback" };
-    let detail = format!("the decision was {decided}, and later branch {} turned out to be {applied}", xid.bqual);
+    let detail =
+        format!("the decision was {decided}, and later branch {} turned out to be {applied}", xid.bqual);
     tracing::error!(gtrid = %xid.gtrid, bqual = %xid.bqual, %applied, "heuristic outcome: {detail}");
     branches.push((xid.bqual.clone(), applied.into()));
     let outcome = Outcome::Heuristic(heuristic);
     let record = EndRecord { gtrid: xid.gtrid, outcome, detail, branches, ended_ms: clock::unix_ms(), about };
-    match engine.writer().force_end(record).await {
-        Ok(()) => true,
+    match engine.log().force(&Batch { decisions: Vec::new(), ends: vec![record] }).await {
+        Ok(_position) => true,
         Err(error) => {
             tracing::error!(gtrid = %xid.gtrid, %error, "the heuristic outcome is not on record yet");
             false

@@ -74,7 +74,11 @@ pub async fn watch_disk(engine: Engine, free_bytes: impl Fn() -> std::io::Result
                 engine.admission().short_of_disk_mib.store(mib, Ordering::Relaxed);
                 if is_short != short {
                     short = is_short;
-                    tracing::warn!(free_mib = free >> 20, short, "free space in the data directory; short: nothing is begun");
+                    tracing::warn!(
+                        free_mib = free >> 20,
+                        short,
+                        "free space in the data directory; short: nothing is begun"
+                    );
                 }
             }
             Err(error) => tracing::warn!(%error, "the free space in the data directory cannot be told"),

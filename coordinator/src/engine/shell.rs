@@ -16,7 +16,8 @@ use super::clock::Clock;
 use super::delivery::SessionId;
 use super::input::{Answer, Input, LogAnswer, Output};
 use super::shard::Shard;
-use crate::decision_log::group_commit::LogWriter;
+use crate::decision_log::AppendError;
+use crate::decision_log::group_commit::{LogDone, LogWriter};
 use crate::protocol::event::Applied;
 use crate::sessions::outbox::Outbox;
 
@@ -48,10 +49,11 @@ pub struct StrayAcknowledgement {
 
 /// One shard's task and what it writes to.
 pub struct ShardTask {
+    number: usize,
     shard: Shard<ReplyTo>,
     clock: Clock,
     mail: mpsc::Receiver<Mail>,
-    log_answers: mpsc::UnboundedReceiver<(lockstep_proto::Gtrid, LogAnswer)>,
+    log_answers: mpsc::UnboundedReceiver<Vec<LogDone>>,
     log: LogWriter,
     strays: mpsc::Sender<StrayAcknowledgement>,
     outboxes: BTreeMap<SessionId, Outbox>,
@@ -89,17 +91,18 @@ impl ShardHandle {
 }
 
 impl ShardTask {
-    /// A task that is yet to [`ShardTask::run`], and how to reach it.
+    /// The task of shard `number`, yet to [`ShardTask::run`], and how to reach it.
     #[must_use]
     pub fn new(
+        number: usize,
         shard: Shard<ReplyTo>,
         clock: Clock,
         log: LogWriter,
-        log_answers: mpsc::UnboundedReceiver<(lockstep_proto::Gtrid, LogAnswer)>,
+        log_answers: mpsc::UnboundedReceiver<Vec<LogDone>>,
         strays: mpsc::Sender<StrayAcknowledgement>,
     ) -> (Self, ShardHandle) {
         let (sender, mail) = mpsc::channel(MAILBOX);
-        let task = Self { shard, clock, mail, log_answers, log, strays, outboxes: BTreeMap::new() };
+        let task = Self { number, shard, clock, mail, log_answers, log, strays, outboxes: BTreeMap::new() };
         (task, ShardHandle { mail: sender })
     }
 
@@ -110,7 +113,12 @@ impl ShardTask {
             let timer = self.shard.next_timer().map(|at| self.clock.instant(at));
             tokio::select! {
                 biased;
-                Some((gtrid, answer)) = self.log_answers.recv() => self.step(Input::Log { gtrid, answer }).await,
+                Some(answers) = self.log_answers.recv() => {
+                    for done in answers {
+                        let (gtrid, answer) = (done.gtrid, log_answer(done));
+                        self.step(Input::Log { gtrid, answer }).await;
+                    }
+                }
                 count = self.mail.recv_many(&mut taken, TAKE) => {
                     if count == 0 {
                         return;
@@ -146,7 +154,12 @@ impl ShardTask {
 
     async fn carry_out(&mut self, output: Output<ReplyTo>) {
         match output {
-            Output::Log(write) => self.log.submit(write).await,
+            Output::Log(write) => {
+                // The writer stops only when the log is broken, and then the process ends. Nothing may follow from this write.
+                if self.log.submit(self.number, write).await.is_err() {
+                    std::future::pending().await
+                }
+            }
             Output::Send(session, message) => {
                 if let Some(outbox) = self.outboxes.get(&session) {
                     outbox.send(message);
@@ -166,6 +179,14 @@ impl ShardTask {
                 let _stopped = self.strays.send(StrayAcknowledgement { xid, applied }).await;
             }
         }
+    }
+}
+
+fn log_answer(done: LogDone) -> LogAnswer {
+    match done.result {
+        Ok(_position) => LogAnswer::Forced,
+        Err(AppendError::Refused(why)) => LogAnswer::Refused(why),
+        Err(AppendError::Unknown(why)) => LogAnswer::Unknown(why),
     }
 }
 

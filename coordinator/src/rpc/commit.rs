@@ -7,7 +7,10 @@ use super::status::RequestError;
 use super::{Services, count, wire_outcome};
 use crate::engine::input::Wait;
 
-pub(super) async fn commit(services: &Services, request: v1::CommitRequest) -> Result<v1::CommitResponse, RequestError> {
+pub(super) async fn commit(
+    services: &Services,
+    request: v1::CommitRequest,
+) -> Result<v1::CommitResponse, RequestError> {
     let gtrid = services.gtrid(&request.gtrid, &request.cluster)?;
     let wait = match known_enum::<v1::Wait>(request.wait, "wait")? {
         v1::Wait::Applied => Wait::Applied,

@@ -40,9 +40,11 @@ impl Services {
     #[must_use]
     pub fn router(self) -> tonic::service::Routes {
         let max = limits::MAX_FRAME_BYTES;
-        tonic::service::Routes::new(CoordinatorServiceServer::new(self.clone()).max_decoding_message_size(max))
-            .add_service(ParticipantServiceServer::new(self.clone()).max_decoding_message_size(max))
-            .add_service(AdminServiceServer::new(self).max_decoding_message_size(max))
+        tonic::service::Routes::new(
+            CoordinatorServiceServer::new(self.clone()).max_decoding_message_size(max),
+        )
+        .add_service(ParticipantServiceServer::new(self.clone()).max_decoding_message_size(max))
+        .add_service(AdminServiceServer::new(self).max_decoding_message_size(max))
     }
 
     /// The transaction that a request names, if it can be one of this cluster's.
@@ -63,7 +65,10 @@ impl CoordinatorService for Services {
         Ok(Response::new(begin::begin(self, request.into_inner()).await?))
     }
 
-    async fn commit(&self, request: Request<v1::CommitRequest>) -> Result<Response<v1::CommitResponse>, Status> {
+    async fn commit(
+        &self,
+        request: Request<v1::CommitRequest>,
+    ) -> Result<Response<v1::CommitResponse>, Status> {
         Ok(Response::new(commit::commit(self, request.into_inner()).await?))
     }
 
@@ -74,7 +79,10 @@ impl CoordinatorService for Services {
         Ok(Response::new(rollback::rollback(self, request.into_inner()).await?))
     }
 
-    async fn inquire(&self, request: Request<v1::InquireRequest>) -> Result<Response<v1::InquireResponse>, Status> {
+    async fn inquire(
+        &self,
+        request: Request<v1::InquireRequest>,
+    ) -> Result<Response<v1::InquireResponse>, Status> {
         Ok(Response::new(inquire::inquire(self, request.into_inner()).await?))
     }
 }
@@ -107,7 +115,10 @@ impl AdminService for Services {
         Ok(Response::new(admin::show(self, request.into_inner()).await?))
     }
 
-    async fn status(&self, _request: Request<v1::StatusRequest>) -> Result<Response<v1::StatusResponse>, Status> {
+    async fn status(
+        &self,
+        _request: Request<v1::StatusRequest>,
+    ) -> Result<Response<v1::StatusResponse>, Status> {
         Ok(Response::new(admin::status(self).await?))
     }
 }

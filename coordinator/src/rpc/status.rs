@@ -21,7 +21,9 @@ pub enum RequestError {
     #[error(transparent)]
     Id(#[from] ParseIdError),
     /// A transaction of another cluster.
-    #[error("the transaction belongs to cluster {theirs}, this is cluster {ours}: ask the coordinator it was begun at")]
+    #[error(
+        "the transaction belongs to cluster {theirs}, this is cluster {ours}: ask the coordinator it was begun at"
+    )]
     ForeignCluster {
         /// Its cluster.
         theirs: String,
@@ -44,10 +46,14 @@ pub enum RequestError {
     #[error(transparent)]
     Field(#[from] WireError),
     /// A rollback of what has committed.
-    #[error("transaction {0} has committed, which cannot change any more: undo its effects with a new transaction")]
+    #[error(
+        "transaction {0} has committed, which cannot change any more: undo its effects with a new transaction"
+    )]
     AlreadyCommitted(Gtrid),
     /// No such transaction is known.
-    #[error("no transaction begins with {0:?} here: it may have ended and be pruned, or be of another cluster")]
+    #[error(
+        "no transaction begins with {0:?} here: it may have ended and be pruned, or be of another cluster"
+    )]
     NotFound(String),
     /// Several are.
     #[error("{prefix:?} is the beginning of several transactions: {}", candidates.join(", "))]
@@ -92,7 +98,9 @@ fn row(error: &RequestError) -> (Code, &'static str) {
             BeginError::Stopped(_) => (Code::Unavailable, "UNAVAILABLE"),
         },
         RequestError::Engine(EngineError::Log(_)) => (Code::Unavailable, "LOG_UNAVAILABLE"),
-        RequestError::Engine(EngineError::Stopped(_)) | RequestError::Stopped(_) => (Code::Unavailable, "UNAVAILABLE"),
+        RequestError::Engine(EngineError::Stopped(_)) | RequestError::Stopped(_) => {
+            (Code::Unavailable, "UNAVAILABLE")
+        }
     }
 }
 

@@ -5,7 +5,9 @@
 use std::time::Duration;
 
 use lockstep_proto::wire::{self, WireError};
-use lockstep_proto::{ClusterId, InstanceId, LogPosition, ResourceManagerId, ResourceManagerName, limits, v1};
+use lockstep_proto::{
+    ClusterId, InstanceId, LogPosition, ResourceManagerId, ResourceManagerName, limits, v1,
+};
 
 use crate::decision_log::{AppendError, KnownResourceManager, ReadError};
 use crate::engine::clock::unix_ms;
@@ -43,7 +45,9 @@ pub enum AttachError {
         ours: ClusterId,
     },
     /// Its clock is off.
-    #[error("the participant's clock is {off_s} s away from the coordinator's, and 600 s are allowed: set it right")]
+    #[error(
+        "the participant's clock is {off_s} s away from the coordinator's, and 600 s are allowed: set it right"
+    )]
     ClockSkew {
         /// By so many seconds.
         off_s: u64,
@@ -75,7 +79,9 @@ pub enum AttachError {
         theirs: String,
     },
     /// An old primary that was left behind by a failover.
-    #[error("{name} is on timeline {theirs}, and timeline {known} was seen: this is an old primary; use the promoted one")]
+    #[error(
+        "{name} is on timeline {theirs}, and timeline {known} was seen: this is an old primary; use the promoted one"
+    )]
     Timeline {
         /// Its name.
         name: ResourceManagerName,
@@ -128,7 +134,8 @@ impl Hello {
         if !location_fits {
             return Err(WireError::Limit { field: "location", why: "at most 1,024 bytes" }.into());
         }
-        let cluster = if hello.cluster.is_empty() { None } else { Some(hello.cluster.parse().map_err(WireError::Id)?) };
+        let cluster =
+            if hello.cluster.is_empty() { None } else { Some(hello.cluster.parse().map_err(WireError::Id)?) };
         Ok(Self {
             resource_manager: hello.resource_manager.parse().map_err(WireError::Id)?,
             identity: ResourceManagerId::from_bytes(wire::bytes_16(&hello.identity, "identity")?),
@@ -163,11 +170,12 @@ pub async fn admit(hello: &Hello, engine: &Engine, registry: &Registry) -> Resul
         registry.remember(next, false);
     }
     let ahead = match &hello.seen {
-        Some(seen) => !engine.log().covers(seen).await?,
+        Some(seen) => !engine.log().reaches(*seen).await?,
         None => false,
     };
     if ahead {
-        let problem = "it has seen decisions that this decision log does not have: the log was restored from a backup";
+        let problem =
+            "it has seen decisions that this decision log does not have: the log was restored from a backup";
         tracing::error!(resource_manager = %name, seen = ?hello.seen, "{problem}; nothing is presumed any more");
         engine.presume_nothing();
         registry.set_problem(&name, problem.to_owned());

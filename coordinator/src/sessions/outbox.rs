@@ -1,9 +1,10 @@
 //! What waits to be written to one participant.
 
-use lockstep_proto::{LogPosition, Xid, limits, v1};
-use tokio::sync::{mpsc, watch};
+use lockstep_proto::{Xid, limits, v1};
+use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
+use crate::decision_log::group_commit::LogWriter;
 use crate::engine::input::{Refusal, ToParticipant};
 use crate::protocol::event::EnlistRefusal;
 
@@ -77,7 +78,7 @@ impl Outbox {
 /// The frames of one session: each carries everything that was waiting when it was made, and the newest log position (P8).
 pub fn frames(
     mut messages: mpsc::Receiver<Outgoing>,
-    position: watch::Receiver<LogPosition>,
+    log: LogWriter,
 ) -> impl futures::Stream<Item = v1::CoordinatorFrame> {
     let mut waiting = Vec::with_capacity(limits::MAX_FRAME_MESSAGES);
     futures::stream::poll_fn(move |context| {
@@ -85,7 +86,7 @@ pub fn frames(
             if count == 0 {
                 return None;
             }
-            let position = v1::LogPosition::from(&*position.borrow());
+            let position = v1::LogPosition::from(&log.position());
             let messages = waiting.drain(..).map(|message| to_wire(message, &position)).collect();
             Some(v1::CoordinatorFrame { messages })
         })
@@ -154,7 +155,9 @@ fn refusal(why: Refusal) -> (v1::EnlistRefusal, &'static str) {
                 v1::EnlistRefusal::CommitRequested,
                 "commit was requested already: enlisting ends there, so every service has to answer before the commit",
             ),
-            EnlistRefusal::RollbackOnly => (v1::EnlistRefusal::RollbackOnly, "the transaction is being rolled back"),
+            EnlistRefusal::RollbackOnly => {
+                (v1::EnlistRefusal::RollbackOnly, "the transaction is being rolled back")
+            }
             EnlistRefusal::TooManyBranches => {
                 (v1::EnlistRefusal::TooManyBranches, "a transaction has at most 256 branches")
             }

@@ -67,7 +67,8 @@ impl Registry {
     pub fn enter(&self, attached: Attached) -> SessionId {
         let mut state = self.state();
         for earlier in state.sessions.values() {
-            if earlier.instance == attached.instance && earlier.resource_manager == attached.resource_manager {
+            if earlier.instance == attached.instance && earlier.resource_manager == attached.resource_manager
+            {
                 earlier.stop.cancel();
             }
         }
@@ -106,7 +107,8 @@ impl Registry {
     /// Takes over what the log has been told, or, with `changed`, has to be told at the next occasion.
     pub fn remember(&self, known: KnownResourceManager, changed: bool) {
         let mut state = self.state();
-        let problem = state.resource_managers.get(&known.name).map_or(String::new(), |entry| entry.problem.clone());
+        let problem =
+            state.resource_managers.get(&known.name).map_or(String::new(), |entry| entry.problem.clone());
         state.resource_managers.insert(known.name.clone(), Entry { known, changed, problem });
     }
 
@@ -131,6 +133,11 @@ impl Registry {
     #[must_use]
     pub fn changed(&self) -> Vec<KnownResourceManager> {
         let state = self.state();
-        state.resource_managers.values().filter(|entry| entry.changed).map(|entry| entry.known.clone()).collect()
+        state
+            .resource_managers
+            .values()
+            .filter(|entry| entry.changed)
+            .map(|entry| entry.known.clone())
+            .collect()
     }
 }

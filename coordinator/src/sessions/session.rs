@@ -11,8 +11,8 @@ use tonic::Streaming;
 
 use crate::engine::delivery::SessionId;
 use crate::engine::handle::{Engine, EngineError};
-use crate::engine::inquiry::{self, BranchAnswer};
 use crate::engine::input::{Acknowledgement, Input};
+use crate::engine::inquiry::{self, BranchAnswer};
 use crate::engine::shell::{Mail, Stopped};
 use crate::protocol::event::{Applied, Vote};
 
@@ -113,15 +113,25 @@ pub struct Session {
 
 impl Session {
     /// Attaches to every shard, reads until the stream ends, and detaches from every shard.
-    pub async fn run(self, stream: Streaming<v1::ParticipantFrame>, strays: mpsc::Receiver<Xid>) -> SessionEnd {
+    pub async fn run(
+        self,
+        stream: Streaming<v1::ParticipantFrame>,
+        strays: mpsc::Receiver<Xid>,
+    ) -> SessionEnd {
         let attached = || Mail::Attached(self.id, self.resource_manager.clone(), self.outbox.clone());
         if let Err(stopped) = self.shared.engine.broadcast(attached).await {
             return stopped.into();
         }
         let (questions, waiting) = mpsc::channel(QUESTIONS);
-        let answers = answer_questions(self.shared.clone(), self.resource_manager.clone(), self.outbox.clone(), waiting);
+        let answers = answer_questions(
+            self.shared.clone(),
+            self.resource_manager.clone(),
+            self.outbox.clone(),
+            waiting,
+        );
         let answerer = tokio::spawn(answers);
-        let stray_answerer = tokio::spawn(answer_strays(self.shared.engine.clone(), self.outbox.clone(), strays));
+        let stray_answerer =
+            tokio::spawn(answer_strays(self.shared.engine.clone(), self.outbox.clone(), strays));
         let end = tokio::select! {
             end = self.read(stream, questions) => end,
             () = self.stop.cancelled() => SessionEnd::Stopped,
@@ -136,7 +146,11 @@ impl Session {
         end
     }
 
-    async fn read(&self, mut stream: Streaming<v1::ParticipantFrame>, questions: mpsc::Sender<Question>) -> SessionEnd {
+    async fn read(
+        &self,
+        mut stream: Streaming<v1::ParticipantFrame>,
+        questions: mpsc::Sender<Question>,
+    ) -> SessionEnd {
         loop {
             let frame = match stream.message().await {
                 Ok(Some(frame)) => frame,
@@ -154,12 +168,18 @@ impl Session {
         }
     }
 
-    async fn take(&self, message: v1::ParticipantMessage, questions: &mpsc::Sender<Question>) -> Result<(), SessionEnd> {
+    async fn take(
+        &self,
+        message: v1::ParticipantMessage,
+        questions: &mpsc::Sender<Question>,
+    ) -> Result<(), SessionEnd> {
         use v1::participant_message::Kind;
         let session = self.id;
         match wire::required(message.kind, "kind")? {
             Kind::Hello(_) => Err(SessionEnd::SecondHello),
-            Kind::Enlist(enlist) => self.to_shard(wire::xid(enlist.xid)?, |xid| Input::Enlist { session, xid }).await,
+            Kind::Enlist(enlist) => {
+                self.to_shard(wire::xid(enlist.xid)?, |xid| Input::Enlist { session, xid }).await
+            }
             Kind::Vote(message) => {
                 let vote = vote(&message)?;
                 self.to_shard(wire::xid(message.xid)?, |xid| Input::Vote { session, xid, vote }).await
@@ -171,7 +191,11 @@ impl Session {
             }
             Kind::Report(report) => {
                 let prepared = report.prepared.into_iter().map(Xid::try_from).collect::<Result<_, _>>()?;
-                let oldest = if report.oldest_held.is_empty() { None } else { Some(wire::gtrid(&report.oldest_held)?) };
+                let oldest = if report.oldest_held.is_empty() {
+                    None
+                } else {
+                    Some(wire::gtrid(&report.oldest_held)?)
+                };
                 let complete = report.complete.then_some(oldest);
                 let report = Report { listing: report.listing, prepared: self.own(prepared)?, complete };
                 self.ask(questions, Question::Report(report)).await
@@ -268,7 +292,9 @@ async fn answer_questions(
         };
         match answered {
             Ok(kind) => outbox.answer(kind),
-            Err(error) => tracing::warn!(resource_manager = %name, %error, "a report is left unanswered; it comes again"),
+            Err(error) => {
+                tracing::warn!(resource_manager = %name, %error, "a report is left unanswered; it comes again")
+            }
         }
     }
 }
