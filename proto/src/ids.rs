@@ -32,18 +32,13 @@ pub struct ParseIdError {
 
 impl ParseIdError {
     fn new(kind: &'static str, text: &str, why: &'static str) -> Self {
-        Self {
-            kind,
-            text: crate::limits::cut(text, 80).to_owned(),
-            why,
-        }
+        Self { kind, text: crate::limits::cut(text, 80).to_owned(), why }
     }
 }
 
 /// Digits and lower-case letters a to f only: `Uuid` and `u64` would take more spellings of one value.
 fn is_lower_hex(text: &str) -> bool {
-    text.bytes()
-        .all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b))
+    text.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b))
 }
 
 /// One life of one coordinator node: a number that the decision log gives out, from 1.
@@ -177,9 +172,8 @@ impl FromStr for Gtrid {
 
     fn from_str(text: &str) -> Result<Self, ParseIdError> {
         let error = |why| ParseIdError::new("gtrid", text, why);
-        let (epoch, uuid) = text
-            .split_once('.')
-            .ok_or_else(|| error("it has the form <epoch>.<32 hex digits>"))?;
+        let (epoch, uuid) =
+            text.split_once('.').ok_or_else(|| error("it has the form <epoch>.<32 hex digits>"))?;
         let epoch = epoch.parse::<Epoch>().map_err(|cause| error(cause.why))?;
         if uuid.len() != 32 || !is_lower_hex(uuid) {
             return Err(error("behind the dot stand 32 lower-case hex digits"));
@@ -222,9 +216,7 @@ impl FromStr for ResourceManagerName {
         }
         let inner = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-' || b == b'_';
         if !text.bytes().all(inner) || text.starts_with(['-', '_']) {
-            return Err(error(
-                "it consists of a to z, 0 to 9, - and _, and begins with a letter or digit",
-            ));
+            return Err(error("it consists of a to z, 0 to 9, - and _, and begins with a letter or digit"));
         }
         Ok(Self(text.to_owned()))
     }
@@ -243,9 +235,7 @@ impl Bqual {
     /// A new bqual of `resource_manager`; `random` must not have been used for it before.
     #[must_use]
     pub fn new(resource_manager: &ResourceManagerName, random: u64) -> Self {
-        Self {
-            text: format!("{resource_manager}.{random:016x}"),
-        }
+        Self { text: format!("{resource_manager}.{random:016x}") }
     }
 
     /// The whole text.
@@ -281,14 +271,11 @@ impl FromStr for Bqual {
         let (name, suffix) = text
             .split_once('.')
             .ok_or_else(|| error("it has the form <resource manager>.<16 hex digits>"))?;
-        name.parse::<ResourceManagerName>()
-            .map_err(|cause| error(cause.why))?;
+        name.parse::<ResourceManagerName>().map_err(|cause| error(cause.why))?;
         if suffix.len() != BQUAL_SUFFIX || !is_lower_hex(suffix) {
             return Err(error("behind the dot stand 16 lower-case hex digits"));
         }
-        Ok(Self {
-            text: text.to_owned(),
-        })
+        Ok(Self { text: text.to_owned() })
     }
 }
 
@@ -314,9 +301,7 @@ impl FromStr for Xid {
 
     fn from_str(text: &str) -> Result<Self, ParseIdError> {
         let error = |why| ParseIdError::new("xid", text, why);
-        let (gtrid, bqual) = text
-            .split_once(':')
-            .ok_or_else(|| error("it has the form <gtrid>:<bqual>"))?;
+        let (gtrid, bqual) = text.split_once(':').ok_or_else(|| error("it has the form <gtrid>:<bqual>"))?;
         let gtrid = gtrid.parse().map_err(|cause: ParseIdError| error(cause.why))?;
         let bqual = bqual.parse().map_err(|cause: ParseIdError| error(cause.why))?;
         Ok(Self { gtrid, bqual })
@@ -351,9 +336,7 @@ impl FromStr for ClusterId {
         if text.len() != 8 || !is_lower_hex(text) {
             return Err(error("it has 8 lower-case hex digits"));
         }
-        u32::from_str_radix(text, 16)
-            .map(Self)
-            .map_err(|_hex| error("it has 8 hex digits"))
+        u32::from_str_radix(text, 16).map(Self).map_err(|_hex| error("it has 8 hex digits"))
     }
 }
 

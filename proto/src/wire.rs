@@ -60,19 +60,13 @@ impl TryFrom<v1::Xid> for Xid {
     type Error = WireError;
 
     fn try_from(wire: v1::Xid) -> Result<Self, WireError> {
-        Ok(Self {
-            gtrid: wire.gtrid.parse()?,
-            bqual: wire.bqual.parse()?,
-        })
+        Ok(Self { gtrid: wire.gtrid.parse()?, bqual: wire.bqual.parse()? })
     }
 }
 
 impl From<&Xid> for v1::Xid {
     fn from(xid: &Xid) -> Self {
-        Self {
-            gtrid: xid.gtrid.to_string(),
-            bqual: xid.bqual.to_string(),
-        }
+        Self { gtrid: xid.gtrid.to_string(), bqual: xid.bqual.to_string() }
     }
 }
 
@@ -97,26 +91,17 @@ pub fn gtrid(text: &str) -> Result<Gtrid, WireError> {
 /// # Errors
 /// Where there are more or fewer.
 pub fn bytes_16(bytes: &[u8], field: &'static str) -> Result<[u8; 16], WireError> {
-    bytes.try_into().map_err(|_length| WireError::Limit {
-        field,
-        why: "16 bytes",
-    })
+    bytes.try_into().map_err(|_length| WireError::Limit { field, why: "16 bytes" })
 }
 
 impl TryFrom<v1::LogPosition> for LogPosition {
     type Error = WireError;
 
     fn try_from(wire: v1::LogPosition) -> Result<Self, WireError> {
-        let epoch = Epoch::new(wire.epoch).ok_or(WireError::Limit {
-            field: "epoch",
-            why: "it begins at 1",
-        })?;
+        let epoch =
+            Epoch::new(wire.epoch).ok_or(WireError::Limit { field: "epoch", why: "it begins at 1" })?;
         let incarnation = Incarnation::from_bytes(bytes_16(&wire.incarnation, "incarnation")?);
-        Ok(Self {
-            epoch,
-            incarnation,
-            sequence: wire.sequence,
-        })
+        Ok(Self { epoch, incarnation, sequence: wire.sequence })
     }
 }
 

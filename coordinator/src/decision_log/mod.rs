@@ -7,6 +7,9 @@
 //! What a failed write means is in the types: [`AppendError::Refused`] wrote nothing and never will,
 //! [`AppendError::Unknown`] may have written, and nobody may conclude anything before the log was read again.
 
+#[cfg(test)]
+mod contract;
+pub mod data_dir;
 pub mod group_commit;
 pub mod sqlite;
 
@@ -15,6 +18,7 @@ use std::time::Duration;
 use futures::future::BoxFuture;
 use lockstep_proto::{ClusterId, Gtrid, LogPosition, ResourceManagerId, ResourceManagerName};
 
+pub use crate::protocol::presumption::{EpochState, LookUp, Recorded};
 use crate::protocol::record::{DecisionRecord, EndRecord};
 
 /// What one forced write carries, in this order. Decisions of one batch are of different transactions; an end may be of
@@ -36,7 +40,7 @@ impl Batch {
 }
 
 /// A write that did not succeed.
-#[derive(Debug, thiserror::Error)]
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum AppendError {
     /// Nothing was written, and nothing of it will appear later.
     #[error("the decision log refused the write: {0}")]
@@ -47,7 +51,7 @@ pub enum AppendError {
 }
 
 /// The log could not be read.
-#[derive(Debug, thiserror::Error)]
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ReadError {
     /// It did not answer.
     #[error("the decision log cannot be read: {0}")]
@@ -55,41 +59,6 @@ pub enum ReadError {
     /// A row is not what was written: its checksum or its form is wrong.
     #[error("the decision log is damaged: {0}")]
     Damaged(String),
-}
-
-/// What the log knows of an epoch.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum EpochState {
-    /// This coordinator's own.
-    Own,
-    /// Over: nothing can be decided under it any more.
-    Sealed,
-    /// Another node's, which may still decide.
-    Live,
-    /// The log has never given it out.
-    Unknown,
-}
-
-/// What the log keeps of one transaction.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Recorded {
-    /// No record.
-    Absent,
-    /// A decision, and no end yet.
-    Decided(DecisionRecord),
-    /// Ended; the decision too, if there was one and for as long as it is kept.
-    Ended(Option<DecisionRecord>, EndRecord),
-}
-
-/// An answer of the log about one transaction, all of it from one snapshot (P4, P7).
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct LookUp {
-    /// What is recorded.
-    pub recorded: Recorded,
-    /// The state of the epoch in the gtrid.
-    pub epoch: EpochState,
-    /// The transaction is older than the newest that was ever pruned: absence proves nothing.
-    pub below_horizon: bool,
 }
 
 /// A resource manager as the log knows it (P21).
@@ -149,6 +118,10 @@ pub trait DecisionLog: Send + Sync + 'static {
     /// What the log knows of each of these, from one snapshot, in their order.
     fn look_up<'a>(&'a self, gtrids: &'a [Gtrid]) -> BoxFuture<'a, Result<Vec<LookUp>, ReadError>>;
 
+    /// Whether this position is behind the newest one of this log: its epoch is known under that incarnation, and has come at
+    /// least so far. If not, the log has lost its tail, or is another one, and nothing may be presumed from it (P8).
+    fn reaches(&self, position: LogPosition) -> BoxFuture<'_, Result<bool, ReadError>>;
+
     /// Decisions without an end, in the order of their gtrids, from behind `after`, at most `limit`.
     fn unfinished(
         &self,
@@ -181,4 +154,3 @@ pub trait DecisionLog: Send + Sync + 'static {
 
 /// How long ended records are kept unless configured otherwise.
 pub const DEFAULT_RETENTION: Duration = Duration::from_secs(60 * 60);
-

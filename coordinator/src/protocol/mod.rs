@@ -1,3 +1,6 @@
-//! Two-phase commit.
+pub mod branch;
+pub mod event;
 pub mod outcome;
+pub mod presumption;
 pub mod record;
+pub mod transaction;
