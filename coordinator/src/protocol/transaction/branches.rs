@@ -1,0 +1,123 @@
+//! What a message about one branch does to that branch.
+
+use lockstep_proto::Bqual;
+
+use super::{Stepped, Transaction};
+use crate::protocol::branch::BranchState;
+use crate::protocol::event::{Applied, Effects, Event, Rejected, Vote};
+use crate::protocol::outcome::BranchEnd;
+
+impl Transaction {
+    /// Notes a vote. `Some` with the reason if it is a rollback vote.
+    pub(super) fn record_vote(&mut self, bqual: &Bqual, vote: Vote) -> Result<Option<String>, Rejected> {
+        let branch = self.known(bqual)?;
+        if branch.has_voted(&vote) {
+            return Ok(None);
+        }
+        if !branch.awaits_vote() {
+            let why = format!("the branch is {} and cannot vote that now", branch.state_name());
+            return self.reject(Event::Voted(bqual.clone(), vote), &why);
+        }
+        let (state, refused) = match vote {
+            Vote::Commit => (BranchState::Prepared, None),
+            Vote::ReadOnly => (BranchState::Ended(BranchEnd::ReadOnly), None),
+            Vote::Rollback(why) => (
+                BranchState::Ended(BranchEnd::RolledBack),
+                Some(format!("branch {bqual} voted rollback: {why}")),
+            ),
+        };
+        self.branch_mut(bqual).state = state;
+        Ok(refused)
+    }
+
+    /// A vote that arrives when the branch was already told to roll back.
+    pub(super) fn vote_after_rollback(&mut self, bqual: &Bqual, vote: &Vote) -> Stepped {
+        let branch = self.known(bqual)?;
+        if branch.ended().is_some() {
+            return Ok(Effects::none());
+        }
+        match vote {
+            // It is prepared, so that its session's end does not end it any more.
+            Vote::Commit => self.branch_mut(bqual).state = BranchState::Told,
+            Vote::Rollback(_) | Vote::ReadOnly => self.end_by_vote(bqual, vote)?,
+        }
+        Ok(Effects::none())
+    }
+
+    pub(super) fn end_by_vote(&mut self, bqual: &Bqual, vote: &Vote) -> Result<(), Rejected> {
+        self.known(bqual)?;
+        let end = match vote {
+            Vote::Rollback(_) => BranchEnd::RolledBack,
+            Vote::ReadOnly => BranchEnd::ReadOnly,
+            Vote::Commit => unreachable!("a commit vote ends no branch"),
+        };
+        let branch = self.branch_mut(bqual);
+        if branch.ended().is_none() {
+            branch.state = BranchState::Ended(end);
+        }
+        Ok(())
+    }
+
+    /// A vote after the decision: only the one that is known already.
+    pub(super) fn repeated_vote(&self, bqual: &Bqual, vote: &Vote) -> Stepped {
+        self.known(bqual)?;
+        match vote {
+            Vote::Commit | Vote::ReadOnly => Ok(Effects::none()),
+            Vote::Rollback(_) => {
+                self.reject(Event::Voted(bqual.clone(), vote.clone()), "the branch had voted otherwise")
+            }
+        }
+    }
+
+    /// The session of a branch that had not voted broke.
+    pub(super) fn lose(&mut self, bqual: &Bqual) -> Result<(), Rejected> {
+        self.known(bqual)?;
+        let branch = self.branch_mut(bqual);
+        branch.state = match branch.state {
+            BranchState::Enlisted | BranchState::ToldOpen => BranchState::Ended(BranchEnd::Lost),
+            BranchState::Preparing => BranchState::InDoubt,
+            // Whatever is or may be prepared outlives its session.
+            kept @ (BranchState::Prepared
+            | BranchState::InDoubt
+            | BranchState::Told
+            | BranchState::Ended(_)) => kept,
+        };
+        Ok(())
+    }
+
+    pub(super) fn end_told_branch(&mut self, bqual: &Bqual, applied: Applied) -> Result<(), Rejected> {
+        let branch = self.known(bqual)?;
+        match branch.state {
+            BranchState::Told | BranchState::ToldOpen => {
+                self.branch_mut(bqual).state = BranchState::Ended(applied.into());
+                Ok(())
+            }
+            BranchState::Ended(_) => self.repeated_acknowledgement(bqual, applied),
+            BranchState::Enlisted | BranchState::Preparing | BranchState::Prepared | BranchState::InDoubt => {
+                self.reject(
+                    Event::Acknowledged(bqual.clone(), applied),
+                    "no decision was sent to this branch",
+                )
+            }
+        }
+    }
+
+    /// An acknowledgement for a branch that has ended: the one that is known already, or one that says less.
+    pub(super) fn repeated_acknowledgement(&self, bqual: &Bqual, applied: Applied) -> Result<(), Rejected> {
+        let fits = match self.known(bqual)?.ended() {
+            Some(BranchEnd::Committed) => applied == Applied::Committed,
+            Some(BranchEnd::RolledBack | BranchEnd::ReadOnly | BranchEnd::Lost) => {
+                applied == Applied::RolledBack
+            }
+            Some(BranchEnd::Hazard) => applied == Applied::Hazard,
+            None => false,
+        };
+        if fits {
+            return Ok(());
+        }
+        self.reject(
+            Event::Acknowledged(bqual.clone(), applied),
+            "it does not fit what the branch acknowledged before",
+        )
+    }
+}
