@@ -14,7 +14,8 @@ pub enum BranchState {
     Preparing,
     /// Voted commit.
     Prepared,
-    /// Its session broke while it was being prepared: it may be prepared or not, until it is found out.
+    /// Its session broke while it was being prepared, or while a one-phase intent was on its way to the log: it may be prepared
+    /// or not, and only an acknowledgement tells.
     InDoubt,
     /// Told the decision, while it was only enlisted: it ends with its session.
     ToldOpen,

@@ -69,19 +69,26 @@ impl Transaction {
         }
     }
 
-    /// The session of a branch that had not voted broke.
-    pub(super) fn lose(&mut self, bqual: &Bqual) -> Result<(), Rejected> {
-        self.known(bqual)?;
-        let branch = self.branch_mut(bqual);
-        branch.state = match branch.state {
+    /// The session of a branch broke. `Some` with the reason if something was lost with it: a branch that had voted is durable,
+    /// or over, and does not need its session any more.
+    pub(super) fn lose(&mut self, bqual: &Bqual) -> Result<Option<String>, Rejected> {
+        let state = match self.known(bqual)?.state {
             BranchState::Enlisted | BranchState::ToldOpen => BranchState::Ended(BranchEnd::Lost),
             BranchState::Preparing => BranchState::InDoubt,
-            // Whatever is or may be prepared outlives its session.
-            kept @ (BranchState::Prepared
-            | BranchState::InDoubt
-            | BranchState::Told
-            | BranchState::Ended(_)) => kept,
+            BranchState::Prepared | BranchState::InDoubt | BranchState::Told | BranchState::Ended(_) => {
+                return Ok(None);
+            }
         };
+        self.branch_mut(bqual).state = state;
+        Ok(Some(format!("the session of branch {bqual} broke before it voted")))
+    }
+
+    /// The session of a branch broke while a decision was on its way to the log. That ends nothing (P10): a branch that had not
+    /// voted may have been prepared early, or be committing by itself soon, at whichever instance comes next.
+    pub(super) fn doubt(&mut self, bqual: &Bqual) -> Result<(), Rejected> {
+        if self.known(bqual)?.state == BranchState::Enlisted {
+            self.branch_mut(bqual).state = BranchState::InDoubt;
+        }
         Ok(())
     }
 

@@ -23,8 +23,8 @@ impl Transaction {
                 Ok(refused.map_or_else(Effects::none, |why| self.become_rollback_only(why)))
             }
             Event::BranchLost(bqual) => {
-                self.lose(&bqual)?;
-                Ok(self.become_rollback_only(format!("the session of branch {bqual} broke before it voted")))
+                let lost = self.lose(&bqual)?;
+                Ok(lost.map_or_else(Effects::none, |why| self.become_rollback_only(why)))
             }
             Event::Acknowledged(..) => self.reject(event, "no decision was sent"),
             Event::LogForced
@@ -45,7 +45,7 @@ impl Transaction {
             }
             Event::Voted(bqual, vote) => self.vote_after_rollback(&bqual, &vote),
             Event::BranchLost(bqual) => {
-                self.lose(&bqual)?;
+                let _told_already = self.lose(&bqual)?;
                 Ok(Effects::none())
             }
             Event::Acknowledged(bqual, applied) => {
@@ -78,9 +78,8 @@ impl Transaction {
                 None => Ok(self.decide_by_votes(now_ms)),
             },
             Event::BranchLost(bqual) => {
-                self.lose(&bqual)?;
-                let why = format!("the session of branch {bqual} broke before it voted");
-                Ok(self.become_rolling_back(why, now_ms))
+                let lost = self.lose(&bqual)?;
+                Ok(lost.map_or_else(Effects::none, |why| self.become_rolling_back(why, now_ms)))
             }
             Event::Acknowledged(..) => self.reject(event, "no decision was sent"),
             Event::LogForced
@@ -137,10 +136,13 @@ impl Transaction {
         match event {
             Event::Enlist(bqual) => Ok(refuse(bqual, EnlistRefusal::CommitRequested)),
             // Too late to change anything: whoever asked waits for the outcome.
-            Event::CommitRequested
-            | Event::RollbackRequested(_)
-            | Event::DeadlinePassed
-            | Event::BranchLost(_) => Ok(Effects::none()),
+            Event::CommitRequested | Event::RollbackRequested(_) | Event::DeadlinePassed => {
+                Ok(Effects::none())
+            }
+            Event::BranchLost(bqual) => {
+                self.doubt(&bqual)?;
+                Ok(Effects::none())
+            }
             Event::Voted(bqual, vote) => {
                 // In one phase the branch has not voted yet; whatever it says decides nothing before the log has answered.
                 let _why = self.record_vote(&bqual, vote)?;
@@ -216,7 +218,7 @@ impl Transaction {
                 Ok(self.end_if_all_ended(Outcome::RolledBack, why, now_ms))
             }
             Event::BranchLost(bqual) => {
-                self.lose(&bqual)?;
+                let _told_already = self.lose(&bqual)?;
                 Ok(self.end_if_all_ended(Outcome::RolledBack, why, now_ms))
             }
             Event::Voted(bqual, vote) => {
