@@ -92,25 +92,23 @@ impl Transaction {
         Ok(())
     }
 
-    pub(super) fn end_told_branch(&mut self, bqual: &Bqual, applied: Applied) -> Result<(), Rejected> {
-        let branch = self.known(bqual)?;
-        match branch.state {
-            BranchState::Told | BranchState::ToldOpen => {
-                self.branch_mut(bqual).state = BranchState::Ended(applied.into());
-                Ok(())
-            }
-            BranchState::Ended(_) => self.repeated_acknowledgement(bqual, applied),
+    /// A branch that was told the decision says how it ended.
+    pub(super) fn acknowledge(&mut self, bqual: &Bqual, applied: Applied) -> Result<(), Rejected> {
+        let end = match self.known(bqual)?.state {
+            BranchState::Told | BranchState::ToldOpen => applied.into(),
+            BranchState::Ended(before) => after_another(before, applied),
             BranchState::Enlisted | BranchState::Preparing | BranchState::Prepared | BranchState::InDoubt => {
-                self.reject(
-                    Event::Acknowledged(bqual.clone(), applied),
-                    "no decision was sent to this branch",
-                )
+                let event = Event::Acknowledged(bqual.clone(), applied);
+                return self.reject(event, "no decision was sent to this branch");
             }
-        }
+        };
+        self.branch_mut(bqual).state = BranchState::Ended(end);
+        Ok(())
     }
 
-    /// An acknowledgement for a branch that has ended: the one that is known already, or one that says less.
-    pub(super) fn repeated_acknowledgement(&self, bqual: &Bqual, applied: Applied) -> Result<(), Rejected> {
+    /// An acknowledgement when every branch has ended and the end is written down, or about to be: only one that says the same.
+    /// What says otherwise is found again when the branch's evidence is compared with the record (P19).
+    pub(super) fn acknowledge_again(&self, bqual: &Bqual, applied: Applied) -> Result<(), Rejected> {
         let fits = match self.known(bqual)?.ended() {
             Some(BranchEnd::Committed) => applied == Applied::Committed,
             Some(BranchEnd::RolledBack | BranchEnd::ReadOnly | BranchEnd::Lost) => {
@@ -122,9 +120,22 @@ impl Transaction {
         if fits {
             return Ok(());
         }
-        self.reject(
-            Event::Acknowledged(bqual.clone(), applied),
-            "it does not fit what the branch acknowledged before",
-        )
+        let event = Event::Acknowledged(bqual.clone(), applied);
+        self.reject(event, "the branch has ended otherwise, and that is on its way to the log")
+    }
+}
+
+/// How a branch ended that said, or was taken, to have ended one way, and now acknowledges another. Whoever claims both ends has
+/// proved neither: a hazard, which a person has to look at. That a branch went with its session was only assumed.
+fn after_another(before: BranchEnd, applied: Applied) -> BranchEnd {
+    match (before, applied) {
+        (BranchEnd::Lost, proved) => proved.into(),
+        (BranchEnd::Committed, Applied::Committed)
+        | (BranchEnd::RolledBack | BranchEnd::ReadOnly, Applied::RolledBack) => before,
+        (BranchEnd::Committed, Applied::RolledBack | Applied::Hazard)
+        | (BranchEnd::RolledBack | BranchEnd::ReadOnly, Applied::Committed | Applied::Hazard)
+        | (BranchEnd::Hazard, Applied::Committed | Applied::RolledBack | Applied::Hazard) => {
+            BranchEnd::Hazard
+        }
     }
 }

@@ -49,7 +49,7 @@ impl Transaction {
                 Ok(Effects::none())
             }
             Event::Acknowledged(bqual, applied) => {
-                self.end_told_branch(&bqual, applied)?;
+                self.acknowledge(&bqual, applied)?;
                 Ok(Effects::none())
             }
             Event::LogForced
@@ -161,7 +161,7 @@ impl Transaction {
     pub(super) fn step_committing(&mut self, event: Event, now_ms: u64) -> Stepped {
         match event {
             Event::Acknowledged(bqual, applied) => {
-                self.end_told_branch(&bqual, applied)?;
+                self.acknowledge(&bqual, applied)?;
                 Ok(self.end_if_all_ended(Outcome::Committed, String::new(), now_ms))
             }
             Event::Voted(bqual, vote) => self.repeated_vote(&bqual, &vote),
@@ -182,7 +182,7 @@ impl Transaction {
     pub(super) fn step_committing_one_phase(&mut self, event: Event, now_ms: u64) -> Stepped {
         match event {
             Event::Acknowledged(bqual, applied) => {
-                self.end_told_branch(&bqual, applied)?;
+                self.acknowledge(&bqual, applied)?;
                 Ok(self.end_one_phase(now_ms))
             }
             // An early vote that crossed the intent (P10). A commit vote is answered by the delivery under way.
@@ -214,7 +214,7 @@ impl Transaction {
         let why = why.clone();
         match event {
             Event::Acknowledged(bqual, applied) => {
-                self.end_told_branch(&bqual, applied)?;
+                self.acknowledge(&bqual, applied)?;
                 Ok(self.end_if_all_ended(Outcome::RolledBack, why, now_ms))
             }
             Event::BranchLost(bqual) => {
@@ -251,8 +251,8 @@ impl Transaction {
             | Event::DeadlinePassed
             | Event::BranchLost(_)
             | Event::Voted(..) => Ok(Effects::none()),
-            Event::Acknowledged(ref bqual, applied) => {
-                self.repeated_acknowledgement(bqual, applied)?;
+            Event::Acknowledged(bqual, applied) => {
+                self.acknowledge_again(&bqual, applied)?;
                 Ok(Effects::none())
             }
         }
@@ -266,8 +266,8 @@ impl Transaction {
                 Ok(reply(Reply::Ended(*outcome, detail.clone())))
             }
             Event::DeadlinePassed | Event::BranchLost(_) | Event::Voted(..) => Ok(Effects::none()),
-            Event::Acknowledged(ref bqual, applied) => {
-                self.repeated_acknowledgement(bqual, applied)?;
+            Event::Acknowledged(bqual, applied) => {
+                self.acknowledge_again(&bqual, applied)?;
                 Ok(Effects::none())
             }
             Event::LogForced
