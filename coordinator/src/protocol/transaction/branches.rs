@@ -2,9 +2,9 @@
 
 use lockstep_proto::Bqual;
 
-use super::{Stepped, Transaction};
+use super::Transaction;
 use crate::protocol::branch::BranchState;
-use crate::protocol::event::{Applied, Effects, Event, Rejected, Vote};
+use crate::protocol::event::{Applied, Event, Rejected, Vote};
 use crate::protocol::outcome::BranchEnd;
 
 impl Transaction {
@@ -30,43 +30,49 @@ impl Transaction {
         Ok(refused)
     }
 
-    /// A vote that arrives when the branch was already told to roll back.
-    pub(super) fn vote_after_rollback(&mut self, bqual: &Bqual, vote: &Vote) -> Stepped {
-        let branch = self.known(bqual)?;
-        if branch.ended().is_some() {
-            return Ok(Effects::none());
+    /// A vote that crossed the rollback: a rollback or read-only vote says what an acknowledgement would. After a commit vote the
+    /// branch is prepared, so that its session's end does not end it any more. Of a branch that has ended, by another instance's
+    /// acknowledgement, a late vote says nothing.
+    pub(super) fn vote_after_rollback(&mut self, bqual: &Bqual, vote: &Vote) -> Result<(), Rejected> {
+        if self.known(bqual)?.ended().is_some() {
+            return Ok(());
         }
-        match vote {
-            // It is prepared, so that its session's end does not end it any more.
-            Vote::Commit => self.branch_mut(bqual).state = BranchState::Told,
-            Vote::Rollback(_) | Vote::ReadOnly => self.end_by_vote(bqual, vote)?,
-        }
-        Ok(Effects::none())
-    }
-
-    pub(super) fn end_by_vote(&mut self, bqual: &Bqual, vote: &Vote) -> Result<(), Rejected> {
-        self.known(bqual)?;
-        let end = match vote {
-            Vote::Rollback(_) => BranchEnd::RolledBack,
-            Vote::ReadOnly => BranchEnd::ReadOnly,
-            Vote::Commit => unreachable!("a commit vote ends no branch"),
+        self.branch_mut(bqual).state = match vote {
+            Vote::Commit => BranchState::Told,
+            Vote::Rollback(_) => BranchState::Ended(BranchEnd::RolledBack),
+            Vote::ReadOnly => BranchState::Ended(BranchEnd::ReadOnly),
         };
-        let branch = self.branch_mut(bqual);
-        if branch.ended().is_none() {
-            branch.state = BranchState::Ended(end);
-        }
         Ok(())
     }
 
-    /// A vote after the decision: only the one that is known already.
-    pub(super) fn repeated_vote(&self, bqual: &Bqual, vote: &Vote) -> Stepped {
-        self.known(bqual)?;
-        match vote {
-            Vote::Commit | Vote::ReadOnly => Ok(Effects::none()),
-            Vote::Rollback(_) => {
-                self.reject(Event::Voted(bqual.clone(), vote.clone()), "the branch had voted otherwise")
+    /// A vote that crossed a one-phase commit (P10). A commit vote is answered by the delivery under way. The others are the word
+    /// of the instance that holds the branch, from before it saw the delivery: there is nothing left that could commit.
+    pub(super) fn vote_after_one_phase(&mut self, bqual: &Bqual, vote: &Vote) -> Result<(), Rejected> {
+        let branch = self.known(bqual)?;
+        let end = match (branch.ended(), vote) {
+            (None, Vote::Rollback(_)) => BranchEnd::RolledBack,
+            (None, Vote::ReadOnly) => BranchEnd::ReadOnly,
+            (None, Vote::Commit) | (Some(BranchEnd::ReadOnly), Vote::ReadOnly) => return Ok(()),
+            (Some(_), Vote::Commit | Vote::Rollback(_) | Vote::ReadOnly) => {
+                return self.reject(Event::Voted(bqual.clone(), vote.clone()), "the branch has ended");
             }
+        };
+        self.branch_mut(bqual).state = BranchState::Ended(end);
+        Ok(())
+    }
+
+    /// A vote after the commit decision: only the one that the decision was made of.
+    pub(super) fn vote_after_commit(&self, bqual: &Bqual, vote: &Vote) -> Result<(), Rejected> {
+        let read_only = self.known(bqual)?.is_read_only();
+        let fits = match vote {
+            Vote::Commit => !read_only,
+            Vote::ReadOnly => read_only,
+            Vote::Rollback(_) => false,
+        };
+        if fits {
+            return Ok(());
         }
+        self.reject(Event::Voted(bqual.clone(), vote.clone()), "the branch had voted otherwise")
     }
 
     /// The session of a branch broke. `Some` with the reason if something was lost with it: a branch that had voted is durable,

@@ -5,7 +5,7 @@ use lockstep_proto::{Bqual, limits};
 use super::transitions::{refuse, reply};
 use super::{State, Stepped, Transaction};
 use crate::protocol::branch::Branch;
-use crate::protocol::event::{Effects, EnlistRefusal, Event, Message, Reply, Vote};
+use crate::protocol::event::{Effects, EnlistRefusal, Event, Message, Reply};
 use crate::protocol::outcome::Outcome;
 use crate::protocol::record::{DecisionKind, EndRecord, LogWrite};
 
@@ -43,7 +43,10 @@ impl Transaction {
             Event::CommitRequested | Event::RollbackRequested(_) | Event::DeadlinePassed => {
                 Ok(self.become_rolling_back(why.to_owned(), now_ms))
             }
-            Event::Voted(bqual, vote) => self.vote_after_rollback(&bqual, &vote),
+            Event::Voted(bqual, vote) => {
+                self.vote_after_rollback(&bqual, &vote)?;
+                Ok(Effects::none())
+            }
             Event::BranchLost(bqual) => {
                 let _told_already = self.lose(&bqual)?;
                 Ok(Effects::none())
@@ -164,7 +167,10 @@ impl Transaction {
                 self.acknowledge(&bqual, applied)?;
                 Ok(self.end_if_all_ended(Outcome::Committed, String::new(), now_ms))
             }
-            Event::Voted(bqual, vote) => self.repeated_vote(&bqual, &vote),
+            Event::Voted(bqual, vote) => {
+                self.vote_after_commit(&bqual, &vote)?;
+                Ok(Effects::none())
+            }
             Event::CommitRequested => Ok(reply(Reply::Decided(Outcome::Committed, String::new()))),
             // The engine answers that it is too late.
             Event::RollbackRequested(_) => Ok(reply(Reply::Decided(Outcome::Committed, String::new()))),
@@ -185,13 +191,8 @@ impl Transaction {
                 self.acknowledge(&bqual, applied)?;
                 Ok(self.end_one_phase(now_ms))
             }
-            // An early vote that crossed the intent (P10). A commit vote is answered by the delivery under way.
-            Event::Voted(bqual, Vote::Commit) => {
-                self.known(&bqual)?;
-                Ok(Effects::none())
-            }
-            Event::Voted(bqual, vote @ (Vote::Rollback(_) | Vote::ReadOnly)) => {
-                self.end_by_vote(&bqual, &vote)?;
+            Event::Voted(bqual, vote) => {
+                self.vote_after_one_phase(&bqual, &vote)?;
                 Ok(self.end_one_phase(now_ms))
             }
             Event::Enlist(bqual) => Ok(refuse(bqual, EnlistRefusal::CommitRequested)),
@@ -222,7 +223,7 @@ impl Transaction {
                 Ok(self.end_if_all_ended(Outcome::RolledBack, why, now_ms))
             }
             Event::Voted(bqual, vote) => {
-                let _none = self.vote_after_rollback(&bqual, &vote)?;
+                self.vote_after_rollback(&bqual, &vote)?;
                 Ok(self.end_if_all_ended(Outcome::RolledBack, why, now_ms))
             }
             Event::CommitRequested | Event::RollbackRequested(_) => {
@@ -249,8 +250,12 @@ impl Transaction {
             Event::CommitRequested
             | Event::RollbackRequested(_)
             | Event::DeadlinePassed
-            | Event::BranchLost(_)
-            | Event::Voted(..) => Ok(Effects::none()),
+            | Event::BranchLost(_) => Ok(Effects::none()),
+            // Too late to say anything.
+            Event::Voted(bqual, _) => {
+                self.known(&bqual)?;
+                Ok(Effects::none())
+            }
             Event::Acknowledged(bqual, applied) => {
                 self.acknowledge_again(&bqual, applied)?;
                 Ok(Effects::none())
@@ -265,7 +270,11 @@ impl Transaction {
             Event::CommitRequested | Event::RollbackRequested(_) => {
                 Ok(reply(Reply::Ended(*outcome, detail.clone())))
             }
-            Event::DeadlinePassed | Event::BranchLost(_) | Event::Voted(..) => Ok(Effects::none()),
+            Event::DeadlinePassed | Event::BranchLost(_) => Ok(Effects::none()),
+            Event::Voted(bqual, _) => {
+                self.known(&bqual)?;
+                Ok(Effects::none())
+            }
             Event::Acknowledged(bqual, applied) => {
                 self.acknowledge_again(&bqual, applied)?;
                 Ok(Effects::none())
