@@ -157,15 +157,20 @@ impl Transaction {
             State::Active | State::Preparing | State::Deciding(_) | State::DecisionUnknown(_) => {
                 PreparedAnswer::StillRunning
             }
-            // A branch that the decision does not name never voted commit to it: it is rolled back (P12).
-            State::Committing | State::CommittingOnePhase if self.branch(bqual).is_none() => {
-                PreparedAnswer::Rollback
+            State::Committing | State::CommittingOnePhase if self.is_named_by_decision(bqual) => {
+                PreparedAnswer::Commit
             }
-            State::Committing | State::CommittingOnePhase => PreparedAnswer::Commit,
+            // It never voted commit to this decision (P12): nothing that belongs to the transaction can be in it.
+            State::Committing | State::CommittingOnePhase => PreparedAnswer::Rollback,
             State::RollbackOnly(_) | State::RollingBack(_) => PreparedAnswer::Rollback,
             // Every branch has ended, some differently from the decision: the log answers for it soon.
             State::Recording(_) | State::Ended(..) => PreparedAnswer::StillRunning,
         }
+    }
+
+    /// Whether the decision record has this branch: the same answer as after a restart, when the record is all there is.
+    fn is_named_by_decision(&self, bqual: &Bqual) -> bool {
+        self.branch(bqual).is_some_and(|branch| !branch.is_read_only())
     }
 
     /// Takes one event and says what has to be done. `now_ms`: milliseconds since 1970, for the records people read.
