@@ -90,11 +90,7 @@ impl Branch {
             BranchState::Prepared => "prepared",
             BranchState::InDoubt => "in-doubt",
             BranchState::ToldOpen | BranchState::Told => "delivering",
-            BranchState::Ended(BranchEnd::Committed) => "committed",
-            BranchState::Ended(BranchEnd::RolledBack) => "rolled-back",
-            BranchState::Ended(BranchEnd::ReadOnly) => "read-only",
-            BranchState::Ended(BranchEnd::Hazard) => "hazard",
-            BranchState::Ended(BranchEnd::Lost) => "lost",
+            BranchState::Ended(end) => end.name(),
         }
     }
 }

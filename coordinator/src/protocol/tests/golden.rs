@@ -15,7 +15,7 @@ use super::names::{bqual, gtrid, short, shorten};
 use super::scripts;
 use crate::protocol::branch::{Branch, BranchState};
 use crate::protocol::event::{Applied, Effects, Event, Message, Reply, Vote};
-use crate::protocol::outcome::{BranchEnd, Outcome};
+use crate::protocol::outcome::Outcome;
 use crate::protocol::record::{About, DecisionKind, DecisionRecord, EndRecord, LogWrite};
 use crate::protocol::transaction::{PreparedAnswer, Transaction};
 
@@ -241,20 +241,9 @@ fn show_bquals(bquals: &[Bqual]) -> String {
 }
 
 fn show_end(end: &EndRecord) -> String {
-    let branches =
-        end.branches.iter().map(|(bqual, end)| format!(" {}={}", short(bqual), show_branch_end(*end)));
+    let branches = end.branches.iter().map(|(bqual, end)| format!(" {}={}", short(bqual), end.name()));
     let detail = if end.detail.is_empty() { String::new() } else { format!(" ({})", shorten(&end.detail)) };
     format!("end {}{detail}:{}", show_outcome(end.outcome), branches.collect::<String>())
-}
-
-fn show_branch_end(end: BranchEnd) -> &'static str {
-    match end {
-        BranchEnd::Committed => "committed",
-        BranchEnd::RolledBack => "rolled-back",
-        BranchEnd::ReadOnly => "read-only",
-        BranchEnd::Hazard => "hazard",
-        BranchEnd::Lost => "lost",
-    }
 }
 
 fn show_message(message: Message) -> String {

@@ -93,7 +93,15 @@ impl Transaction {
 
     /// A transaction whose decision was found in the log after a restart, and what has to be done for it. It takes the
     /// way that it would have taken live: its record has just turned out to be durable.
+    ///
+    /// # Panics
+    /// If the record names no branch, or an intent more than one: no coordinator has ever written such a record.
     pub fn recover(record: DecisionRecord, now_ms: u64) -> (Self, Effects) {
+        let branches = match record.kind {
+            DecisionKind::Commit => !record.branches.is_empty(),
+            DecisionKind::OnePhaseIntent => record.branches.len() == 1,
+        };
+        assert!(branches, "a decision names who has to be told, and an intent exactly one: {record:?}");
         let state = match record.kind {
             DecisionKind::Commit => BranchState::Prepared,
             DecisionKind::OnePhaseIntent => BranchState::Enlisted,
@@ -135,7 +143,7 @@ impl Transaction {
         self.branches.iter().filter(|branch| branch.ended().is_none()).count()
     }
 
-    /// Whether the outcome is decided for good, so that its deadline means nothing any more.
+    /// Whether its deadline still means anything: until the decision is on its way to the log.
     #[must_use]
     pub fn deadline_applies(&self) -> bool {
         match self.state {
@@ -179,28 +187,16 @@ impl Transaction {
     /// [`Rejected`] if the event cannot happen in this state or is not of this transaction. Nothing changed then. From a
     /// participant that is the participant's fault; from the log it is a bug of the coordinator.
     pub fn step(&mut self, event: Event, now_ms: u64) -> Stepped {
-        let effects = match &self.state {
+        let effects = match self.state {
             State::Active => self.step_active(event, now_ms),
-            State::RollbackOnly(why) => {
-                let why = why.clone();
-                self.step_rollback_only(event, &why, now_ms)
-            }
+            State::RollbackOnly(_) => self.step_rollback_only(event, now_ms),
             State::Preparing => self.step_preparing(event, now_ms),
-            State::Deciding(kind) => {
-                let kind = *kind;
-                self.step_deciding(event, kind, now_ms)
-            }
-            State::DecisionUnknown(kind) => {
-                let kind = *kind;
-                self.step_decision_unknown(event, kind, now_ms)
-            }
+            State::Deciding(kind) => self.step_deciding(event, kind, now_ms),
+            State::DecisionUnknown(kind) => self.step_decision_unknown(event, kind, now_ms),
             State::Committing => self.step_committing(event, now_ms),
             State::CommittingOnePhase => self.step_committing_one_phase(event, now_ms),
             State::RollingBack(_) => self.step_rolling_back(event, now_ms),
-            State::Recording(record) => {
-                let record = record.clone();
-                self.step_recording(event, record)
-            }
+            State::Recording(_) => self.step_recording(event),
             State::Ended(..) => self.step_ended(event),
         }?;
         effects.assert_ordered();

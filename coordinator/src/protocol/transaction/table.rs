@@ -6,25 +6,25 @@ use super::transitions::{refuse, reply};
 use super::{State, Stepped, Transaction};
 use crate::protocol::branch::Branch;
 use crate::protocol::event::{Effects, EnlistRefusal, Event, Message, Reply};
-use crate::protocol::outcome::Outcome;
-use crate::protocol::record::{DecisionKind, EndRecord, LogWrite};
+use crate::protocol::outcome::{Decision, Outcome};
+use crate::protocol::record::{DecisionKind, LogWrite};
 
 impl Transaction {
     pub(super) fn step_active(&mut self, event: Event, now_ms: u64) -> Stepped {
         match event {
             Event::Enlist(bqual) => Ok(self.enlist(bqual)),
             Event::CommitRequested => Ok(self.request_commit(now_ms)),
-            Event::RollbackRequested(why) => Ok(self.become_rolling_back(why, now_ms)),
+            Event::RollbackRequested(why) => Ok(self.become_rolling_back(&why, now_ms)),
             Event::DeadlinePassed => {
-                Ok(self.become_rolling_back("its deadline passed before commit was requested".into(), now_ms))
+                Ok(self.become_rolling_back("its deadline passed before commit was requested", now_ms))
             }
             Event::Voted(bqual, vote) => {
                 let refused = self.record_vote(&bqual, vote)?;
-                Ok(refused.map_or_else(Effects::none, |why| self.become_rollback_only(why)))
+                Ok(refused.map_or_else(Effects::none, |why| self.become_rollback_only(&why)))
             }
             Event::BranchLost(bqual) => {
                 let lost = self.lose(&bqual)?;
-                Ok(lost.map_or_else(Effects::none, |why| self.become_rollback_only(why)))
+                Ok(lost.map_or_else(Effects::none, |why| self.become_rollback_only(&why)))
             }
             Event::Acknowledged(..) => self.reject(event, "no decision was sent"),
             Event::LogForced
@@ -36,12 +36,14 @@ impl Transaction {
         }
     }
 
-    pub(super) fn step_rollback_only(&mut self, event: Event, why: &str, now_ms: u64) -> Stepped {
+    pub(super) fn step_rollback_only(&mut self, event: Event, now_ms: u64) -> Stepped {
+        let State::RollbackOnly(why) = &self.state else { unreachable!("called in this state only") };
+        let why = why.clone();
         match event {
             Event::Enlist(bqual) => Ok(refuse(bqual, EnlistRefusal::RollbackOnly)),
             // The application has now asked, or will not ask in time: what is left is only to hear from the branches.
             Event::CommitRequested | Event::RollbackRequested(_) | Event::DeadlinePassed => {
-                Ok(self.become_rolling_back(why.to_owned(), now_ms))
+                Ok(self.become_rolling_back(&why, now_ms))
             }
             Event::Voted(bqual, vote) => {
                 self.vote_after_rollback(&bqual, &vote)?;
@@ -68,21 +70,21 @@ impl Transaction {
         match event {
             Event::Enlist(bqual) => Ok(refuse(bqual, EnlistRefusal::CommitRequested)),
             Event::CommitRequested => Ok(Effects::none()),
-            Event::RollbackRequested(why) => Ok(self.become_rolling_back(why, now_ms)),
+            Event::RollbackRequested(why) => Ok(self.become_rolling_back(&why, now_ms)),
             Event::DeadlinePassed => {
                 let missing = self.branches.iter().filter(|branch| branch.awaits_vote());
                 let names: Vec<_> = missing.map(|branch| branch.bqual.as_str()).collect();
                 let why = format!("its deadline passed before these branches voted: {}", names.join(", "));
-                Ok(self.become_rolling_back(why, now_ms))
+                Ok(self.become_rolling_back(&why, now_ms))
             }
             Event::Voted(bqual, vote) => match self.record_vote(&bqual, vote)? {
-                Some(why) => Ok(self.become_rolling_back(why, now_ms)),
+                Some(why) => Ok(self.become_rolling_back(&why, now_ms)),
                 None if self.branches.iter().any(Branch::awaits_vote) => Ok(Effects::none()),
                 None => Ok(self.decide_by_votes(now_ms)),
             },
             Event::BranchLost(bqual) => {
                 let lost = self.lose(&bqual)?;
-                Ok(lost.map_or_else(Effects::none, |why| self.become_rolling_back(why, now_ms)))
+                Ok(lost.map_or_else(Effects::none, |why| self.become_rolling_back(&why, now_ms)))
             }
             Event::Acknowledged(..) => self.reject(event, "no decision was sent"),
             Event::LogForced
@@ -98,7 +100,7 @@ impl Transaction {
         match event {
             Event::LogForced => Ok(self.decision_is_durable(kind, now_ms)),
             Event::LogRefused(why) => {
-                Ok(self.become_rolling_back(format!("the decision log refused the decision: {why}"), now_ms))
+                Ok(self.become_rolling_back(&format!("the decision log refused the decision: {why}"), now_ms))
             }
             Event::LogUnknown(_) => Ok(self.become_decision_unknown(kind)),
             Event::LogFound | Event::LogAbsent => self.reject(event, "the log's answer is not unknown"),
@@ -117,7 +119,7 @@ impl Transaction {
         match event {
             Event::LogFound => Ok(self.decision_is_durable(kind, now_ms)),
             Event::LogAbsent => {
-                Ok(self.become_rolling_back("the decision did not reach the decision log".into(), now_ms))
+                Ok(self.become_rolling_back("the decision did not reach the decision log", now_ms))
             }
             Event::LogForced | Event::LogRefused(_) | Event::LogUnknown(_) => {
                 self.reject(event, "only reading the log behind the fence ends this")
@@ -165,7 +167,7 @@ impl Transaction {
         match event {
             Event::Acknowledged(bqual, applied) => {
                 self.acknowledge(&bqual, applied)?;
-                Ok(self.end_if_all_ended(Outcome::Committed, String::new(), now_ms))
+                Ok(self.end_if_all_ended(Decision::Commit, "", now_ms))
             }
             Event::Voted(bqual, vote) => {
                 self.vote_after_commit(&bqual, &vote)?;
@@ -216,15 +218,15 @@ impl Transaction {
         match event {
             Event::Acknowledged(bqual, applied) => {
                 self.acknowledge(&bqual, applied)?;
-                Ok(self.end_if_all_ended(Outcome::RolledBack, why, now_ms))
+                Ok(self.end_if_all_ended(Decision::Rollback, &why, now_ms))
             }
             Event::BranchLost(bqual) => {
                 let _told_already = self.lose(&bqual)?;
-                Ok(self.end_if_all_ended(Outcome::RolledBack, why, now_ms))
+                Ok(self.end_if_all_ended(Decision::Rollback, &why, now_ms))
             }
             Event::Voted(bqual, vote) => {
                 self.vote_after_rollback(&bqual, &vote)?;
-                Ok(self.end_if_all_ended(Outcome::RolledBack, why, now_ms))
+                Ok(self.end_if_all_ended(Decision::Rollback, &why, now_ms))
             }
             Event::CommitRequested | Event::RollbackRequested(_) => {
                 Ok(reply(Reply::Decided(Outcome::RolledBack, why)))
@@ -240,12 +242,18 @@ impl Transaction {
         }
     }
 
-    pub(super) fn step_recording(&mut self, event: Event, record: EndRecord) -> Stepped {
+    pub(super) fn step_recording(&mut self, event: Event) -> Stepped {
+        let State::Recording(record) = &self.state else { unreachable!("called in this state only") };
         match event {
-            Event::LogForced | Event::LogFound => Ok(self.become_ended(record.outcome, record.detail)),
+            Event::LogForced | Event::LogFound => {
+                let (outcome, detail) = (record.outcome, record.detail.clone());
+                Ok(self.become_ended(outcome, detail))
+            }
             // Everything waits for the record: nobody forgets a heuristic outcome that is not written down.
             Event::LogRefused(_) | Event::LogUnknown(_) | Event::LogAbsent => Ok(Effects::none()),
-            Event::RecordAgain => Ok(Effects { log: Some(LogWrite::ForceEnd(record)), ..Effects::none() }),
+            Event::RecordAgain => {
+                Ok(Effects { log: Some(LogWrite::ForceEnd(record.clone())), ..Effects::none() })
+            }
             Event::Enlist(bqual) => Ok(refuse(bqual, EnlistRefusal::Ended)),
             Event::CommitRequested
             | Event::RollbackRequested(_)

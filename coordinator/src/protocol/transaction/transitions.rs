@@ -5,7 +5,7 @@ use lockstep_proto::{Bqual, limits};
 use super::{State, Transaction};
 use crate::protocol::branch::{Branch, BranchState};
 use crate::protocol::event::{Effects, EnlistRefusal, Message, Reply};
-use crate::protocol::outcome::{BranchEnd, Heuristic, Outcome};
+use crate::protocol::outcome::{BranchEnd, Decision, Heuristic, Outcome};
 use crate::protocol::record::{DecisionKind, DecisionRecord, EndRecord, LogWrite};
 
 impl Transaction {
@@ -97,27 +97,42 @@ impl Transaction {
         messages
     }
 
-    pub(super) fn become_rollback_only(&mut self, why: String) -> Effects {
-        self.state = State::RollbackOnly(why);
+    pub(super) fn become_rollback_only(&mut self, why: &str) -> Effects {
+        self.state = State::RollbackOnly(detail(why));
         Effects { messages: self.tell_rollback(), ..Effects::none() }
     }
 
-    pub(super) fn become_rolling_back(&mut self, why: String, now_ms: u64) -> Effects {
+    pub(super) fn become_rolling_back(&mut self, why: &str, now_ms: u64) -> Effects {
+        let why = detail(why);
         let messages = self.tell_rollback();
         self.state = State::RollingBack(why.clone());
-        let mut effects = self.end_if_all_ended(Outcome::RolledBack, why.clone(), now_ms);
-        if effects.reply.is_none() && effects.log.is_none() {
+        let mut effects = self.end_if_all_ended(Decision::Rollback, &why, now_ms);
+        if self.pending() > 0 {
             effects.reply = Some(Reply::Decided(Outcome::RolledBack, why));
         }
         effects.messages = messages;
         effects
     }
 
-    pub(super) fn become_recording(&mut self, heuristic: Heuristic, now_ms: u64) -> Effects {
-        let branches =
-            self.branches.iter().filter_map(|branch| Some(format!("{} {:?}", branch.bqual, branch.ended()?)));
-        let detail = format!("branches ended differently: {}", branches.collect::<Vec<_>>().join(", "));
-        let record = self.end_record(Outcome::Heuristic(heuristic), detail, now_ms);
+    fn become_recording(&mut self, decision: Decision, heuristic: Heuristic, now_ms: u64) -> Effects {
+        let differs = |end: BranchEnd| match (decision, end) {
+            (Decision::Commit, BranchEnd::RolledBack | BranchEnd::Lost)
+            | (Decision::Rollback, BranchEnd::Committed)
+            | (Decision::Commit | Decision::Rollback, BranchEnd::Hazard) => true,
+            (Decision::Commit, BranchEnd::Committed)
+            | (Decision::Rollback, BranchEnd::RolledBack | BranchEnd::Lost)
+            | (Decision::Commit | Decision::Rollback, BranchEnd::ReadOnly) => false,
+        };
+        let ended = self.branches.iter().filter_map(|branch| Some((&branch.bqual, branch.ended()?)));
+        let others =
+            ended.filter(|(_, end)| differs(*end)).map(|(bqual, end)| format!("{bqual} {}", end.name()));
+        let others = others.collect::<Vec<_>>().join(", ");
+        let decision = match decision {
+            Decision::Commit => "commit",
+            Decision::Rollback => "rollback",
+        };
+        let why = format!("the decision was {decision}, but these branches ended otherwise: {others}");
+        let record = self.end_record(Outcome::Heuristic(heuristic), &why, now_ms);
         self.state = State::Recording(record.clone());
         Effects { log: Some(LogWrite::ForceEnd(record)), ..Effects::none() }
     }
@@ -131,67 +146,74 @@ impl Transaction {
     // ---- the end ----
 
     /// Ends the transaction once its last branch has.
-    pub(super) fn end_if_all_ended(&mut self, decided: Outcome, detail: String, now_ms: u64) -> Effects {
+    pub(super) fn end_if_all_ended(&mut self, decision: Decision, why: &str, now_ms: u64) -> Effects {
         if self.pending() > 0 {
             return Effects::none();
         }
-        match self.heuristic(decided) {
-            Some(heuristic) => self.become_recording(heuristic, now_ms),
-            None => {
-                let record = self.end_record(decided, detail.clone(), now_ms);
-                let mut effects = self.become_ended(decided, detail);
-                effects.log = Some(LogWrite::LazyEnd(record));
-                effects
-            }
+        match (self.heuristic(decision), decision) {
+            (Some(heuristic), _) => self.become_recording(decision, heuristic, now_ms),
+            (None, Decision::Commit) => self.end_on_record(Outcome::Committed, "", now_ms),
+            (None, Decision::Rollback) => self.end_on_record(Outcome::RolledBack, why, now_ms),
         }
     }
 
-    /// The one branch of a one-phase commit has ended, and its end is the transaction's outcome (P10).
+    /// In one phase the one branch's end is the transaction's outcome (P10), so that only a hazard can be heuristic.
     pub(super) fn end_one_phase(&mut self, now_ms: u64) -> Effects {
-        let end = self.branches.iter().filter(|branch| !branch.is_read_only()).find_map(Branch::ended);
-        let (outcome, detail) = match end {
-            Some(BranchEnd::Committed) => (Outcome::Committed, String::new()),
-            Some(BranchEnd::Hazard) => return self.become_recording(Heuristic::Hazard, now_ms),
-            Some(BranchEnd::RolledBack | BranchEnd::Lost) => {
-                (Outcome::RolledBack, "its only branch could not commit in one phase".to_owned())
+        let mut wrote = self.branches.iter().filter(|branch| !branch.is_read_only());
+        match wrote.next().map(Branch::ended) {
+            Some(None) => Effects::none(),
+            Some(Some(BranchEnd::Committed | BranchEnd::ReadOnly | BranchEnd::Hazard)) => {
+                self.end_if_all_ended(Decision::Commit, "", now_ms)
             }
-            Some(BranchEnd::ReadOnly) => unreachable!("read-only branches are filtered out"),
-            None if self.pending() > 0 => return Effects::none(),
-            None => (Outcome::NothingToCommit, String::new()),
-        };
-        self.end_if_all_ended(outcome, detail, now_ms)
+            Some(Some(BranchEnd::RolledBack | BranchEnd::Lost)) => {
+                let why = "its only branch could not commit in one phase";
+                self.end_if_all_ended(Decision::Rollback, why, now_ms)
+            }
+            None => self.end_on_record(Outcome::NothingToCommit, "", now_ms),
+        }
     }
 
-    /// How the branches differ from the decision, if any does.
-    fn heuristic(&self, decided: Outcome) -> Option<Heuristic> {
+    fn end_on_record(&mut self, outcome: Outcome, why: &str, now_ms: u64) -> Effects {
+        let record = self.end_record(outcome, why, now_ms);
+        let mut effects = self.become_ended(outcome, why.to_owned());
+        effects.log = Some(LogWrite::LazyEnd(record));
+        effects
+    }
+
+    /// How the branches differ from the decision, if any does. What is known to be mixed stays so whatever a hazard did.
+    fn heuristic(&self, decision: Decision) -> Option<Heuristic> {
         let ended = |end| self.branches.iter().any(|branch| branch.state == BranchState::Ended(end));
         let committed = ended(BranchEnd::Committed);
         let rolled_back = ended(BranchEnd::RolledBack) || ended(BranchEnd::Lost);
-        match decided {
-            _ if committed && rolled_back => Some(Heuristic::Mixed),
-            _ if ended(BranchEnd::Hazard) => Some(Heuristic::Hazard),
-            Outcome::Committed if rolled_back => Some(Heuristic::Rollback),
-            Outcome::RolledBack if committed => Some(Heuristic::Commit),
-            Outcome::Committed
-            | Outcome::RolledBack
-            | Outcome::NothingToCommit
-            | Outcome::Heuristic(_)
-            | Outcome::Unknown => None,
+        if committed && rolled_back {
+            return Some(Heuristic::Mixed);
+        }
+        if ended(BranchEnd::Hazard) {
+            return Some(Heuristic::Hazard);
+        }
+        match decision {
+            Decision::Commit => rolled_back.then_some(Heuristic::Rollback),
+            Decision::Rollback => committed.then_some(Heuristic::Commit),
         }
     }
 
-    fn end_record(&self, outcome: Outcome, detail: String, now_ms: u64) -> EndRecord {
+    fn end_record(&self, outcome: Outcome, why: &str, now_ms: u64) -> EndRecord {
         let branches =
             self.branches.iter().filter_map(|branch| Some((branch.bqual.clone(), branch.ended()?)));
         EndRecord {
             gtrid: self.gtrid,
             outcome,
-            detail: limits::cut(&detail, limits::MAX_DETAIL_BYTES).to_owned(),
+            detail: detail(why),
             branches: branches.collect(),
             ended_ms: now_ms,
             about: self.about.clone(),
         }
     }
+}
+
+/// A reason as it is kept and told: of bounded length, however many branches it names.
+fn detail(why: &str) -> String {
+    limits::cut(why, limits::MAX_DETAIL_BYTES).to_owned()
 }
 
 pub(super) fn reply(reply: Reply) -> Effects {
