@@ -67,7 +67,10 @@ fn server_url(text: &str) -> Result<Uri, String> {
         Some("https") => return Err(format!("this version has no TLS; {FORM}")),
         Some(_) | None => return Err(format!("it does not begin with http://; {FORM}")),
     }
-    if url.host().is_none_or(str::is_empty) || !matches!(url.path(), "" | "/") || url.query().is_some() {
+    let host = url.host().unwrap_or_default();
+    // `http` takes `host:port` too, and says afterwards that this is no port.
+    let whole = url.authority().is_some_and(|both| both.as_str() == host || both.port_u16().is_some());
+    if host.is_empty() || !whole || !matches!(url.path(), "" | "/") || url.query().is_some() {
         return Err(format!("it is a host and a port, and nothing else; {FORM}"));
     }
     Ok(url)
@@ -222,4 +225,57 @@ fn causes(status: &Status) -> String {
         cause = error.source();
     }
     printable(&told)
+}
+
+#[cfg(test)]
+mod tests {
+    use lockstep_proto::v1::StatusRequest;
+    use tokio::net::{TcpListener, TcpSocket};
+
+    use super::*;
+
+    /// How a question to this address ends when it is given up after so long.
+    async fn ask(address: std::net::SocketAddr, limit: Duration) -> Status {
+        let remote = Remote::new(&server_url(&format!("http://{address}")).unwrap(), limit);
+        remote.admin().status(StatusRequest {}).await.expect_err("nobody answers there")
+    }
+
+    #[tokio::test]
+    async fn nobody_late_and_broken_are_told_apart() {
+        let patient = Duration::from_secs(60);
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        assert_eq!(reach(&ask(address, Duration::from_millis(100)).await), Reach::Late);
+
+        tokio::spawn(async move {
+            // Each connection is closed as soon as it is there.
+            while listener.accept().await.is_ok() {}
+        });
+        assert_eq!(reach(&ask(address, patient).await), Reach::Broken);
+
+        // Bound, so that nobody else gets it, and not listening.
+        let socket = TcpSocket::new_v4().unwrap();
+        socket.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+        assert_eq!(reach(&ask(socket.local_addr().unwrap(), patient).await), Reach::Nobody);
+
+        assert_eq!(reach(&Status::unavailable("it is draining")), Reach::Answered);
+    }
+
+    #[test]
+    fn a_url_is_a_host_and_a_port() {
+        for url in ["http://127.0.0.1:7420", "http://[::1]:7420/", "http://coordinator"] {
+            server_url(url).expect(url);
+        }
+        for url in [
+            "http://",
+            "ftp://host:1",
+            "http://host:1/?query",
+            "http://host:port",
+            "http://u@host",
+            "",
+            "host:1",
+        ] {
+            server_url(url).expect_err(url);
+        }
+    }
 }

@@ -112,6 +112,9 @@ mod tests {
 
     use super::*;
 
+    /// Nothing here takes that long; what would hang fails instead.
+    const PATIENCE: Duration = Duration::from_secs(30);
+
     /// Signals that a test sends.
     fn signals() -> (mpsc::UnboundedSender<&'static str>, impl AsyncFnMut() -> &'static str) {
         let (sender, receiver) = mpsc::unbounded_channel();
@@ -133,7 +136,8 @@ mod tests {
             Ok(())
         });
         send.send("SIGTERM").unwrap();
-        assert_eq!(until_ended(serving, next, &shutdown).await.unwrap(), Exit::Ok);
+        let ended = tokio::time::timeout(PATIENCE, until_ended(serving, next, &shutdown));
+        assert_eq!(ended.await.expect("it drains").unwrap(), Exit::Ok);
     }
 
     #[tokio::test]
@@ -143,8 +147,7 @@ mod tests {
         let serving = Box::pin(std::future::pending());
         send.send("SIGTERM").unwrap();
         send.send("SIGINT").unwrap();
-        let ended = until_ended(serving, next, &shutdown);
-        let failure = tokio::time::timeout(Duration::from_secs(30), ended)
+        let failure = tokio::time::timeout(PATIENCE, until_ended(serving, next, &shutdown))
             .await
             .expect("it ends though the drain never does")
             .unwrap_err();
