@@ -3,4 +3,5 @@
 
 mod golden;
 pub(crate) mod names;
+mod presumption;
 pub(crate) mod scripts;
