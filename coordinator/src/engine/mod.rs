@@ -1,3 +1,6 @@
 pub mod delivery;
 pub mod input;
 pub mod shard;
+
+#[cfg(test)]
+mod tests;

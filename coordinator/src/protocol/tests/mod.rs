@@ -5,3 +5,4 @@ mod golden;
 pub(crate) mod names;
 mod presumption;
 pub(crate) mod scripts;
+pub(crate) mod show;
