@@ -9,14 +9,12 @@ use std::error::Error;
 use std::fmt::Write as _;
 
 use goldenscript::Command;
-use lockstep_proto::Bqual;
 
 use super::names::{bqual, gtrid, short, shorten};
-use super::scripts;
+use super::{scripts, show};
 use crate::protocol::branch::{Branch, BranchState};
-use crate::protocol::event::{Applied, Effects, Event, Message, Reply, Vote};
-use crate::protocol::outcome::Outcome;
-use crate::protocol::record::{About, DecisionKind, DecisionRecord, EndRecord, LogWrite};
+use crate::protocol::event::{Applied, Effects, Event, Reply, Vote};
+use crate::protocol::record::{About, DecisionRecord, EndRecord, LogWrite};
 use crate::protocol::transaction::{PreparedAnswer, Transaction};
 
 #[test]
@@ -61,14 +59,14 @@ impl Runner {
 
     fn show_effects(&mut self, effects: Effects, output: &mut String) {
         if let Some(write) = effects.log {
-            writeln!(output, "log: {}", show_write(&write)).unwrap();
+            writeln!(output, "log: {}", show::write(&write)).unwrap();
             match write {
                 LogWrite::LazyEnd(end) => self.end = Some(end),
                 forced @ (LogWrite::ForceDecision(_) | LogWrite::ForceEnd(_)) => self.writing = Some(forced),
             }
         }
         for (bqual, message) in effects.messages {
-            writeln!(output, "send {}: {}", short(&bqual), show_message(message)).unwrap();
+            writeln!(output, "send {}: {}", short(&bqual), show::message(message)).unwrap();
         }
         if let Some(reply) = effects.reply {
             writeln!(output, "reply: {}", show_reply(&reply)).unwrap();
@@ -109,7 +107,7 @@ impl Runner {
         }
         self.writing = None;
         if let Some(end) = &self.end {
-            writeln!(output, "the log has its end: {}", show_outcome(end.outcome)).unwrap();
+            writeln!(output, "the log has its end: {}", show::outcome(end.outcome)).unwrap();
             return;
         }
         let Some(decision) = self.decision.clone() else {
@@ -222,56 +220,11 @@ fn branch_state(branch: &Branch) -> &'static str {
     if branch.state == BranchState::ToldOpen { "delivering while open" } else { branch.state_name() }
 }
 
-fn show_write(write: &LogWrite) -> String {
-    match write {
-        LogWrite::ForceDecision(decision) => {
-            let kind = match decision.kind {
-                DecisionKind::Commit => "commit",
-                DecisionKind::OnePhaseIntent => "one-phase intent",
-            };
-            format!("force {kind} of {}", show_bquals(&decision.branches))
-        }
-        LogWrite::ForceEnd(end) => format!("force {}", show_end(end)),
-        LogWrite::LazyEnd(end) => format!("lazily {}", show_end(end)),
-    }
-}
-
-fn show_bquals(bquals: &[Bqual]) -> String {
-    bquals.iter().map(short).collect::<Vec<_>>().join(" ")
-}
-
-fn show_end(end: &EndRecord) -> String {
-    let branches = end.branches.iter().map(|(bqual, end)| format!(" {}={}", short(bqual), end.name()));
-    let detail = if end.detail.is_empty() { String::new() } else { format!(" ({})", shorten(&end.detail)) };
-    format!("end {}{detail}:{}", show_outcome(end.outcome), branches.collect::<String>())
-}
-
-fn show_message(message: Message) -> String {
-    match message {
-        Message::Enlisted => "enlisted".into(),
-        Message::EnlistRefused(why) => format!("enlist refused: {why:?}"),
-        Message::Prepare => "prepare".into(),
-        Message::Commit => "commit".into(),
-        Message::Rollback => "roll back".into(),
-        Message::CommitOnePhase => "commit in one phase".into(),
-    }
-}
-
-fn show_outcome(outcome: Outcome) -> String {
-    match outcome {
-        Outcome::Committed => "committed".into(),
-        Outcome::RolledBack => "rolled back".into(),
-        Outcome::NothingToCommit => "nothing to commit".into(),
-        Outcome::Heuristic(kind) => format!("heuristic {kind:?}").to_lowercase(),
-        Outcome::Unknown => "unknown".into(),
-    }
-}
-
 fn show_reply(reply: &Reply) -> String {
     let (what, outcome, detail) = match reply {
         Reply::Decided(outcome, detail) => ("decided", outcome, detail),
         Reply::Ended(outcome, detail) => ("ended", outcome, detail),
     };
     let detail = if detail.is_empty() { String::new() } else { format!(" ({})", shorten(detail)) };
-    format!("{what} {}{detail}", show_outcome(*outcome))
+    format!("{what} {}{detail}", show::outcome(*outcome))
 }

@@ -3,4 +3,6 @@
 
 mod golden;
 pub(crate) mod names;
+mod presumption;
 pub(crate) mod scripts;
+pub(crate) mod show;

@@ -104,7 +104,7 @@ impl Transaction {
         assert!(branches, "a decision names who has to be told, and an intent exactly one: {record:?}");
         let state = match record.kind {
             DecisionKind::Commit => BranchState::Prepared,
-            DecisionKind::OnePhaseIntent => BranchState::Enlisted,
+            DecisionKind::OnePhaseIntent => BranchState::InDoubt,
         };
         let branches = record.branches.into_iter().map(|bqual| Branch { bqual, state }).collect();
         let mut transaction =
