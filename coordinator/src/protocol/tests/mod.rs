@@ -7,3 +7,4 @@ mod presumption;
 pub(crate) mod scripts;
 pub(crate) mod show;
 mod table;
+mod walk;
