@@ -361,3 +361,48 @@ fn backoff(xid: &Xid, attempts: u32) -> Duration {
     let share = u32::try_from(hash >> 54).expect("10 bits");
     longest / 2 + (longest / 2) * share / 1024
 }
+
+#[cfg(test)]
+impl Deliveries {
+    /// Asserts that every delivery is in exactly the indexes of its place, and nothing else is in any.
+    pub(super) fn assert_whole(&self) {
+        let mut timers = Timers::new();
+        for (name, queue) in &self.queues {
+            let mut places = (BTreeMap::new(), BTreeSet::new(), BTreeSet::new());
+            for (xid, delivery) in &queue.deliveries {
+                assert_eq!(
+                    xid.bqual.resource_manager(),
+                    *name,
+                    "a delivery is in its resource manager's queue"
+                );
+                match delivery.place {
+                    Place::Ready(turn) => assert!(places.0.insert(turn, xid.clone()).is_none()),
+                    Place::InFlight(session, at) => {
+                        assert!(queue.sessions.contains(&session), "what is in flight is so over a session");
+                        places.1.insert((session, xid.clone()));
+                        timers.insert((at, xid.clone()));
+                    }
+                    Place::BackingOff(at) => {
+                        places.2.insert(xid.clone());
+                        timers.insert((at, xid.clone()));
+                    }
+                }
+            }
+            assert_eq!(
+                (&queue.ready, &queue.in_flight, &queue.backing_off),
+                (&places.0, &places.1, &places.2)
+            );
+            assert!(queue.in_flight.len() <= WINDOW, "no more than a window is in flight");
+            let idle_for_nothing =
+                !queue.ready.is_empty() && !queue.sessions.is_empty() && queue.in_flight.len() < WINDOW;
+            assert!(!idle_for_nothing, "after a pump whatever may be sent is sent");
+            assert!(!queue.sessions.is_empty() || !queue.deliveries.is_empty(), "an idle queue goes");
+        }
+        assert_eq!(self.timers, timers, "a timer for everything that waits, and no other");
+    }
+
+    /// The branches that something is delivered to.
+    pub(super) fn xids(&self) -> impl Iterator<Item = &Xid> {
+        self.queues.values().flat_map(|queue| queue.deliveries.keys())
+    }
+}

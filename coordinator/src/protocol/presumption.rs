@@ -59,8 +59,9 @@ impl Recorded {
         self.decision().is_some_and(|decision| decision.branches.contains(bqual))
     }
 
-    fn is_commit(&self) -> bool {
-        self.decision().is_some_and(|decision| decision.kind == DecisionKind::Commit)
+    fn is_intent_of(&self, bqual: &Bqual) -> bool {
+        self.names(bqual)
+            && self.decision().is_some_and(|decision| decision.kind == DecisionKind::OnePhaseIntent)
     }
 
     fn end_of(&self, bqual: &Bqual) -> Option<BranchEnd> {
@@ -142,11 +143,11 @@ pub fn prepared_fate(look_up: &LookUp, behind: bool, bqual: &Bqual) -> PreparedF
         Known::Ended(Outcome::RolledBack | Outcome::NothingToCommit, _) | Known::PresumedRolledBack => {
             PreparedFate::Rollback
         }
-        // What other branches did does not change the decision, if it was to commit.
-        Known::Ended(Outcome::Heuristic(_), _) if look_up.recorded.is_commit() => by_decision,
-        Known::Ended(Outcome::Heuristic(_) | Outcome::Unknown, _) => {
-            PreparedFate::Unknown("the transaction has a heuristic outcome on record: an operator decides")
-        }
+        // What other branches did does not change the decision. An intent decides nothing by itself.
+        Known::Ended(Outcome::Heuristic(_), _) if !look_up.recorded.is_intent_of(bqual) => by_decision,
+        Known::Ended(Outcome::Heuristic(_) | Outcome::Unknown, _) => PreparedFate::Unknown(
+            "its one-phase commit has a heuristic outcome on record: an operator decides",
+        ),
         Known::Unknown(why) => PreparedFate::Unknown(why),
     }
 }

@@ -11,6 +11,8 @@
 mod clients;
 mod participants;
 mod waiters;
+#[cfg(test)]
+mod whole;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;

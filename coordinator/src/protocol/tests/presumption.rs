@@ -118,7 +118,7 @@ fn a_record_is_what_it_says() {
 #[test]
 fn a_prepared_branch_follows_the_decision_that_names_it() {
     use PreparedFate::{Commit, Rollback, Unknown};
-    let operator = Unknown("the transaction has a heuristic outcome on record: an operator decides");
+    let operator = Unknown("its one-phase commit has a heuristic outcome on record: an operator decides");
     let table = [
         ("commit", Commit, Rollback),
         ("intent", Commit, Rollback),
@@ -128,9 +128,9 @@ fn a_prepared_branch_follows_the_decision_that_names_it() {
         ("intent, committed", Commit, Rollback),
         ("intent, rolled back", Rollback, Rollback),
         ("intent, nothing to commit", Rollback, Rollback),
-        ("intent, heuristic, a hazard", operator, operator),
+        ("intent, heuristic, a hazard", operator, Rollback),
         ("rolled back, a lost", Rollback, Rollback),
-        ("heuristic, a committed", operator, operator),
+        ("heuristic, a committed", Rollback, Rollback),
     ];
     for (name, a, b) in table {
         for (look_up, behind) in look_ups(&record(name)) {
