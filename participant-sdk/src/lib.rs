@@ -1,1 +1,50 @@
-//! SDK
+//! Lockstep's SDK: commit one piece of work in several databases, or in none.
+//!
+//! # Begin and end a transaction
+//!
+//! ```no_run
+//! # async fn reserve(_: &lockstep::Context) -> Result<(), std::io::Error> { Ok(()) }
+//! # async fn charge(_: &lockstep::Context) -> Result<(), std::io::Error> { Ok(()) }
+//! # async fn example() -> Result<(), Box<dyn std::error::Error>> {
+//! let client = lockstep::Client::connect("http://127.0.0.1:7420").await?;
+//! // Commits if the work succeeds; rolls back if it fails, panics or is cancelled.
+//! client.transaction("order", async |tx| {
+//!     reserve(&tx.context()).await?; // Each call sends the context along, in one header.
+//!     charge(&tx.context()).await
+//! }).await?;
+//! # Ok(()) }
+//! ```
+//!
+//! Every error says what its caller may do: [`Advice`]. A commit whose answer was lost is neither a success nor a failure;
+//! it is [`CommitError::Unknown`], with the transaction's id to ask for.
+//!
+//! # Read in this order
+//!
+//! - [`Client`], [`Transaction`]: the application's side.
+//! - [`Context`], and [`ContextLayer`]: what travels from one service to the next.
+//! - [`Participant`], [`Branch`]: the side of a service that takes part with its own database.
+//! - [`resource`]: what a store has to be able to do.
+//! - [`branch`]: two-phase commit on the participant's side, as a pure state machine. [`session`] is the conversation around
+//!   it. Both are public for simulators and model checkers, not for services, and change with the protocol.
+
+pub mod branch;
+mod client;
+mod clock;
+mod context;
+mod error;
+mod layers;
+mod participant;
+pub mod resource;
+pub mod session;
+
+pub use client::{Begin, Client, ClientBuilder, Committed, DEFAULT_PATIENCE, Outcome, Transaction};
+pub use context::{CONTEXT_HEADER, Context, MAX_CONTEXT_BYTES};
+pub use error::{
+    Advice, AttachError, BeginError, CommitError, ConnectError, ContextError, FinishError, InquireError,
+    JoinError, RollbackError, TransactionError,
+};
+pub use layers::{ContextLayer, ContextService, InjectContext, InjectContextLayer};
+pub use lockstep_proto::{ClusterId, Gtrid};
+pub use participant::{Branch, Participant, ParticipantBuilder};
+#[cfg(feature = "sqlite")]
+pub use resource::sqlite::Sqlite;

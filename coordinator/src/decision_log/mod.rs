@@ -7,6 +7,14 @@
 //! What a failed write means is in the types: [`AppendError::Refused`] wrote nothing and never will,
 //! [`AppendError::Unknown`] may have written, and nobody may conclude anything before the log was read again.
 
+#[cfg(test)]
+mod contract;
+pub mod data_dir;
+pub mod group_commit;
+#[cfg(test)]
+mod rerun;
+pub mod sqlite;
+
 use std::time::Duration;
 
 use futures::future::BoxFuture;
@@ -34,7 +42,7 @@ impl Batch {
 }
 
 /// A write that did not succeed.
-#[derive(Debug, thiserror::Error)]
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum AppendError {
     /// Nothing was written, and nothing of it will appear later.
     #[error("the decision log refused the write: {0}")]
@@ -45,7 +53,7 @@ pub enum AppendError {
 }
 
 /// The log could not be read.
-#[derive(Debug, thiserror::Error)]
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ReadError {
     /// It did not answer.
     #[error("the decision log cannot be read: {0}")]
@@ -111,6 +119,10 @@ pub trait DecisionLog: Send + Sync + 'static {
 
     /// What the log knows of each of these, from one snapshot, in their order.
     fn look_up<'a>(&'a self, gtrids: &'a [Gtrid]) -> BoxFuture<'a, Result<Vec<LookUp>, ReadError>>;
+
+    /// Whether this position is behind the newest one of this log: its epoch is known under that incarnation, and has come at
+    /// least so far. If not, the log has lost its tail, or is another one, and nothing may be presumed from it (P8).
+    fn reaches(&self, position: LogPosition) -> BoxFuture<'_, Result<bool, ReadError>>;
 
     /// Decisions without an end, in the order of their gtrids, from behind `after`, at most `limit`.
     fn unfinished(

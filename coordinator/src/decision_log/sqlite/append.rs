@@ -1,0 +1,133 @@
+//! Writing decisions and ends: what is there is read first, then one statement writes whatever is new.
+//!
+//! Reading first costs one look per record on pages that are in memory, and buys three things: a repeated write changes
+//! nothing, a decision is never replaced by another one (stability), and an end can be written relative to its decision.
+//! No one writes in between: the transaction has the write lock.
+
+use std::collections::{BTreeMap, HashMap};
+
+use lockstep_proto::Gtrid;
+use sqlx::SqliteConnection;
+
+use super::hex::{Hex, json};
+use super::rows;
+use super::transaction::Fault;
+use crate::decision_log::Batch;
+use crate::protocol::outcome::Outcome;
+use crate::protocol::record::{DecisionKind, DecisionRecord, EndRecord};
+
+/// What the log has of a transaction before the write.
+struct Stored {
+    decision: Option<DecisionRecord>,
+    ended: bool,
+}
+
+/// What a row will have that it has not yet.
+#[derive(Default)]
+struct Change {
+    decision: Option<Vec<u8>>,
+    end: Option<(i64, Vec<u8>)>,
+}
+
+/// Writes the batch inside an open transaction. Bytes of the records that were new.
+pub(super) async fn append(connection: &mut SqliteConnection, batch: &Batch) -> Result<u64, Fault> {
+    let stored = stored(connection, batch).await?;
+    let changes = plan(stored, batch)?;
+    if changes.is_empty() {
+        return Ok(0);
+    }
+    let rows = json(changes.iter().map(|(gtrid, change)| {
+        let (ended_ms, ending) = change.end.as_ref().map(|(ms, record)| (*ms, Hex::of(record))).unzip();
+        (Hex::of(gtrid), change.decision.as_ref().map(Hex::of), ended_ms, ending)
+    }));
+    let bytes = rows.len() / 2;
+    let done = sqlx::query(
+        "INSERT INTO transactions (gtrid, decision, ended_ms, ending) \
+         SELECT unhex(value ->> 0), unhex(value ->> 1), value ->> 2, unhex(value ->> 3) \
+         FROM json_each(?1) WHERE true \
+         ON CONFLICT (gtrid) DO UPDATE SET ended_ms = excluded.ended_ms, ending = excluded.ending",
+    )
+    .bind(rows)
+    .execute(connection)
+    .await?;
+    let expected = changes.len() as u64;
+    if done.rows_affected() != expected {
+        let written = done.rows_affected();
+        return Err(Fault::Fatal(format!("{expected} rows were to be written, and {written} were")));
+    }
+    Ok(bytes as u64)
+}
+
+async fn stored(connection: &mut SqliteConnection, batch: &Batch) -> Result<HashMap<Gtrid, Stored>, Fault> {
+    let decided = batch.decisions.iter().map(|decision| decision.gtrid);
+    let ended = batch.ends.iter().map(|end| end.gtrid);
+    let keys = json(decided.chain(ended).map(|gtrid| Hex::of(gtrid.to_bytes())));
+    let found: Vec<(Vec<u8>, Option<Vec<u8>>, bool)> = sqlx::query_as(
+        "SELECT gtrid, decision, ended_ms IS NOT NULL FROM transactions \
+         WHERE gtrid IN (SELECT unhex(value) FROM json_each(?1))",
+    )
+    .bind(keys)
+    .fetch_all(connection)
+    .await?;
+    let mut stored = HashMap::with_capacity(found.len());
+    for (key, decision, ended) in found {
+        let gtrid = Gtrid::from_bytes(&key).expect("a row that was found by a gtrid's bytes has them");
+        let decision = decision.map(|record| rows::decode_decision(gtrid, &record)).transpose();
+        let decision = decision.map_err(|error| {
+            Fault::Fatal(format!("the decision log is damaged: transaction {gtrid}: {error}"))
+        })?;
+        stored.insert(gtrid, Stored { decision, ended });
+    }
+    Ok(stored)
+}
+
+/// What is new in the batch, in the order of the keys: neighbours lie on one page.
+fn plan(
+    mut stored: HashMap<Gtrid, Stored>,
+    batch: &Batch,
+) -> Result<BTreeMap<[u8; Gtrid::BYTES], Change>, Fault> {
+    let mut changes = BTreeMap::<_, Change>::new();
+    for decision in &batch.decisions {
+        let gtrid = decision.gtrid;
+        match stored.get(&gtrid) {
+            Some(Stored { decision: Some(same), .. }) if same == decision => continue,
+            Some(_) => return Err(contradiction(gtrid, "a decision, where the log has another, or an end")),
+            None => {}
+        }
+        changes.entry(gtrid.to_bytes()).or_default().decision = Some(rows::encode_decision(decision));
+        stored.insert(gtrid, Stored { decision: Some(decision.clone()), ended: false });
+    }
+    for end in &batch.ends {
+        let before = stored.entry(end.gtrid).or_insert(Stored { decision: None, ended: false });
+        if before.ended {
+            continue;
+        }
+        let record = rows::encode_end(end, before.decision.as_ref());
+        let record = record.filter(|_| can_end(before.decision.as_ref(), end));
+        let record = record.ok_or_else(|| {
+            contradiction(end.gtrid, "an end with an outcome that does not follow from the decision")
+        })?;
+        let change = changes.entry(end.gtrid.to_bytes()).or_default();
+        change.end = Some((rows::column_ms(end.ended_ms), record));
+        before.ended = true;
+    }
+    Ok(changes)
+}
+
+/// Whether a transaction with this decision can have this end. Anything else would be a decision that changed.
+fn can_end(decision: Option<&DecisionRecord>, end: &EndRecord) -> bool {
+    match end.outcome {
+        Outcome::Unknown => false,
+        Outcome::Heuristic(_) => true,
+        Outcome::Committed => decision.is_some(),
+        Outcome::RolledBack | Outcome::NothingToCommit => {
+            decision.is_none_or(|decision| decision.kind == DecisionKind::OnePhaseIntent)
+        }
+    }
+}
+
+/// The engine asks for something that the log rules out: one of the two is wrong about the transaction. Refusing would let
+/// the engine conclude that there is no decision.
+fn contradiction(gtrid: Gtrid, what: &str) -> Fault {
+    Fault::Fatal(format!("transaction {gtrid} was to get {what}"))
+}

@@ -1,0 +1,319 @@
+//! The engine as the edge sees it: begin, commit, roll back, inquire.
+//!
+//! A question goes to the transaction's shard first. Only if it is not live there is the log asked, in this order (P4): what ends
+//! between the two questions has left its record before it leaves the shard.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use lockstep_proto::Gtrid;
+
+use super::input::{Answer, Input, OutcomeAnswer, Summary, TransactionView, Wait};
+use super::shell::{Mail, Shards, Stopped};
+use crate::decision_log::group_commit::LogWriter;
+use crate::decision_log::{DecisionLog, LookUp, ReadError};
+use crate::protocol::outcome::Outcome;
+use crate::protocol::presumption::{Known, conclude};
+use crate::protocol::record::About;
+
+/// What a question to the engine can fail with. Nothing is known then, and nothing was changed.
+#[derive(Debug, thiserror::Error)]
+pub enum EngineError {
+    /// The process is ending.
+    #[error(transparent)]
+    Stopped(#[from] Stopped),
+    /// The log cannot be asked.
+    #[error(transparent)]
+    Log(#[from] ReadError),
+}
+
+/// Why a transaction was not begun.
+#[derive(Debug, thiserror::Error)]
+pub enum BeginError {
+    /// As many are in flight as may be.
+    #[error(
+        "{0} transactions are in flight, which is the limit (max-in-flight): try again when some have ended"
+    )]
+    Full(usize),
+    /// The coordinator is going away.
+    #[error("the coordinator is draining and begins nothing new: begin at another one, or when it is back")]
+    Draining,
+    /// Participants have seen decisions that this log has lost (P8).
+    #[error(
+        "the decision log is behind what participants have seen: it was restored from a backup, \
+         and nothing is begun before an operator has dealt with that"
+    )]
+    Behind,
+    /// The data directory has too little room left.
+    #[error(
+        "only {0} MiB are free in the data directory: make room there, running transactions can still end"
+    )]
+    DiskFull(u64),
+    /// The clock stands before the newest transaction that was pruned (P7).
+    #[error("this machine's clock stands before transactions that were pruned from the log: set it right")]
+    ClockBehind,
+    /// The process is ending.
+    #[error(transparent)]
+    Stopped(#[from] Stopped),
+}
+
+/// Everything the edge needs. Cheap to clone.
+#[derive(Clone)]
+pub struct Engine(Arc<Inner>);
+
+struct Inner {
+    shards: Shards,
+    log: Arc<dyn DecisionLog>,
+    writer: LogWriter,
+    max_in_flight: usize,
+    draining: AtomicBool,
+    behind: AtomicBool,
+    admission: Admission,
+}
+
+/// What is measured now and then to decide whether new transactions may begin.
+#[derive(Debug, Default)]
+pub struct Admission {
+    /// MiB free in the data directory, if they are too few; else 0.
+    pub short_of_disk_mib: std::sync::atomic::AtomicU64,
+    /// The log's horizon, in milliseconds since 1970.
+    pub horizon_ms: std::sync::atomic::AtomicU64,
+}
+
+impl Engine {
+    /// An engine of these parts.
+    #[must_use]
+    pub fn new(shards: Shards, log: Arc<dyn DecisionLog>, writer: LogWriter, max_in_flight: usize) -> Self {
+        Self(Arc::new(Inner {
+            shards,
+            log,
+            writer,
+            max_in_flight,
+            draining: AtomicBool::new(false),
+            behind: AtomicBool::new(false),
+            admission: Admission::default(),
+        }))
+    }
+
+    /// The shards.
+    #[must_use]
+    pub fn shards(&self) -> &Shards {
+        &self.0.shards
+    }
+
+    /// The log, for reading.
+    #[must_use]
+    pub fn log(&self) -> &Arc<dyn DecisionLog> {
+        &self.0.log
+    }
+
+    /// What knows the newest log position.
+    #[must_use]
+    pub fn writer(&self) -> &LogWriter {
+        &self.0.writer
+    }
+
+    /// What admission looks at.
+    #[must_use]
+    pub fn admission(&self) -> &Admission {
+        &self.0.admission
+    }
+
+    /// From now on nothing is begun.
+    pub fn start_draining(&self) {
+        self.0.draining.store(true, Ordering::Relaxed);
+    }
+
+    /// A participant has seen decisions that the log does not have: nothing is presumed any more (P8).
+    pub fn presume_nothing(&self) {
+        self.0.behind.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether a participant has seen decisions that the log does not have.
+    #[must_use]
+    pub fn is_behind(&self) -> bool {
+        self.0.behind.load(Ordering::Relaxed)
+    }
+
+    /// Begins a transaction.
+    ///
+    /// # Errors
+    /// [`BeginError`]; nothing was begun.
+    pub async fn begin(&self, about: About, timeout: Duration) -> Result<Gtrid, BeginError> {
+        self.admit()?;
+        let random: [u8; 10] = rand::random();
+        // The shard follows from the random bits alone, so any time and epoch give the right one.
+        let epoch = self.0.log.position().epoch;
+        let shard = self.0.shards.of(&Gtrid::new(epoch, 0, random));
+        match shard.ask(|reply| Input::Begin { random, timeout, about, reply }).await? {
+            Answer::Begun(gtrid) => Ok(gtrid),
+            Answer::Full => Err(BeginError::Full(self.0.max_in_flight)),
+            other => unreachable!("a begin is answered with begun or full, not {other:?}"),
+        }
+    }
+
+    fn admit(&self) -> Result<(), BeginError> {
+        if self.0.draining.load(Ordering::Relaxed) {
+            return Err(BeginError::Draining);
+        }
+        if self.is_behind() {
+            return Err(BeginError::Behind);
+        }
+        match self.0.admission.short_of_disk_mib.load(Ordering::Relaxed) {
+            0 => {}
+            mib => return Err(BeginError::DiskFull(mib)),
+        }
+        if super::clock::unix_ms() <= self.0.admission.horizon_ms.load(Ordering::Relaxed) {
+            return Err(BeginError::ClockBehind);
+        }
+        Ok(())
+    }
+
+    /// Commits, and waits for the outcome as asked.
+    ///
+    /// # Errors
+    /// [`EngineError`]: the outcome is unknown to the caller then.
+    pub async fn commit(&self, gtrid: Gtrid, wait: Wait) -> Result<OutcomeAnswer, EngineError> {
+        let answer = self.0.shards.of(&gtrid).ask(|reply| Input::Commit { gtrid, wait, reply }).await?;
+        self.outcome_or_recorded(gtrid, answer).await
+    }
+
+    /// Rolls back unless commit is decided, and tells the outcome.
+    ///
+    /// # Errors
+    /// [`EngineError`].
+    pub async fn rollback(&self, gtrid: Gtrid, why: String) -> Result<OutcomeAnswer, EngineError> {
+        let answer = self.0.shards.of(&gtrid).ask(|reply| Input::Rollback { gtrid, why, reply }).await?;
+        self.outcome_or_recorded(gtrid, answer).await
+    }
+
+    /// Tells the outcome.
+    ///
+    /// # Errors
+    /// [`EngineError`].
+    pub async fn inquire(&self, gtrid: Gtrid) -> Result<OutcomeAnswer, EngineError> {
+        let answer = self.0.shards.of(&gtrid).ask(|reply| Input::Inquire { gtrid, reply }).await?;
+        self.outcome_or_recorded(gtrid, answer).await
+    }
+
+    async fn outcome_or_recorded(&self, gtrid: Gtrid, answer: Answer) -> Result<OutcomeAnswer, EngineError> {
+        match answer {
+            Answer::Outcome(outcome) => Ok(outcome),
+            Answer::NotLive => {
+                let look_up = self.look_up(gtrid).await?;
+                Ok(recorded_outcome(&look_up, self.is_behind()))
+            }
+            other => unreachable!("a question for an outcome is answered with one, not {other:?}"),
+        }
+    }
+
+    /// What the log knows of a transaction.
+    ///
+    /// # Errors
+    /// [`ReadError`].
+    pub async fn look_up(&self, gtrid: Gtrid) -> Result<LookUp, ReadError> {
+        let mut found = self.0.log.look_up(&[gtrid]).await?;
+        assert_eq!(found.len(), 1, "the log answers each gtrid once");
+        Ok(found.remove(0))
+    }
+
+    /// The newest live transactions, at most `limit`.
+    ///
+    /// # Errors
+    /// [`Stopped`].
+    pub async fn list(&self, limit: usize) -> Result<Vec<TransactionView>, Stopped> {
+        self.gather(limit, |reply| Input::List { limit, reply }).await
+    }
+
+    /// Live transactions whose gtrid, or hex digits, begin with `prefix`, at most `limit`.
+    ///
+    /// # Errors
+    /// [`Stopped`].
+    pub async fn find(&self, prefix: &str, limit: usize) -> Result<Vec<TransactionView>, Stopped> {
+        self.gather(limit, |reply| Input::Find { prefix: prefix.to_owned(), limit, reply }).await
+    }
+
+    async fn gather(
+        &self,
+        limit: usize,
+        input: impl Fn(super::shell::ReplyTo) -> Input<super::shell::ReplyTo>,
+    ) -> Result<Vec<TransactionView>, Stopped> {
+        let mut all = Vec::new();
+        for shard in self.0.shards.iter() {
+            match shard.ask(&input).await? {
+                Answer::Listing(views) => all.extend(views),
+                other => unreachable!("a listing is answered with one, not {other:?}"),
+            }
+        }
+        all.sort_unstable_by_key(|view| std::cmp::Reverse(view.gtrid));
+        all.truncate(limit);
+        Ok(all)
+    }
+
+    /// All shards in numbers.
+    ///
+    /// # Errors
+    /// [`Stopped`].
+    pub async fn summarize(&self) -> Result<Summary, Stopped> {
+        let mut sum = Summary::default();
+        for shard in self.0.shards.iter() {
+            match shard.ask(|reply| Input::Summarize { reply }).await? {
+                Answer::Summary(part) => {
+                    sum.live += part.live;
+                    sum.undecided += part.undecided;
+                    sum.undelivered += part.undelivered;
+                    sum.oldest = [sum.oldest, part.oldest].into_iter().flatten().min();
+                }
+                other => unreachable!("a summary is answered with one, not {other:?}"),
+            }
+        }
+        Ok(sum)
+    }
+
+    /// No live transaction is older than this, and none that begins later will be.
+    ///
+    /// # Errors
+    /// [`Stopped`].
+    pub async fn live_floor(&self) -> Result<Gtrid, Stopped> {
+        // Taken first: what begins while the shards are asked is younger than this.
+        let now = Gtrid::new(self.0.log.position().epoch, super::clock::unix_ms(), [0; 10]);
+        let oldest = self.summarize().await?.oldest;
+        Ok(oldest.map_or(now, |oldest| oldest.min(now)))
+    }
+
+    /// Hands mail to every shard.
+    ///
+    /// # Errors
+    /// [`Stopped`].
+    pub async fn broadcast(&self, mail: impl Fn() -> Mail) -> Result<(), Stopped> {
+        for shard in self.0.shards.iter() {
+            shard.send(mail()).await?;
+        }
+        Ok(())
+    }
+}
+
+/// What a client is told of a transaction that is not live.
+fn recorded_outcome(look_up: &LookUp, behind: bool) -> OutcomeAnswer {
+    use crate::decision_log::Recorded;
+    let branches = match &look_up.recorded {
+        Recorded::Absent => 0,
+        Recorded::Decided(decision) | Recorded::Ended(Some(decision), _) => decision.branches.len(),
+        Recorded::Ended(None, end) => end.branches.len(),
+    };
+    let (outcome, detail, pending) = match conclude(look_up, behind) {
+        Known::Ended(outcome, detail) => (Some(outcome), detail, 0),
+        Known::Committing => (Some(Outcome::Committed), String::new(), branches),
+        Known::OnePhase => {
+            (None, "its only branch commits by itself and has not answered yet".to_owned(), branches)
+        }
+        Known::PresumedRolledBack => {
+            let detail =
+                "no commit of it is recorded: it was rolled back, its deadline passed, or it never began";
+            (Some(Outcome::RolledBack), detail.to_owned(), 0)
+        }
+        Known::Unknown(why) => (Some(Outcome::Unknown), why.to_owned(), 0),
+    };
+    OutcomeAnswer { outcome, detail, branches, pending }
+}

@@ -1,0 +1,189 @@
+//! Answers to participants about branches whose transactions may not be live any more.
+//!
+//! Citus's order of recovery, and P4 and P20: the participant has listed its prepared branches; then the shards say which are live;
+//! then, for the rest, the log is read, in one snapshot. What began or ended between two of these steps is
+//! answered "still running", and comes again with the next listing.
+
+use lockstep_proto::{Gtrid, Xid};
+
+use super::clock;
+use super::handle::{Engine, EngineError};
+use super::input::{Answer, Input};
+use super::shard::shard_of;
+use super::shell::{Stopped, StrayAcknowledgement};
+use crate::decision_log::{Batch, LookUp, Recorded};
+use crate::protocol::event::Applied;
+use crate::protocol::outcome::{BranchEnd, Heuristic, Outcome};
+use crate::protocol::presumption::{
+    PreparedFate, RowJudgement, conclude, judge_row, late_heuristic, prepared_fate,
+};
+use crate::protocol::record::{About, EndRecord};
+use crate::protocol::transaction::PreparedAnswer;
+
+/// What a participant does with a branch that it listed as prepared.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum BranchAnswer {
+    /// Commit it.
+    Commit,
+    /// Roll it back.
+    Rollback,
+    /// List it again later.
+    StillRunning,
+    /// Leave it alone, and why: it needs an operator.
+    Unknown(&'static str),
+}
+
+/// Answers for each of these prepared branches, in their order.
+///
+/// # Errors
+/// [`EngineError`]: nothing is known then; the participant lists again.
+pub async fn answer_prepared(engine: &Engine, xids: &[Xid]) -> Result<Vec<BranchAnswer>, EngineError> {
+    let live = ask_shards(engine, xids).await?;
+    let unknown: Vec<usize> = (0..xids.len()).filter(|index| live[*index].is_none()).collect();
+    let gtrids: Vec<Gtrid> = unknown.iter().map(|index| xids[*index].gtrid).collect();
+    let look_ups = if gtrids.is_empty() { Vec::new() } else { engine.log().look_up(&gtrids).await? };
+    let behind = engine.is_behind();
+
+    let from_shard = |answer: Option<PreparedAnswer>| match answer {
+        Some(PreparedAnswer::Commit) => BranchAnswer::Commit,
+        Some(PreparedAnswer::Rollback) => BranchAnswer::Rollback,
+        Some(PreparedAnswer::StillRunning) | None => BranchAnswer::StillRunning,
+    };
+    let mut answers: Vec<BranchAnswer> = live.into_iter().map(from_shard).collect();
+    for (index, look_up) in unknown.into_iter().zip(&look_ups) {
+        answers[index] = match prepared_fate(&conclude(look_up, behind), names(look_up, &xids[index])) {
+            PreparedFate::Commit => BranchAnswer::Commit,
+            PreparedFate::Rollback => BranchAnswer::Rollback,
+            PreparedFate::Unknown(why) => BranchAnswer::Unknown(why),
+        };
+    }
+    Ok(answers)
+}
+
+/// Whether the recorded decision is about this branch.
+fn names(look_up: &LookUp, xid: &Xid) -> bool {
+    match &look_up.recorded {
+        Recorded::Absent | Recorded::Ended(None, _) => false,
+        Recorded::Decided(decision) | Recorded::Ended(Some(decision), _) => {
+            decision.branches.contains(&xid.bqual)
+        }
+    }
+}
+
+/// For each branch what its live transaction says, or `None`.
+async fn ask_shards(engine: &Engine, xids: &[Xid]) -> Result<Vec<Option<PreparedAnswer>>, Stopped> {
+    let count = engine.shards().count();
+    let mut answers = vec![None; xids.len()];
+    for (number, shard) in engine.shards().iter().enumerate() {
+        let here: Vec<usize> =
+            (0..xids.len()).filter(|i| shard_of(&xids[*i].gtrid, count) == number).collect();
+        if here.is_empty() {
+            continue;
+        }
+        let asked = here.iter().map(|index| xids[*index].clone()).collect();
+        match shard.ask(|reply| Input::AskPrepared { xids: asked, reply }).await? {
+            Answer::Prepared(told) => {
+                here.into_iter().zip(told).for_each(|(index, answer)| answers[index] = answer)
+            }
+            other => unreachable!("prepared branches are answered one by one, not with {other:?}"),
+        }
+    }
+    Ok(answers)
+}
+
+/// Judges evidence rows that are old enough to go: those returned may. A branch that committed although its transaction did not is
+/// put on record first (P19).
+///
+/// # Errors
+/// [`EngineError`]: no row may go then; the participant asks again.
+pub async fn reconcile(engine: &Engine, rows: &[(Xid, bool)]) -> Result<Vec<Xid>, EngineError> {
+    let xids: Vec<Xid> = rows.iter().map(|(xid, _)| xid.clone()).collect();
+    let live = ask_shards(engine, &xids).await?;
+    let over = rows.iter().zip(live).filter(|(_, live)| live.is_none()).map(|(row, _)| row);
+    let over: Vec<&(Xid, bool)> = over.collect();
+    let gtrids: Vec<Gtrid> = over.iter().map(|(xid, _)| xid.gtrid).collect();
+    let look_ups = if gtrids.is_empty() { Vec::new() } else { engine.log().look_up(&gtrids).await? };
+
+    let mut forget = Vec::new();
+    for ((xid, committed), look_up) in over.into_iter().zip(&look_ups) {
+        match judge_row(look_up, engine.is_behind(), *committed) {
+            RowJudgement::Keep => {}
+            RowJudgement::Forget => forget.push(xid.clone()),
+            RowJudgement::HeuristicCommit => {
+                if record_heuristic(engine, xid, Applied::Committed, look_up).await {
+                    forget.push(xid.clone());
+                }
+            }
+        }
+    }
+    Ok(forget)
+}
+
+/// Compares branches that ended after their transactions were forgotten with what is recorded of these.
+pub async fn judge_strays(engine: Engine, mut strays: tokio::sync::mpsc::Receiver<StrayAcknowledgement>) {
+    const AT_ONCE: usize = 256;
+    let mut taken = Vec::with_capacity(AT_ONCE);
+    while strays.recv_many(&mut taken, AT_ONCE).await > 0 {
+        let gtrids: Vec<Gtrid> = taken.iter().map(|stray| stray.xid.gtrid).collect();
+        match engine.log().look_up(&gtrids).await {
+            Ok(look_ups) => {
+                for (stray, look_up) in taken.drain(..).zip(&look_ups) {
+                    judge_stray(&engine, &stray, look_up).await;
+                }
+            }
+            Err(error) => {
+                tracing::error!(%error, "late acknowledgements could not be compared with the decision log");
+                taken.clear();
+            }
+        }
+    }
+}
+
+async fn judge_stray(engine: &Engine, stray: &StrayAcknowledgement, look_up: &LookUp) {
+    let fits = match &look_up.recorded {
+        // Its shard has it, or is about to say so again.
+        Recorded::Decided(_) => true,
+        Recorded::Ended(_, end) => match end.outcome {
+            Outcome::Committed => stray.applied == Applied::Committed || !names(look_up, &stray.xid),
+            Outcome::RolledBack | Outcome::NothingToCommit => stray.applied == Applied::RolledBack,
+            // On record already.
+            Outcome::Heuristic(_) | Outcome::Unknown => true,
+        },
+        Recorded::Absent => stray.applied == Applied::RolledBack,
+    };
+    if !fits {
+        record_heuristic(engine, &stray.xid, stray.applied, look_up).await;
+    }
+}
+
+/// Puts on record that this branch ended differently from its transaction. Whether it is durable.
+async fn record_heuristic(engine: &Engine, xid: &Xid, applied: Applied, look_up: &LookUp) -> bool {
+    let (mut branches, about, decided_commit) = match &look_up.recorded {
+        Recorded::Ended(_, end) => {
+            (end.branches.clone(), end.about.clone(), matches!(end.outcome, Outcome::Committed))
+        }
+        Recorded::Absent | Recorded::Decided(_) => (Vec::new(), About::default(), false),
+    };
+    branches.retain(|(bqual, _)| *bqual != xid.bqual);
+    let others: Vec<BranchEnd> = branches.iter().map(|(_, end)| *end).collect();
+    let heuristic = match applied {
+        Applied::Hazard => Heuristic::Hazard,
+        Applied::Committed => late_heuristic(&others),
+        Applied::RolledBack if others.contains(&BranchEnd::Committed) => Heuristic::Mixed,
+        Applied::RolledBack => Heuristic::Rollback,
+    };
+    let decided = if decided_commit { "commit" } else { "rollback" };
+    let detail =
+        format!("the decision was {decided}, and later branch {} turned out to be {applied}", xid.bqual);
+    tracing::error!(gtrid = %xid.gtrid, bqual = %xid.bqual, %applied, "heuristic outcome: {detail}");
+    branches.push((xid.bqual.clone(), applied.into()));
+    let outcome = Outcome::Heuristic(heuristic);
+    let record = EndRecord { gtrid: xid.gtrid, outcome, detail, branches, ended_ms: clock::unix_ms(), about };
+    match engine.log().force(&Batch { decisions: Vec::new(), ends: vec![record] }).await {
+        Ok(_position) => true,
+        Err(error) => {
+            tracing::error!(gtrid = %xid.gtrid, %error, "the heuristic outcome is not on record yet");
+            false
+        }
+    }
+}

@@ -1,0 +1,285 @@
+//! Puts the coordinator together, runs it, and takes it down.
+//!
+//! The order at the start is what makes recovery safe: the log is opened under a new epoch, with every earlier one sealed
+//! and what it reads forced to disk (P6); every unfinished decision is with its shard; only then is anyone served.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::net::TcpListener;
+use tokio::sync::mpsc;
+use tokio::task::{JoinError, JoinHandle, JoinSet};
+use tokio_util::sync::CancellationToken;
+
+use crate::config::Config;
+use crate::decision_log::group_commit::GroupCommit;
+use crate::decision_log::sqlite::SqliteLog;
+use crate::decision_log::sqlite::open::{OpenError, Opened, Options};
+use crate::decision_log::{AppendError, DecisionLog, ReadError};
+use crate::engine::clock::Clock;
+use crate::engine::handle::Engine;
+use crate::engine::input::Input;
+use crate::engine::shard::{Shard, ShardConfig};
+use crate::engine::shell::{Mail, ShardTask, Shards, Stopped, StrayAcknowledgement};
+use crate::engine::{inquiry, maintenance};
+use crate::operator::{Ready, Recovered};
+use crate::rpc::Services;
+use crate::sessions::registry::Registry;
+use crate::sessions::session::{Shared, Terms};
+
+/// Acknowledgements of forgotten transactions that wait to be compared with the log.
+const STRAYS: usize = 4096;
+/// Decisions that are read at once at the start.
+const RECOVER_AT_ONCE: u32 = 1000;
+/// Transactions for which a shard of their own is worth while.
+const LIVE_PER_SHARD: usize = 1024;
+/// A peer that does not answer a ping for so long is gone, and its session with it.
+const PING_EVERY: Duration = Duration::from_secs(5);
+const PING_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Why a coordinator did not start, or ended.
+#[derive(Debug, thiserror::Error)]
+pub enum ServeError {
+    /// The address cannot be had.
+    #[error("cannot listen on {address}: {source}")]
+    Listen {
+        /// Which address.
+        address: SocketAddr,
+        /// What the operating system says.
+        source: std::io::Error,
+    },
+    /// The decision log cannot be opened.
+    #[error(transparent)]
+    Open(#[from] OpenError),
+    /// The decision log cannot be read.
+    #[error(transparent)]
+    Read(#[from] ReadError),
+    /// A force failed, or it is unknown whether it did (P6).
+    #[error("the decision log failed, and this process must not go on: {0}")]
+    LogFailed(String),
+    /// A task of ours is gone.
+    #[error("a part of the coordinator has ended unexpectedly, and this process must not go on: {0}")]
+    Bug(String),
+    /// The server failed.
+    #[error("the gRPC server failed: {0}")]
+    Serve(#[from] tonic::transport::Error),
+}
+
+impl ServeError {
+    /// What to do about it.
+    #[must_use]
+    pub fn remedy(&self) -> String {
+        match self {
+            Self::Listen { .. } => "is another `lockstep serve` running? `lockstep status` tells. \
+                 Take another address with --listen; port 0 takes a free one"
+                .to_owned(),
+            // Its own sentence says what to do.
+            Self::Open(_) => String::new(),
+            Self::Read(_) => "keep a copy of the data directory before anything else; \
+                 then look at the disk, and restore from a backup if the log is damaged"
+                .to_owned(),
+            Self::LogFailed(_) => {
+                "look at the disk, then start again: what is really in the log is read then, and \
+                 every transaction in doubt is finished from it"
+                    .to_owned()
+            }
+            Self::Bug(_) => {
+                "start again: the decision log has everything that is needed. Please report this".to_owned()
+            }
+            Self::Serve(_) => "start again".to_owned(),
+        }
+    }
+}
+
+/// Runs a coordinator until `shutdown` is cancelled and it has drained.
+///
+/// # Errors
+/// Why it did not start, or could not go on. The decision log is whole in any case.
+pub async fn serve(
+    config: &Config,
+    on_ready: impl FnOnce(Ready) + Send,
+    shutdown: CancellationToken,
+) -> Result<(), ServeError> {
+    let address = config.listen;
+    let cannot_listen = |source| ServeError::Listen { address, source };
+    let listener = TcpListener::bind(address).await.map_err(cannot_listen)?;
+    let bound = listener.local_addr().map_err(cannot_listen)?;
+
+    let (log, opened) = SqliteLog::open(&config.data_dir, Options::default()).await?;
+    let log = Arc::new(log);
+    let mut parts = Parts::start(config, &log).await?;
+    let recovered = parts.recover(&*log).await?;
+    fail::fail_point!("coordinator-recovered-before-serving");
+    parts.run_beside(config, &log);
+
+    let server = tonic::transport::Server::builder()
+        .http2_keepalive_interval(Some(PING_EVERY))
+        .http2_keepalive_timeout(Some(PING_TIMEOUT))
+        .tcp_nodelay(true)
+        .add_routes(Services::new(parts.shared.clone(), config.default_timeout).router());
+    let incoming = tonic::transport::server::TcpIncoming::from(listener).with_nodelay(Some(true));
+    let stopped = parts.shared.shutdown.clone();
+    let mut serving = tokio::spawn(server.serve_with_incoming_shutdown(incoming, stopped.cancelled_owned()));
+
+    on_ready(ready(bound, opened, recovered));
+    let ended = tokio::select! {
+        () = shutdown.cancelled() => Ok(()),
+        ended = &mut parts.log_task => Err(log_ended(ended)),
+        task = parts.tasks.join_next() => Err(ServeError::Bug(format!("{task:?}"))),
+        served = &mut serving => Err(match served {
+            Ok(Err(error)) => error.into(),
+            Ok(Ok(())) => ServeError::Bug("the server stopped by itself".into()),
+            Err(panic) => ServeError::Bug(panic.to_string()),
+        }),
+    };
+    // After a failed force or a bug nothing more may be sent: the process ends here.
+    ended?;
+    parts.drain(config.drain_timeout).await;
+    parts.shared.shutdown.cancel();
+    let _served = serving.await;
+    parts.flush().await;
+    log.close().await;
+    Ok(())
+}
+
+fn log_ended(ended: Result<Result<(), AppendError>, JoinError>) -> ServeError {
+    match ended {
+        Ok(Ok(())) => ServeError::Bug("the decision log's writer stopped by itself".into()),
+        Ok(Err(error)) => ServeError::LogFailed(error.to_string()),
+        Err(panic) => ServeError::Bug(panic.to_string()),
+    }
+}
+
+fn ready(bound: SocketAddr, opened: Opened, recovered: Recovered) -> Ready {
+    Ready {
+        listening: vec![bound],
+        durability: opened.durability.to_owned(),
+        data_dir: opened.dir,
+        cluster: opened.cluster,
+        epoch: opened.position.epoch,
+        recovered: Recovered { sealed_epochs: opened.sealed_epochs, ..recovered },
+    }
+}
+
+/// Everything that runs.
+struct Parts {
+    shared: Shared,
+    clock: Clock,
+    /// What must not end before the process does.
+    tasks: JoinSet<()>,
+    /// The decision log's writer: ends by itself when nothing can write to it any more.
+    log_task: JoinHandle<Result<(), AppendError>>,
+    strays: Option<mpsc::Receiver<StrayAcknowledgement>>,
+}
+
+impl Parts {
+    async fn start(config: &Config, log: &Arc<SqliteLog>) -> Result<Self, ServeError> {
+        let clock = Clock::start();
+        let cores = std::thread::available_parallelism().map_or(1, usize::from);
+        let count = cores.min(config.max_in_flight / LIVE_PER_SHARD).max(1);
+        let (answer_to, answers): (Vec<_>, Vec<_>) = (0..count).map(|_| mpsc::unbounded_channel()).unzip();
+        let (writer, group_commit) = GroupCommit::new(Arc::clone(log) as Arc<dyn DecisionLog>, answer_to);
+        let log_task = tokio::spawn(group_commit.run());
+        let (stray_sender, strays) = mpsc::channel(STRAYS);
+        let shard_config = ShardConfig {
+            epoch: log.position().epoch,
+            max_live: config.max_in_flight.div_ceil(count),
+            apply_wait: config.apply_wait,
+        };
+        let mut tasks = JoinSet::new();
+        let mut handles = Vec::new();
+        for (number, answers) in answers.into_iter().enumerate() {
+            let shard = Shard::new(shard_config);
+            let (task, handle) =
+                ShardTask::new(number, shard, clock, writer.clone(), answers, stray_sender.clone());
+            tasks.spawn(task.run());
+            handles.push(handle);
+        }
+        let registry = Registry::new(log.resource_managers().await?);
+        let dyn_log = Arc::clone(log) as Arc<dyn DecisionLog>;
+        let engine = Engine::new(Shards::new(handles), dyn_log, writer, config.max_in_flight);
+        let terms = Terms { retention: config.retention, report_interval: config.report_interval };
+        let shared = Shared { engine, registry, terms: Arc::new(terms), shutdown: CancellationToken::new() };
+        Ok(Self { shared, clock, tasks, log_task, strays: Some(strays) })
+    }
+
+    /// Gives every unfinished decision to its shard. Reads the decisions of sealed epochs only: the seal is committed, so that
+    /// none can appear behind what was read (P1).
+    async fn recover(&mut self, log: &SqliteLog) -> Result<Recovered, ServeError> {
+        let mut recovered = Recovered::default();
+        let mut after = None;
+        loop {
+            let page = log.unfinished(after, RECOVER_AT_ONCE).await?;
+            let Some(last) = page.last() else { break };
+            after = Some(last.gtrid);
+            for record in page {
+                recovered.count(&record);
+                let shard = self.shared.engine.shards().of(&record.gtrid);
+                let mail = Mail::Input(Input::Recover(record));
+                shard.send(mail).await.map_err(|Stopped| ServeError::Bug("a shard has ended".into()))?;
+            }
+        }
+        let horizon = log.status().await?.horizon_ms;
+        self.shared.engine.admission().horizon_ms.store(horizon, std::sync::atomic::Ordering::Relaxed);
+        Ok(recovered)
+    }
+
+    /// Starts what runs beside the transactions.
+    fn run_beside(&mut self, config: &Config, log: &Arc<SqliteLog>) {
+        let engine = || self.shared.engine.clone();
+        let strays = self.strays.take().expect("started once");
+        self.tasks.spawn(inquiry::judge_strays(engine(), strays));
+        self.tasks.spawn(maintenance::prune_now_and_then(
+            engine(),
+            self.shared.registry.clone(),
+            config.retention,
+        ));
+        let log = Arc::clone(log);
+        self.tasks.spawn(maintenance::watch_disk(engine(), move || log.free_bytes()));
+    }
+
+    /// Lets go of everything that can write to the log, and waits until what was written lazily is in it.
+    async fn flush(self) {
+        const PATIENCE: Duration = Duration::from_secs(5);
+        let Self { shared, mut tasks, log_task, .. } = self;
+        drop(shared);
+        tasks.abort_all();
+        while tasks.join_next().await.is_some() {}
+        // Sessions that are just ending may hold it a moment longer. What is not flushed then is only for people: every end
+        // that was written lazily is found out again by the next start.
+        match tokio::time::timeout(PATIENCE, log_task).await {
+            Ok(Ok(Ok(()))) => {}
+            Ok(ended) => tracing::warn!(?ended, "the last records may not be in the decision log"),
+            Err(_elapsed) => tracing::warn!("the decision log's writer did not end in time"),
+        }
+    }
+
+    /// Begins nothing new, and waits until everything has ended, at most so long. Says what is left.
+    async fn drain(&mut self, timeout: Duration) {
+        const LOOK_EVERY: Duration = Duration::from_millis(20);
+        let engine = &self.shared.engine;
+        engine.start_draining();
+        self.shared.registry.each_outbox(|outbox| {
+            outbox.answer(lockstep_proto::v1::coordinator_message::Kind::Drain(lockstep_proto::v1::Drain {}));
+        });
+        let deadline = self.clock.now().monotonic + timeout;
+        loop {
+            let Ok(left) = engine.summarize().await else { return };
+            if left.live == 0 {
+                tracing::info!("drained: nothing is in doubt");
+                return;
+            }
+            if self.clock.now().monotonic >= deadline {
+                tracing::warn!(
+                    undecided = left.undecided,
+                    undelivered = left.undelivered,
+                    "stopping with transactions that have not ended: undecided ones are rolled back, \
+                     undelivered decisions are delivered by the next start"
+                );
+                return;
+            }
+            tokio::time::sleep(LOOK_EVERY).await;
+        }
+    }
+}

@@ -1,0 +1,209 @@
+//! The handshake: who attaches, does it fit, may it be served.
+//!
+//! Each refusal is a status of its own, so that a participant can say what is wrong instead of trying for ever.
+
+use std::time::Duration;
+
+use lockstep_proto::wire::{self, WireError};
+use lockstep_proto::{
+    ClusterId, InstanceId, LogPosition, ResourceManagerId, ResourceManagerName, limits, v1,
+};
+
+use crate::decision_log::{AppendError, KnownResourceManager, ReadError};
+use crate::engine::clock::unix_ms;
+use crate::engine::handle::Engine;
+
+use super::registry::Registry;
+
+/// How far a participant's clock may be off. Nothing safe depends on clocks, but evidence is kept by the participant's and
+/// records by the coordinator's: further apart, an operator would look at nonsense.
+pub const LARGEST_CLOCK_SKEW: Duration = Duration::from_secs(10 * 60);
+
+/// Why a participant is not served.
+#[derive(Debug, thiserror::Error)]
+pub enum AttachError {
+    /// Its first frame is not a hello, or malformed.
+    #[error("the first frame has to be a hello alone: {0}")]
+    NotAHello(String),
+    /// A field of it means nothing.
+    #[error(transparent)]
+    Malformed(#[from] WireError),
+    /// It speaks another version.
+    #[error("the participant speaks protocol version {0}, this coordinator speaks 1: update the older one")]
+    ProtocolVersion(u32),
+    /// It belongs to another decision log.
+    #[error(
+        "the resource manager {name} belongs to cluster {theirs}, this is cluster {ours}: \
+         attach to the coordinator it belongs to, or give this one its data directory"
+    )]
+    ForeignCluster {
+        /// Its name.
+        name: ResourceManagerName,
+        /// Its cluster.
+        theirs: ClusterId,
+        /// This one.
+        ours: ClusterId,
+    },
+    /// Its clock is off.
+    #[error(
+        "the participant's clock is {off_s} s away from the coordinator's, and 600 s are allowed: set it right"
+    )]
+    ClockSkew {
+        /// By so many seconds.
+        off_s: u64,
+    },
+    /// Two databases under one name.
+    #[error(
+        "the name {name} belongs to another database (identity {known}, this one has {theirs}): \
+         give this resource manager a name of its own"
+    )]
+    Identity {
+        /// The name.
+        name: ResourceManagerName,
+        /// Whose it is.
+        known: ResourceManagerId,
+        /// Who came.
+        theirs: ResourceManagerId,
+    },
+    /// The database was moved or copied.
+    #[error(
+        "{name} was at {known:?} and is now at {theirs:?}. If it was moved and the old one is gone: \
+         `lockstep participants rebind {name}`, then attach again. If this is a copy, give it a name of its own"
+    )]
+    Location {
+        /// Its name.
+        name: ResourceManagerName,
+        /// Where it was.
+        known: String,
+        /// Where it is.
+        theirs: String,
+    },
+    /// An old primary that was left behind by a failover.
+    #[error(
+        "{name} is on timeline {theirs}, and timeline {known} was seen: this is an old primary; use the promoted one"
+    )]
+    Timeline {
+        /// Its name.
+        name: ResourceManagerName,
+        /// The highest seen.
+        known: u32,
+        /// Its own.
+        theirs: u32,
+    },
+    /// It could not be remembered.
+    #[error("the resource manager could not be written to the decision log: {0}")]
+    Log(#[from] AppendError),
+    /// The log could not be asked.
+    #[error(transparent)]
+    Read(#[from] ReadError),
+}
+
+/// A hello whose fields are checked.
+#[derive(Debug, Clone)]
+pub struct Hello {
+    /// What it serves.
+    pub resource_manager: ResourceManagerName,
+    /// Which database that is.
+    pub identity: ResourceManagerId,
+    /// Which process it is.
+    pub instance: InstanceId,
+    cluster: Option<ClusterId>,
+    seen: Option<LogPosition>,
+    location: String,
+    timeline: u32,
+    clock_ms: u64,
+}
+
+impl Hello {
+    /// From the first frame.
+    ///
+    /// # Errors
+    /// Where it is no hello, of another version, or malformed.
+    pub fn from_frame(frame: v1::ParticipantFrame) -> Result<Self, AttachError> {
+        let mut messages = frame.messages;
+        let (Some(first), true) = (messages.pop(), messages.is_empty()) else {
+            return Err(AttachError::NotAHello("it carries no message, or several".into()));
+        };
+        let Some(v1::participant_message::Kind::Hello(hello)) = first.kind else {
+            return Err(AttachError::NotAHello("it carries another message".into()));
+        };
+        if hello.protocol_version != limits::PROTOCOL_VERSION {
+            return Err(AttachError::ProtocolVersion(hello.protocol_version));
+        }
+        let location_fits = hello.location.len() <= limits::MAX_DETAIL_BYTES;
+        if !location_fits {
+            return Err(WireError::Limit { field: "location", why: "at most 1,024 bytes" }.into());
+        }
+        let cluster =
+            if hello.cluster.is_empty() { None } else { Some(hello.cluster.parse().map_err(WireError::Id)?) };
+        Ok(Self {
+            resource_manager: hello.resource_manager.parse().map_err(WireError::Id)?,
+            identity: ResourceManagerId::from_bytes(wire::bytes_16(&hello.identity, "identity")?),
+            instance: InstanceId::from_bytes(wire::bytes_16(&hello.instance, "instance")?),
+            cluster,
+            seen: hello.seen.map(LogPosition::try_from).transpose()?,
+            location: hello.location,
+            timeline: hello.timeline,
+            clock_ms: hello.clock_ms,
+        })
+    }
+}
+
+/// Whether this participant may be served. Its identity is durable in the log when this returns (P21).
+///
+/// # Errors
+/// Why not.
+pub async fn admit(hello: &Hello, engine: &Engine, registry: &Registry) -> Result<(), AttachError> {
+    let name = hello.resource_manager.clone();
+    let ours = engine.log().cluster();
+    if let Some(theirs) = hello.cluster.filter(|theirs| *theirs != ours) {
+        return Err(AttachError::ForeignCluster { name, theirs, ours });
+    }
+    let off = Duration::from_millis(hello.clock_ms.abs_diff(unix_ms()));
+    if off > LARGEST_CLOCK_SKEW {
+        return Err(AttachError::ClockSkew { off_s: off.as_secs() });
+    }
+    let known = registry.known(&name);
+    let next = compare(hello, known.as_ref())?;
+    if known.as_ref() != Some(&next) {
+        engine.log().remember(&next).await?;
+        registry.remember(next, false);
+    }
+    let ahead = match &hello.seen {
+        Some(seen) => !engine.log().reaches(*seen).await?,
+        None => false,
+    };
+    if ahead {
+        let problem =
+            "it has seen decisions that this decision log does not have: the log was restored from a backup";
+        tracing::error!(resource_manager = %name, seen = ?hello.seen, "{problem}; nothing is presumed any more");
+        engine.presume_nothing();
+        registry.set_problem(&name, problem.to_owned());
+    }
+    Ok(())
+}
+
+/// The resource manager as it is to be known from now on, if it is the one that the name belongs to.
+fn compare(hello: &Hello, known: Option<&KnownResourceManager>) -> Result<KnownResourceManager, AttachError> {
+    let name = hello.resource_manager.clone();
+    let next = |floor| KnownResourceManager {
+        name: name.clone(),
+        identity: hello.identity,
+        location: hello.location.clone(),
+        timeline: hello.timeline,
+        floor,
+    };
+    let Some(known) = known else { return Ok(next(None)) };
+    if known.identity != hello.identity {
+        return Err(AttachError::Identity { name, known: known.identity, theirs: hello.identity });
+    }
+    // Empty after `rebind`: the place it attaches from next is its place.
+    if !known.location.is_empty() && known.location != hello.location {
+        let (known, theirs) = (known.location.clone(), hello.location.clone());
+        return Err(AttachError::Location { name, known, theirs });
+    }
+    if hello.timeline < known.timeline {
+        return Err(AttachError::Timeline { name, known: known.timeline, theirs: hello.timeline });
+    }
+    Ok(next(known.floor))
+}

@@ -1,0 +1,14 @@
+//! Attached participants: one stream per instance of a resource manager.
+//!
+//! - [`attach`]: the handshake: who is it, does it fit, may it be served.
+//! - [`session`]: one stream's life: frames in, mail to the shards out.
+//! - [`outbox`]: what waits to be written to it.
+//! - [`registry`]: who is attached now, and what is known of each resource manager.
+//!
+//! A session decides nothing about a transaction. It must never wait for its participant: one that does not read loses its
+//! session, and with it the branches that are not prepared; nobody else notices.
+
+pub mod attach;
+pub mod outbox;
+pub mod registry;
+pub mod session;

@@ -1,0 +1,340 @@
+//! One stream's life, from its welcome to its end.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use lockstep_proto::wire::{self, WireError};
+use lockstep_proto::{Gtrid, ResourceManagerName, Xid, limits, v1};
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+use tonic::Streaming;
+
+use crate::engine::delivery::SessionId;
+use crate::engine::handle::{Engine, EngineError};
+use crate::engine::input::{Acknowledgement, Input};
+use crate::engine::inquiry::{self, BranchAnswer};
+use crate::engine::shell::{Mail, Stopped};
+use crate::protocol::event::{Applied, Vote};
+
+use super::outbox::Outbox;
+use super::registry::Registry;
+
+/// Reports and reconciliations that may wait to be answered before the stream is read on.
+const QUESTIONS: usize = 16;
+
+/// What every session needs.
+#[derive(Clone)]
+pub struct Shared {
+    /// Where events go.
+    pub engine: Engine,
+    /// Who is attached.
+    pub registry: Registry,
+    /// Told to participants.
+    pub terms: Arc<Terms>,
+    /// Cancelled when the process ends: every stream ends then.
+    pub shutdown: CancellationToken,
+}
+
+/// What participants are told in the welcome.
+#[derive(Debug, Clone, Copy)]
+pub struct Terms {
+    /// How long ended records are kept.
+    pub retention: Duration,
+    /// How often a participant lists its prepared branches.
+    pub report_interval: Duration,
+}
+
+/// Why a session ended.
+#[derive(Debug, thiserror::Error)]
+pub enum SessionEnd {
+    /// The participant closed the stream.
+    #[error("the participant closed the stream")]
+    Closed,
+    /// The stream broke.
+    #[error("the stream broke: {0}")]
+    Broken(#[from] tonic::Status),
+    /// It sent something that means nothing.
+    #[error("the participant sent a malformed message: {0}")]
+    Malformed(#[from] WireError),
+    /// It sent more messages in a frame than may be.
+    #[error("a frame carried {0} messages, and 1,024 are allowed")]
+    FrameTooLong(usize),
+    /// It said hello again.
+    #[error("the participant said hello twice")]
+    SecondHello,
+    /// A new session of the same instance took its place, the participant did not read, or the coordinator stops.
+    #[error("superseded by a newer session of the same instance, too slow to read, or the coordinator stops")]
+    Stopped,
+    /// The engine is gone.
+    #[error(transparent)]
+    Engine(#[from] Stopped),
+}
+
+impl SessionEnd {
+    /// The participant's own fault, and which status tells it.
+    #[must_use]
+    pub fn fault(&self) -> Option<tonic::Status> {
+        match self {
+            Self::Malformed(_) | Self::FrameTooLong(_) | Self::SecondHello => {
+                Some(tonic::Status::invalid_argument(self.to_string()))
+            }
+            Self::Closed | Self::Broken(_) | Self::Stopped | Self::Engine(_) => None,
+        }
+    }
+}
+
+/// Something that a participant asked, to be answered from the shards and the log.
+enum Question {
+    Report(Report),
+    Reconcile(Vec<(Xid, bool)>),
+}
+
+/// A part of a listing of prepared branches.
+struct Report {
+    listing: u64,
+    prepared: Vec<Xid>,
+    /// For the last part of a listing: the oldest transaction that the resource manager holds anything of, if any.
+    complete: Option<Option<Gtrid>>,
+}
+
+/// One attached session.
+pub struct Session {
+    /// Its number.
+    pub id: SessionId,
+    /// What it serves.
+    pub resource_manager: ResourceManagerName,
+    /// What it is written to.
+    pub outbox: Outbox,
+    /// Ends it.
+    pub stop: CancellationToken,
+    /// What every session needs.
+    pub shared: Shared,
+}
+
+impl Session {
+    /// Attaches to every shard, reads until the stream ends, and detaches from every shard.
+    pub async fn run(
+        self,
+        stream: Streaming<v1::ParticipantFrame>,
+        strays: mpsc::Receiver<Xid>,
+    ) -> SessionEnd {
+        let attached = || Mail::Attached(self.id, self.resource_manager.clone(), self.outbox.clone());
+        if let Err(stopped) = self.shared.engine.broadcast(attached).await {
+            return stopped.into();
+        }
+        let (questions, waiting) = mpsc::channel(QUESTIONS);
+        let answers = answer_questions(
+            self.shared.clone(),
+            self.resource_manager.clone(),
+            self.outbox.clone(),
+            waiting,
+        );
+        let answerer = tokio::spawn(answers);
+        let stray_answerer =
+            tokio::spawn(answer_strays(self.shared.engine.clone(), self.outbox.clone(), strays));
+        let end = tokio::select! {
+            end = self.read(stream, questions) => end,
+            () = self.stop.cancelled() => SessionEnd::Stopped,
+            () = self.shared.shutdown.cancelled() => SessionEnd::Stopped,
+        };
+        answerer.abort();
+        stray_answerer.abort();
+        self.shared.registry.leave(self.id);
+        let detached = || Mail::Input(Input::Detached { session: self.id });
+        // The shards end only with the process.
+        let _stopped = self.shared.engine.broadcast(detached).await;
+        end
+    }
+
+    async fn read(
+        &self,
+        mut stream: Streaming<v1::ParticipantFrame>,
+        questions: mpsc::Sender<Question>,
+    ) -> SessionEnd {
+        loop {
+            let frame = match stream.message().await {
+                Ok(Some(frame)) => frame,
+                Ok(None) => return SessionEnd::Closed,
+                Err(status) => return status.into(),
+            };
+            if frame.messages.len() > limits::MAX_FRAME_MESSAGES {
+                return SessionEnd::FrameTooLong(frame.messages.len());
+            }
+            for message in frame.messages {
+                if let Err(end) = self.take(message, &questions).await {
+                    return end;
+                }
+            }
+        }
+    }
+
+    async fn take(
+        &self,
+        message: v1::ParticipantMessage,
+        questions: &mpsc::Sender<Question>,
+    ) -> Result<(), SessionEnd> {
+        use v1::participant_message::Kind;
+        let session = self.id;
+        match wire::required(message.kind, "kind")? {
+            Kind::Hello(_) => Err(SessionEnd::SecondHello),
+            Kind::Enlist(enlist) => {
+                self.to_shard(wire::xid(enlist.xid)?, |xid| Input::Enlist { session, xid }).await
+            }
+            Kind::Vote(message) => {
+                let vote = vote(&message)?;
+                self.to_shard(wire::xid(message.xid)?, |xid| Input::Vote { session, xid, vote }).await
+            }
+            Kind::Acknowledge(message) => {
+                let acknowledgement = acknowledgement(&message)?;
+                let input = |xid| Input::Acknowledge { session, xid, acknowledgement };
+                self.to_shard(wire::xid(message.xid)?, input).await
+            }
+            Kind::Report(report) => {
+                let prepared = report.prepared.into_iter().map(Xid::try_from).collect::<Result<_, _>>()?;
+                let oldest = if report.oldest_held.is_empty() {
+                    None
+                } else {
+                    Some(wire::gtrid(&report.oldest_held)?)
+                };
+                let complete = report.complete.then_some(oldest);
+                let report = Report { listing: report.listing, prepared: self.own(prepared)?, complete };
+                self.ask(questions, Question::Report(report)).await
+            }
+            Kind::Reconcile(reconcile) => {
+                let rows = reconcile.rows.into_iter().map(evidence_row).collect::<Result<Vec<_>, _>>()?;
+                self.own(rows.iter().map(|(xid, _)| xid.clone()).collect())?;
+                self.ask(questions, Question::Reconcile(rows)).await
+            }
+        }
+    }
+
+    async fn to_shard(
+        &self,
+        xid: Xid,
+        input: impl FnOnce(Xid) -> Input<crate::engine::shell::ReplyTo>,
+    ) -> Result<(), SessionEnd> {
+        let shard = self.shared.engine.shards().of(&xid.gtrid);
+        Ok(shard.send(Mail::Input(input(xid))).await?)
+    }
+
+    async fn ask(&self, questions: &mpsc::Sender<Question>, question: Question) -> Result<(), SessionEnd> {
+        questions.send(question).await.map_err(|_gone| SessionEnd::Stopped)
+    }
+
+    /// A participant asks only about its own branches, and about so many at once.
+    fn own(&self, xids: Vec<Xid>) -> Result<Vec<Xid>, WireError> {
+        if xids.len() > limits::MAX_REPORT_ENTRIES {
+            return Err(WireError::Limit { field: "xids", why: "at most 1,024" });
+        }
+        let own = |xid: &Xid| xid.bqual.resource_manager_str() == self.resource_manager.as_str();
+        if !xids.iter().all(own) {
+            return Err(WireError::Limit { field: "xid", why: "it names the session's resource manager" });
+        }
+        Ok(xids)
+    }
+}
+
+fn vote(message: &v1::Vote) -> Result<Vote, WireError> {
+    Ok(match wire::known_enum::<v1::VoteKind>(message.vote, "vote")? {
+        v1::VoteKind::Commit => Vote::Commit,
+        v1::VoteKind::ReadOnly => Vote::ReadOnly,
+        v1::VoteKind::Rollback => {
+            Vote::Rollback(limits::cut(&message.detail, limits::MAX_DETAIL_BYTES).to_owned())
+        }
+        v1::VoteKind::Unspecified => unreachable!("known_enum refuses it"),
+    })
+}
+
+fn acknowledgement(message: &v1::Acknowledge) -> Result<Acknowledgement, WireError> {
+    Ok(match wire::known_enum::<v1::Applied>(message.applied, "applied")? {
+        v1::Applied::Committed => Acknowledgement::Ended(Applied::Committed),
+        v1::Applied::RolledBack => Acknowledgement::Ended(Applied::RolledBack),
+        v1::Applied::Hazard => Acknowledgement::Ended(Applied::Hazard),
+        v1::Applied::NotYet => {
+            Acknowledgement::NotYet(limits::cut(&message.detail, limits::MAX_DETAIL_BYTES).to_owned())
+        }
+        v1::Applied::Unspecified => unreachable!("known_enum refuses it"),
+    })
+}
+
+/// The branch, and whether the row says that it committed.
+fn evidence_row(row: v1::reconcile::Row) -> Result<(Xid, bool), WireError> {
+    let committed = match wire::known_enum::<v1::EvidenceKind>(row.kind, "kind")? {
+        v1::EvidenceKind::Branch => true,
+        v1::EvidenceKind::Fence => false,
+        v1::EvidenceKind::Unspecified => unreachable!("known_enum refuses it"),
+    };
+    Ok((wire::xid(row.xid)?, committed))
+}
+
+/// Answers a session's questions, one after the other.
+async fn answer_questions(
+    shared: Shared,
+    name: ResourceManagerName,
+    outbox: Outbox,
+    mut questions: mpsc::Receiver<Question>,
+) {
+    use v1::coordinator_message::Kind;
+    // What was live when the listing that is now complete had not begun yet: a branch of it may have moved past the listing
+    // (P7). Known from the second complete listing on.
+    let mut floor_before: Option<Gtrid> = None;
+    while let Some(question) = questions.recv().await {
+        let answered = match question {
+            Question::Report(report) => {
+                if let Some(oldest_held) = report.complete {
+                    floor_before = note_floor(&shared, &name, oldest_held, floor_before).await;
+                }
+                answer_report(&shared.engine, report.listing, &report.prepared).await.map(Kind::ReportAnswer)
+            }
+            Question::Reconcile(rows) => inquiry::reconcile(&shared.engine, &rows).await.map(|forget| {
+                Kind::ReconcileAnswer(v1::ReconcileAnswer { forget: forget.iter().map(Into::into).collect() })
+            }),
+        };
+        match answered {
+            Ok(kind) => outbox.answer(kind),
+            Err(error) => {
+                tracing::warn!(resource_manager = %name, %error, "a report is left unanswered; it comes again")
+            }
+        }
+    }
+}
+
+/// Notes what the listing says of this resource manager's floor. What is live now, for the next listing.
+async fn note_floor(
+    shared: &Shared,
+    name: &ResourceManagerName,
+    oldest_held: Option<Gtrid>,
+    before: Option<Gtrid>,
+) -> Option<Gtrid> {
+    if let Some(before) = before {
+        let floor = oldest_held.map_or(before, |oldest| oldest.min(before));
+        shared.registry.set_floor(name, floor);
+    }
+    shared.engine.live_floor().await.ok()
+}
+
+async fn answer_report(engine: &Engine, listing: u64, xids: &[Xid]) -> Result<v1::ReportAnswer, EngineError> {
+    let told = inquiry::answer_prepared(engine, xids).await?;
+    let answers = xids.iter().zip(told).map(|(xid, answer)| {
+        let (answer, detail) = match answer {
+            BranchAnswer::Commit => (v1::BranchAnswer::Commit, ""),
+            BranchAnswer::Rollback => (v1::BranchAnswer::Rollback, ""),
+            BranchAnswer::StillRunning => (v1::BranchAnswer::StillRunning, ""),
+            BranchAnswer::Unknown(why) => (v1::BranchAnswer::Unknown, why),
+        };
+        v1::report_answer::Answer { xid: Some(xid.into()), answer: answer.into(), detail: detail.to_owned() }
+    });
+    Ok(v1::ReportAnswer { answers: answers.collect(), position: None, listing })
+}
+
+/// Answers votes of transactions that are not live, as if the participant had listed the branch.
+async fn answer_strays(engine: Engine, outbox: Outbox, mut strays: mpsc::Receiver<Xid>) {
+    const AT_ONCE: usize = 256;
+    let mut xids = Vec::with_capacity(AT_ONCE);
+    while strays.recv_many(&mut xids, AT_ONCE).await > 0 {
+        if let Ok(answer) = answer_report(&engine, 0, &xids).await {
+            outbox.answer(v1::coordinator_message::Kind::ReportAnswer(answer));
+        }
+        xids.clear();
+    }
+}

@@ -1,0 +1,259 @@
+//! From prepare on: the store knows what the branch is, and after a commit vote only a decision ends it.
+//!
+//! [`Event::AskAgain`] may come to a state that did not ask for it: a wait that a decision cut short is over only then.
+
+use lockstep_proto::LogPosition;
+
+use super::super::{Action, Applied, Decision, Doom, End, Event, Operation, Owed, State, Vote};
+use super::{Stepped, Tell, acknowledge, apply, impossible, prove, to, undo};
+use crate::resource::{Fate, Prepared};
+
+pub(super) fn finding(position: LogPosition, owed: Owed, event: Event) -> Stepped {
+    let stay = |owed| State::Finding { position, owed };
+    match event {
+        Event::Found(found) => match (owed, found) {
+            (Owed::Rollback(position), _) => apply(Decision::Rollback, position),
+            (Owed::Commit(position), _) => apply(Decision::Commit, position),
+            (Owed::OnePhase(position), _) => prove(position),
+            (Owed::Nothing, Ok(true)) => to(State::Prepared, [Action::Vote(Vote::Commit)]),
+            (Owed::Nothing, Ok(false)) => {
+                undo(position, "no such branch is open or prepared here".to_owned(), Tell::Coordinator)
+            }
+            // Rolled back blindly, it might be one that has voted commit. The coordinator's deadline ends this.
+            (Owed::Nothing, Err(_)) => to(State::Absent, []),
+        },
+        Event::Decide(Decision::Rollback, position) => to(stay(owed.and(Owed::Rollback(position))), []),
+        Event::Decide(Decision::Commit, position) => to(stay(owed.and(Owed::Commit(position))), []),
+        Event::CommitOnePhase(position) => to(stay(owed.and(Owed::OnePhase(position))), []),
+        Event::Prepare(_)
+        | Event::Enlisted
+        | Event::EnlistRefused(_)
+        | Event::DeadlinePassed
+        | Event::SessionLost
+        | Event::AskAgain => to(stay(owed), []),
+        Event::Joined(_)
+        | Event::Finished
+        | Event::HandlerGone
+        | Event::Begun
+        | Event::NotBegun(_)
+        | Event::Discarded
+        | Event::PrepareDone(_)
+        | Event::Resolved(_) => impossible(stay(owed), event),
+    }
+}
+
+pub(super) fn preparing(position: LogPosition, owed: Owed, lost: bool, event: Event) -> Stepped {
+    let stay = |owed, lost| State::Preparing { position, owed, lost };
+    match event {
+        Event::PrepareDone(Ok(Prepared::Yes)) => match owed {
+            Owed::Commit(position) | Owed::OnePhase(position) => apply(Decision::Commit, position),
+            Owed::Rollback(position) => apply(Decision::Rollback, position),
+            // It has not voted, and no vote of it counts any more: it is still its participant's own.
+            Owed::Nothing if lost => undo(position, Doom::SessionLost.to_string(), Tell::Nobody),
+            Owed::Nothing => to(State::Prepared, [Action::Vote(Vote::Commit)]),
+        },
+        Event::PrepareDone(Ok(Prepared::ReadOnly)) => match owed {
+            Owed::Nothing => to(State::Ended(End::ReadOnly), [Action::Vote(Vote::ReadOnly)]),
+            Owed::Rollback(_) => to(State::Ended(End::ReadOnly), [Action::Acknowledge(Applied::RolledBack)]),
+            Owed::Commit(position) => apply(Decision::Commit, position),
+            Owed::OnePhase(position) => prove(position),
+        },
+        Event::PrepareDone(Ok(Prepared::No(why))) => {
+            let action = match owed {
+                Owed::Nothing => Action::Vote(Vote::Rollback(why.clone())),
+                Owed::Rollback(_) => Action::Acknowledge(Applied::RolledBack),
+                Owed::Commit(position) => return apply(Decision::Commit, position),
+                Owed::OnePhase(position) => return prove(position),
+            };
+            to(State::Ended(End::Refused(why)), [action])
+        }
+        Event::PrepareDone(Err(unresolved)) => match owed {
+            Owed::Commit(position) => apply(Decision::Commit, position),
+            Owed::OnePhase(position) => prove(position),
+            Owed::Rollback(position) => apply(Decision::Rollback, position),
+            Owed::Nothing => {
+                let why = format!("whether it was prepared was not known: {unresolved}");
+                undo(position, why, if lost { Tell::Nobody } else { Tell::Coordinator })
+            }
+        },
+        Event::Decide(Decision::Rollback, at) => to(stay(owed.and(Owed::Rollback(at)), lost), []),
+        Event::Decide(Decision::Commit, at) => to(stay(owed.and(Owed::Commit(at)), lost), []),
+        Event::CommitOnePhase(at) => to(stay(owed.and(Owed::OnePhase(at)), lost), []),
+        Event::SessionLost => to(stay(owed, true), []),
+        Event::HandlerGone
+        | Event::Prepare(_)
+        | Event::Enlisted
+        | Event::EnlistRefused(_)
+        | Event::DeadlinePassed => to(stay(owed, lost), []),
+        Event::Joined(_)
+        | Event::Finished
+        | Event::AskAgain
+        | Event::Begun
+        | Event::NotBegun(_)
+        | Event::Discarded
+        | Event::Found(_)
+        | Event::Resolved(_) => impossible(stay(owed, lost), event),
+    }
+}
+
+/// In doubt: neither a deadline nor a broken session nor anyone here ends it.
+pub(super) fn prepared(event: Event) -> Stepped {
+    match event {
+        Event::Prepare(_) => to(State::Prepared, [Action::Vote(Vote::Commit)]),
+        Event::Decide(decision, position) => apply(decision, position),
+        // The order to commit crossed a vote (P10): it is an order to commit all the same.
+        Event::CommitOnePhase(position) => apply(Decision::Commit, position),
+        Event::HandlerGone
+        | Event::Enlisted
+        | Event::EnlistRefused(_)
+        | Event::DeadlinePassed
+        | Event::SessionLost
+        | Event::AskAgain => to(State::Prepared, []),
+        Event::Joined(_)
+        | Event::Finished
+        | Event::Begun
+        | Event::NotBegun(_)
+        | Event::Discarded
+        | Event::PrepareDone(_)
+        | Event::Found(_)
+        | Event::Resolved(_) => impossible(State::Prepared, event),
+    }
+}
+
+pub(super) fn committing_one_phase(position: LogPosition, event: Event) -> Stepped {
+    let stay = State::CommittingOnePhase(position);
+    match event {
+        Event::Resolved(Ok(fate)) => acknowledge(fate),
+        // It may have committed. Only evidence tells, and where there is none, a fence makes that final.
+        Event::Resolved(Err(_)) => prove(position),
+        // What the store proves in the end answers all of these.
+        Event::CommitOnePhase(_) | Event::Decide(..) | Event::Prepare(_) => to(stay, []),
+        Event::HandlerGone
+        | Event::Enlisted
+        | Event::EnlistRefused(_)
+        | Event::DeadlinePassed
+        | Event::SessionLost => to(stay, []),
+        Event::Joined(_)
+        | Event::Finished
+        | Event::AskAgain
+        | Event::Begun
+        | Event::NotBegun(_)
+        | Event::Discarded
+        | Event::PrepareDone(_)
+        | Event::Found(_) => impossible(stay, event),
+    }
+}
+
+pub(super) fn applying(event: Event) -> Stepped {
+    match event {
+        Event::Resolved(Ok(fate)) => acknowledge(fate),
+        // Not done, or not known: the coordinator sends its decision again, to whoever is attached then.
+        Event::Resolved(Err(unresolved)) => {
+            to(State::Absent, [Action::Acknowledge(Applied::NotYet(unresolved.0))])
+        }
+        Event::CommitOnePhase(_) | Event::Decide(..) | Event::Prepare(_) => to(State::Applying, []),
+        Event::HandlerGone
+        | Event::Enlisted
+        | Event::EnlistRefused(_)
+        | Event::DeadlinePassed
+        | Event::SessionLost
+        | Event::AskAgain => to(State::Applying, []),
+        Event::Joined(_)
+        | Event::Finished
+        | Event::Begun
+        | Event::NotBegun(_)
+        | Event::Discarded
+        | Event::PrepareDone(_)
+        | Event::Found(_) => impossible(State::Applying, event),
+    }
+}
+
+pub(super) fn undoing(state: &State, event: Event) -> Stepped {
+    let State::Undoing { position, why, vote, acknowledge: owed, failed, waiting } = state.clone() else {
+        unreachable!("called in this state only")
+    };
+    let stay = |vote, acknowledge, failed, waiting| State::Undoing {
+        position,
+        why: why.clone(),
+        vote,
+        acknowledge,
+        failed,
+        waiting,
+    };
+    let run = Action::Run(Operation::Rollback(position));
+    match event {
+        Event::Resolved(Ok(fate)) if !waiting => {
+            let action = match fate {
+                _ if owed => Some(Action::Acknowledge(fate.into())),
+                Fate::RolledBack if vote => Some(Action::Vote(Vote::Rollback(why))),
+                Fate::RolledBack => None,
+                // Someone's hand has committed it, or it fits no end: no vote says that. The decision will be told.
+                Fate::Committed | Fate::Hazard => None,
+            };
+            to(State::Ended(End::Proved(fate)), action)
+        }
+        Event::Resolved(Err(_)) if !waiting => {
+            to(stay(vote, owed, failed.saturating_add(1), true), [Action::AskLater(failed)])
+        }
+        Event::AskAgain if waiting => to(stay(vote, owed, failed, false), [run]),
+        // An attempt is on its way already.
+        Event::AskAgain => to(stay(vote, owed, failed, waiting), []),
+        Event::Prepare(_) => to(stay(true, owed, failed, waiting), []),
+        Event::Decide(..) | Event::CommitOnePhase(_) => {
+            to(stay(vote, true, failed, false), waiting.then_some(run))
+        }
+        Event::SessionLost => to(stay(false, owed, failed, waiting), []),
+        Event::HandlerGone | Event::Enlisted | Event::EnlistRefused(_) | Event::DeadlinePassed => {
+            to(stay(vote, owed, failed, waiting), [])
+        }
+        Event::Joined(_)
+        | Event::Finished
+        | Event::Begun
+        | Event::NotBegun(_)
+        | Event::Discarded
+        | Event::PrepareDone(_)
+        | Event::Found(_)
+        | Event::Resolved(_) => impossible(state.clone(), event),
+    }
+}
+
+pub(super) fn ended(end: &End, event: Event) -> Stepped {
+    let stay = || State::Ended(end.clone());
+    match event {
+        Event::Prepare(_) => to(stay(), same_vote(end).map(Action::Vote)),
+        Event::Decide(decision, position) => match (end, decision) {
+            (End::NeverPrepared(_) | End::Refused(_) | End::ReadOnly, Decision::Rollback) => {
+                to(stay(), [Action::Acknowledge(Applied::RolledBack)])
+            }
+            // A failover may have brought it back.
+            (End::Proved(_), _) | (_, Decision::Commit) => apply(decision, position),
+        },
+        Event::CommitOnePhase(position) => prove(position),
+        // A wait that was cut short by a decision is over only now.
+        Event::AskAgain => to(stay(), []),
+        Event::HandlerGone
+        | Event::Enlisted
+        | Event::EnlistRefused(_)
+        | Event::DeadlinePassed
+        | Event::SessionLost => to(stay(), []),
+        Event::Joined(_)
+        | Event::Finished
+        | Event::Begun
+        | Event::NotBegun(_)
+        | Event::Discarded
+        | Event::PrepareDone(_)
+        | Event::Found(_)
+        | Event::Resolved(_) => impossible(stay(), event),
+    }
+}
+
+/// The vote of a branch that is over: as it was, so far as a vote can say it.
+fn same_vote(end: &End) -> Option<Vote> {
+    match end {
+        End::NeverPrepared(why) => Some(Vote::Rollback(why.to_string())),
+        End::Refused(why) => Some(Vote::Rollback(why.clone())),
+        End::ReadOnly => Some(Vote::ReadOnly),
+        End::Proved(Fate::RolledBack) => Some(Vote::Rollback("it was rolled back".to_owned())),
+        End::Proved(Fate::Committed | Fate::Hazard) => None,
+    }
+}

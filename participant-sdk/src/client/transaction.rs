@@ -1,0 +1,232 @@
+//! One transaction in the hands of the application that began it.
+//!
+//! A transaction that is dropped rolls back, best effort, in the background; whatever that misses, the deadline
+//! catches. From the moment commit is sent, nothing here ever sends a rollback again, whether the caller drops the
+//! future, the connection breaks or the answer is lost (protocol.md, P13): the coordinator may be committing, and a
+//! rollback that overtakes the commit's repetition would turn "committed" into a guess.
+
+use std::fmt;
+use std::time::Instant;
+
+use lockstep_proto::Gtrid;
+use lockstep_proto::limits::cut;
+use lockstep_proto::v1;
+use tokio::runtime::Handle;
+use tonic::{Code, Status};
+
+use super::{Client, Outcome, outcome};
+use crate::clock;
+use crate::context::Context;
+use crate::error::{CommitError, RollbackError, reason, sentence};
+
+/// Bytes of a rollback's reason.
+const MAX_REASON_BYTES: usize = 256;
+/// The reason a coordinator gives for refusing to roll a committed transaction back.
+const ALREADY_COMMITTED: &str = "ALREADY_COMMITTED";
+
+/// A transaction that was begun and has not ended. Dropping it rolls it back.
+#[must_use = "a transaction that is dropped is rolled back"]
+pub struct Transaction {
+    client: Client,
+    context: Context,
+    /// Where a drop can send its rollback from: the runtime that the transaction was begun in.
+    runtime: Handle,
+    /// Whether a drop still has to roll back: neither commit was sent nor rollback confirmed.
+    armed: bool,
+}
+
+/// A commit that succeeded.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Committed {
+    /// The transaction.
+    pub gtrid: Gtrid,
+    /// Its branches.
+    pub branches: u32,
+    /// How many of them have still to apply the decision. They will: it is durable. Until then, a reader of their stores
+    /// does not see it.
+    pub branches_pending: u32,
+    /// No branch had written anything.
+    pub nothing_to_commit: bool,
+}
+
+impl Transaction {
+    pub(super) fn new(client: Client, context: Context) -> Self {
+        Self { client, context, runtime: Handle::current(), armed: true }
+    }
+
+    /// Its id.
+    #[must_use]
+    pub const fn gtrid(&self) -> Gtrid {
+        self.context.gtrid()
+    }
+
+    /// What a called service needs to work in this transaction.
+    #[must_use]
+    pub const fn context(&self) -> Context {
+        self.context
+    }
+
+    /// Commits, and waits until every branch has applied the decision, or the coordinator has waited long enough for
+    /// that: see [`Committed::branches_pending`].
+    ///
+    /// Cancelling this call does not roll back: if commit was sent, it may still succeed.
+    ///
+    /// # Errors
+    /// [`CommitError::Unknown`] unless there is a definite answer.
+    pub async fn commit(self) -> Result<Committed, CommitError> {
+        self.send_commit(v1::Wait::Applied).await
+    }
+
+    /// Commits, and returns as soon as the decision is durable: sooner than [`Transaction::commit`], and a reader may not
+    /// see the branches' work yet.
+    ///
+    /// # Errors
+    /// As [`Transaction::commit`].
+    pub async fn commit_when_decided(self) -> Result<Committed, CommitError> {
+        self.send_commit(v1::Wait::Decided).await
+    }
+
+    /// Rolls back. `reason` is for people: the first 256 bytes are kept.
+    ///
+    /// # Errors
+    /// If the coordinator has not confirmed it. The transaction is rolled back at its deadline then.
+    pub async fn rollback(mut self, reason: impl AsRef<str>) -> Result<(), RollbackError> {
+        let result = send_rollback(&self.client, &self.context, reason.as_ref()).await;
+        // Not before: a call that is cancelled on the way leaves it to the drop.
+        self.armed = false;
+        result
+    }
+
+    async fn send_commit(mut self, wait: v1::Wait) -> Result<Committed, CommitError> {
+        // Before anything is sent, so that no cancellation point lies between the two (P13).
+        self.armed = false;
+        fail::fail_point!("sdk-client-before-commit");
+        let result = commit(&self.client, &self.context, wait).await;
+        fail::fail_point!("sdk-client-after-commit");
+        result
+    }
+}
+
+impl fmt::Debug for Transaction {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Transaction")
+            .field("context", &self.context)
+            .field("armed", &self.armed)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Drop for Transaction {
+    fn drop(&mut self) {
+        if !self.armed {
+            return;
+        }
+        let (client, context) = (self.client.clone(), self.context);
+        // On a runtime that is shutting down the task is never run: the deadline ends the transaction.
+        drop(self.runtime.spawn(async move {
+            if let Err(unconfirmed) = send_rollback(&client, &context, "dropped by the application").await {
+                tracing::warn!(%unconfirmed, "a dropped transaction");
+            }
+        }));
+    }
+}
+
+/// Until when an answer to commit is worth waiting for: the coordinator may decide until the deadline, and what was lost
+/// after that is asked for again.
+fn patience_end(client: &Client, context: &Context) -> Instant {
+    context.deadline().max(clock::now()) + client.shared.patience
+}
+
+async fn commit(client: &Client, context: &Context, wait: v1::Wait) -> Result<Committed, CommitError> {
+    let gtrid = context.gtrid();
+    let request = v1::CommitRequest {
+        gtrid: gtrid.to_string(),
+        cluster: context.cluster().to_string(),
+        wait: wait.into(),
+    };
+    let until = patience_end(client, context);
+    // A lost answer is followed by the same commit again: it has no second effect, and answers as the first would have.
+    let answer = client.repeat(until, |mut rpc| {
+        let request = request.clone();
+        async move {
+            let response = rpc.commit(request).await?;
+            decided_or_again(response)
+        }
+    });
+    let response =
+        answer.await.map_err(|status| CommitError::Unknown { gtrid, detail: sentence(&status) })?;
+    let committed = |nothing_to_commit| Committed {
+        gtrid,
+        branches: response.branches,
+        branches_pending: response.branches_pending,
+        nothing_to_commit,
+    };
+    match outcome(response.outcome, response.detail) {
+        Some(Outcome::Committed) => Ok(committed(false)),
+        Some(Outcome::NothingToCommit) => Ok(committed(true)),
+        Some(Outcome::RolledBack { detail }) => Err(CommitError::RolledBack { gtrid, detail }),
+        Some(Outcome::Heuristic { detail }) => Err(CommitError::Heuristic { gtrid, detail }),
+        Some(Outcome::Unknown { detail }) => Err(CommitError::Unknown { gtrid, detail }),
+        Some(Outcome::Undecided) => {
+            Err(CommitError::Unknown { gtrid, detail: "it is still undecided".to_owned() })
+        }
+        None => {
+            let detail = format!("the coordinator's answer, outcome {}, is not understood", response.outcome);
+            Err(CommitError::Unknown { gtrid, detail })
+        }
+    }
+}
+
+/// Makes an answer that may be another one a moment later look like none, so that it is asked for again.
+fn decided_or_again(
+    response: tonic::Response<v1::CommitResponse>,
+) -> Result<tonic::Response<v1::CommitResponse>, Status> {
+    let answer = response.get_ref();
+    match outcome(answer.outcome, answer.detail.clone()) {
+        Some(Outcome::Unknown { detail }) => {
+            Err(Status::unavailable(format!("the coordinator cannot tell: {detail}")))
+        }
+        Some(Outcome::Undecided) => Err(Status::unavailable("it is still undecided")),
+        Some(
+            Outcome::Committed
+            | Outcome::NothingToCommit
+            | Outcome::RolledBack { .. }
+            | Outcome::Heuristic { .. },
+        )
+        | None => Ok(response),
+    }
+}
+
+async fn send_rollback(client: &Client, context: &Context, why: &str) -> Result<(), RollbackError> {
+    let gtrid = context.gtrid();
+    let request = v1::RollbackRequest {
+        gtrid: gtrid.to_string(),
+        cluster: context.cluster().to_string(),
+        reason: cut(why, MAX_REASON_BYTES).to_owned(),
+    };
+    let answer = client.repeat(clock::now() + client.shared.patience, |mut rpc| {
+        let request = request.clone();
+        async move { rpc.rollback(request).await }
+    });
+    let response = answer.await.map_err(|status| rollback_error(gtrid, &status))?;
+    let unconfirmed = |detail: String| RollbackError::Unconfirmed { gtrid, detail };
+    match outcome(response.outcome, response.detail) {
+        Some(Outcome::RolledBack { .. } | Outcome::NothingToCommit) => Ok(()),
+        Some(Outcome::Committed) => {
+            Err(RollbackError::AlreadyCommitted { gtrid, detail: "it was committed before".to_owned() })
+        }
+        Some(Outcome::Heuristic { detail }) => Err(RollbackError::Heuristic { gtrid, detail }),
+        Some(Outcome::Unknown { detail }) => Err(unconfirmed(detail)),
+        Some(Outcome::Undecided) => Err(unconfirmed("it is still undecided".to_owned())),
+        None => Err(unconfirmed(format!("outcome {} is not understood", response.outcome))),
+    }
+}
+
+fn rollback_error(gtrid: Gtrid, status: &Status) -> RollbackError {
+    let detail = sentence(status);
+    if status.code() == Code::FailedPrecondition && reason(status).as_deref() == Some(ALREADY_COMMITTED) {
+        RollbackError::AlreadyCommitted { gtrid, detail }
+    } else {
+        RollbackError::Unconfirmed { gtrid, detail }
+    }
+}

@@ -1,0 +1,564 @@
+//! The shell around a [`Session`]: feeds it what happens, carries out what it asks for, and keeps a stream up.
+//!
+//! One task owns everything here. It never waits for the store: every operation is a task of its own. What comes in
+//! from outside is bounded: joins by their channel, what handlers give back by the branches that may be open, operations by
+//! the branches that may be known, messages to send by [`super::stream`].
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use lockstep_proto::{InstanceId, ResourceManagerName, Xid};
+use tokio::sync::{mpsc, oneshot, watch};
+use tonic::transport::Channel;
+use tonic::{Code, Status};
+
+use super::Branch;
+use super::operations::Operations;
+use super::stream::{self, GREETING_TIMEOUT, Incoming, Outgoing};
+use crate::branch::Operation;
+use crate::clock;
+use crate::context::Context;
+use crate::error::{AttachError, FinishError, JoinError, is_transient, sentence};
+use crate::resource::{Attachment, EvidenceRow, Resource, ResourceError, Unresolved};
+use crate::session::message::{FromCoordinator, ToCoordinator};
+use crate::session::{Closing, Done, Effect, Event, HandlerId, Listing, Session};
+
+/// Waits between attempts to attach.
+const FIRST_WAIT: Duration = Duration::from_millis(50);
+const LONGEST_WAIT: Duration = Duration::from_secs(5);
+/// After a refusal that waiting does not mend: someone has to change something first.
+const WAIT_AFTER_REFUSAL: Duration = Duration::from_secs(30);
+/// A session that has lasted so long was a good one: the next attempt after it is a first one.
+const GOOD_SESSION: Duration = Duration::from_secs(5);
+/// Waits between questions to a store that did not answer.
+const FIRST_QUESTION: Duration = Duration::from_millis(100);
+const LONGEST_QUESTION: Duration = Duration::from_secs(10);
+/// How long running operations may still take when the participant is going away.
+const LAST_OPERATIONS: Duration = Duration::from_secs(5);
+/// Joins that may wait to be looked at.
+pub(super) const JOINS: usize = 1024;
+
+/// A handler's wish to work in a transaction.
+#[derive(Debug)]
+pub(super) struct Join<R: Resource> {
+    pub(super) context: Context,
+    pub(super) reply: oneshot::Sender<Result<Branch<R>, JoinError>>,
+    /// For the branch, to come back by.
+    pub(super) releases: mpsc::UnboundedSender<Release<R>>,
+}
+
+/// What comes back from handlers.
+#[derive(Debug)]
+pub(super) enum Release<R: Resource> {
+    /// Done.
+    Finished(Xid, HandlerId, R::Open, oneshot::Sender<Result<(), FinishError>>),
+    /// Gone without having finished, with the connection unless it was given back already.
+    Gone(Xid, HandlerId, Option<R::Open>),
+    /// Go away within so long, and say when.
+    Detach(Duration, oneshot::Sender<()>),
+}
+
+/// What tasks report.
+#[derive(Debug)]
+pub(super) enum Report<R: Resource> {
+    StoreAttached(Result<Attachment, ResourceError>),
+    Dialled(Result<Incoming, Status>),
+    Bound(Result<(), Unresolved>),
+    Done(Xid, Done, Option<R::Open>),
+    Listed(u64, Result<Listing, Unresolved>),
+    OldEvidence(u64, Result<Vec<EvidenceRow>, Unresolved>),
+    Forgotten(u64, Result<(), Unresolved>),
+    AskAgain(Xid),
+}
+
+/// Where the stream is.
+#[derive(Debug)]
+enum Link {
+    /// Down until then.
+    Waiting(Instant),
+    /// The store is being attached to.
+    Store,
+    /// The coordinator is being called.
+    Dialling(Outgoing),
+    /// Up. Until the greeting is over: by when it has to be.
+    Up { outgoing: Outgoing, incoming: Incoming, welcome_by: Option<Instant>, since: Instant },
+    /// Never again.
+    Closed,
+}
+
+/// Something that the loop woke for.
+enum Woken<R: Resource> {
+    Join(Option<Join<R>>),
+    Release(Release<R>),
+    Report(Report<R>),
+    Frame(Result<Option<lockstep_proto::v1::CoordinatorFrame>, Status>),
+    Writable,
+    Time,
+}
+
+/// See the module.
+#[derive(Debug)]
+pub(super) struct Driver<R: Resource> {
+    name: ResourceManagerName,
+    session: Session,
+    started: Instant,
+    channel: Channel,
+    link: Link,
+    /// Attempts that failed, one after the other.
+    failed: u32,
+    operations: Operations<R>,
+    opens: HashMap<Xid, R::Open>,
+    /// The one that is being taken, and those that have come up meanwhile.
+    events: VecDeque<Event>,
+    next_handler: HandlerId,
+    joiners: HashMap<HandlerId, Join<R>>,
+    finishers: HashMap<HandlerId, oneshot::Sender<Result<(), FinishError>>>,
+    joins: mpsc::Receiver<Join<R>>,
+    releases: mpsc::UnboundedReceiver<Release<R>>,
+    reports: mpsc::UnboundedReceiver<Report<R>>,
+    report_sender: mpsc::UnboundedSender<Report<R>>,
+    first: Option<oneshot::Sender<Result<(), AttachError>>>,
+    attached: watch::Sender<bool>,
+    /// Dropped when all is done.
+    detachers: Vec<oneshot::Sender<()>>,
+}
+
+/// What a driver is made of.
+#[derive(Debug)]
+pub(super) struct Parts<R: Resource> {
+    pub(super) name: ResourceManagerName,
+    pub(super) resource: R,
+    pub(super) channel: Channel,
+    pub(super) joins: mpsc::Receiver<Join<R>>,
+    pub(super) releases: mpsc::UnboundedReceiver<Release<R>>,
+    pub(super) first: oneshot::Sender<Result<(), AttachError>>,
+    pub(super) attached: watch::Sender<bool>,
+}
+
+impl<R: Resource> Driver<R> {
+    pub(super) fn new(parts: Parts<R>) -> Self {
+        let (report_sender, reports) = mpsc::unbounded_channel();
+        let started = clock::now();
+        let instance = InstanceId::from_bytes(clock::random_bytes());
+        Self {
+            session: Session::new(parts.name.clone(), instance),
+            started,
+            channel: parts.channel,
+            link: Link::Waiting(started),
+            failed: 0,
+            operations: Operations::new(parts.name.clone(), Arc::new(parts.resource), report_sender.clone()),
+            name: parts.name,
+            opens: HashMap::new(),
+            events: VecDeque::new(),
+            next_handler: 0,
+            joiners: HashMap::new(),
+            finishers: HashMap::new(),
+            joins: parts.joins,
+            releases: parts.releases,
+            reports,
+            report_sender,
+            first: Some(parts.first),
+            attached: parts.attached,
+            detachers: Vec::new(),
+        }
+    }
+
+    /// Runs until the participant is detached and what was started is done.
+    pub(super) async fn run(mut self) {
+        while !self.session.is_detached() {
+            let woken = self.next().await;
+            self.take(woken);
+            self.write();
+        }
+        self.link = Link::Closed;
+        self.attached.send_replace(false);
+        self.joins.close();
+        let last = tokio::time::Instant::now() + LAST_OPERATIONS;
+        while self.operations.running() > 0 {
+            match tokio::time::timeout_at(last, self.reports.recv()).await {
+                Ok(Some(report)) => self.report(report),
+                Ok(None) | Err(_) => break,
+            }
+        }
+    }
+
+    async fn next(&mut self) -> Woken<R> {
+        let wake = self.next_wake();
+        let reads = !self.session.is_binding();
+        let (outgoing, incoming) = match &mut self.link {
+            Link::Up { outgoing, incoming, .. } => (Some(&*outgoing), Some(incoming)),
+            Link::Dialling(outgoing) => (Some(&*outgoing), None),
+            Link::Waiting(_) | Link::Store | Link::Closed => (None, None),
+        };
+        tokio::select! {
+            join = self.joins.recv() => Woken::Join(join),
+            Some(release) = self.releases.recv() => Woken::Release(release),
+            Some(report) = self.reports.recv() => Woken::Report(report),
+            frame = read(incoming), if reads => Woken::Frame(frame),
+            () = writable(outgoing) => Woken::Writable,
+            () = sleep_until(wake) => Woken::Time,
+        }
+    }
+
+    fn next_wake(&self) -> Option<Instant> {
+        let session = self.session.next_wake().map(|wake| self.started + wake);
+        let link = match &self.link {
+            Link::Waiting(until) => Some(*until),
+            Link::Up { welcome_by, .. } => *welcome_by,
+            Link::Store | Link::Dialling(_) | Link::Closed => None,
+        };
+        [session, link].into_iter().flatten().min()
+    }
+
+    fn take(&mut self, woken: Woken<R>) {
+        match woken {
+            Woken::Join(Some(join)) => self.join(join),
+            // Every handle is gone.
+            Woken::Join(None) => self.tell(Event::Detach(self.now())),
+            Woken::Release(release) => self.release(release),
+            Woken::Report(report) => self.report(report),
+            Woken::Frame(frame) => self.frame(frame),
+            Woken::Writable => {}
+            Woken::Time => self.time(),
+        }
+    }
+
+    fn now(&self) -> Duration {
+        clock::now().saturating_duration_since(self.started)
+    }
+
+    // ---- what comes in ----
+
+    fn join(&mut self, join: Join<R>) {
+        let handler = self.next_handler;
+        self.next_handler += 1;
+        let context = join.context;
+        self.joiners.insert(handler, join);
+        self.tell(Event::Join {
+            handler,
+            cluster: context.cluster(),
+            gtrid: context.gtrid(),
+            deadline: context.deadline().saturating_duration_since(self.started),
+            random: clock::random_bits(),
+        });
+    }
+
+    fn release(&mut self, release: Release<R>) {
+        match release {
+            Release::Finished(xid, handler, open, reply) => {
+                self.opens.insert(xid.clone(), open);
+                self.finishers.insert(handler, reply);
+                self.tell(Event::Finished(xid, handler));
+            }
+            Release::Gone(xid, handler, open) => {
+                self.finishers.remove(&handler);
+                if let Some(open) = open {
+                    self.opens.insert(xid.clone(), open);
+                }
+                self.tell(Event::HandlerGone(xid, handler));
+            }
+            Release::Detach(grace, done) => {
+                self.detachers.push(done);
+                self.tell(Event::Detach(self.now() + grace));
+            }
+        }
+    }
+
+    fn report(&mut self, report: Report<R>) {
+        match &report {
+            Report::Dialled(_) | Report::AskAgain(_) => {}
+            Report::StoreAttached(_)
+            | Report::Bound(_)
+            | Report::Done(..)
+            | Report::Listed(..)
+            | Report::OldEvidence(..)
+            | Report::Forgotten(..) => self.operations.ended(),
+        }
+        match report {
+            Report::StoreAttached(result) => self.store_attached(result),
+            Report::Dialled(result) => self.dialled(result),
+            Report::Bound(result) => self.tell(Event::Bound(result)),
+            Report::Done(xid, done, open) => {
+                if let Some(open) = open {
+                    self.opens.insert(xid.clone(), open);
+                }
+                self.tell(Event::Done(xid, done));
+            }
+            Report::Listed(session, result) => self.tell(Event::Listed(session, result)),
+            Report::OldEvidence(session, result) => self.tell(Event::OldEvidence(session, result)),
+            Report::Forgotten(session, result) => self.tell(Event::Forgotten(session, result)),
+            Report::AskAgain(xid) => self.tell(Event::AskAgain(xid)),
+        }
+    }
+
+    fn frame(&mut self, frame: Result<Option<lockstep_proto::v1::CoordinatorFrame>, Status>) {
+        match frame {
+            Ok(Some(frame)) => match stream::messages(frame) {
+                Ok(messages) => messages.into_iter().for_each(|message| self.message(message)),
+                Err(why) => self.lost(Closing::Broken(why)),
+            },
+            Ok(None) => self.lost(Closing::Broken("the coordinator ended the stream".to_owned())),
+            Err(status) => self.lost(judged(&status)),
+        }
+    }
+
+    fn message(&mut self, message: FromCoordinator) {
+        match &message {
+            FromCoordinator::Enlisted(..) => fail::fail_point!("sdk-after-enlist"),
+            FromCoordinator::Prepare(..) => fail::fail_point!("sdk-prepare-received"),
+            FromCoordinator::Decide(..) => fail::fail_point!("sdk-decision-received"),
+            FromCoordinator::CommitOnePhase(..) => fail::fail_point!("sdk-commit-one-phase-received"),
+            FromCoordinator::ReportAnswer(..) => fail::fail_point!("sdk-report-answered"),
+            FromCoordinator::Welcome(_)
+            | FromCoordinator::EnlistRefused(..)
+            | FromCoordinator::ReconcileAnswer(_)
+            | FromCoordinator::Refused(..)
+            | FromCoordinator::Drain => {}
+        }
+        self.tell(Event::Received(message));
+    }
+
+    fn time(&mut self) {
+        self.tell(Event::Tick);
+        let now = clock::now();
+        match &self.link {
+            Link::Waiting(until) if *until <= now => {
+                self.link = Link::Store;
+                self.operations.attach();
+            }
+            Link::Up { welcome_by: Some(by), .. } if *by <= now => {
+                self.lost(Closing::Broken("the coordinator did not welcome us in time".to_owned()));
+            }
+            Link::Waiting(_) | Link::Store | Link::Dialling(_) | Link::Up { .. } | Link::Closed => {}
+        }
+    }
+
+    // ---- the stream ----
+
+    fn store_attached(&mut self, result: Result<Attachment, ResourceError>) {
+        if !matches!(self.link, Link::Store) {
+            return; // The participant was detached meanwhile.
+        }
+        match result {
+            Ok(attachment) => {
+                let (outgoing, frames) = Outgoing::new();
+                self.link = Link::Dialling(outgoing);
+                self.tell(Event::Dialled(attachment));
+                self.write();
+                let (channel, reports) = (self.channel.clone(), self.report_sender.clone());
+                tokio::spawn(async move {
+                    let _gone = reports.send(Report::Dialled(stream::dial(channel, frames).await));
+                });
+            }
+            Err(ResourceError::Unfit(why)) => {
+                self.refuse_first(AttachError::Unfit(why.clone()));
+                self.wait(&Closing::Refused(why));
+            }
+            Err(ResourceError::Unavailable(why)) => self.wait(&Closing::Broken(why)),
+        }
+    }
+
+    fn dialled(&mut self, result: Result<Incoming, Status>) {
+        let now = clock::now();
+        match (std::mem::replace(&mut self.link, Link::Closed), result) {
+            (Link::Dialling(outgoing), Ok(incoming)) => {
+                let welcome_by = Some(now + GREETING_TIMEOUT);
+                self.link = Link::Up { outgoing, incoming, welcome_by, since: now };
+            }
+            (Link::Dialling(_), Err(status)) => self.lost(judged(&status)),
+            // The participant was detached meanwhile.
+            (link @ (Link::Waiting(_) | Link::Store | Link::Up { .. } | Link::Closed), _) => self.link = link,
+        }
+    }
+
+    /// The stream is over, by the coordinator's doing or the network's.
+    fn lost(&mut self, why: Closing) {
+        self.down(&why);
+        self.tell(Event::Disconnected);
+    }
+
+    /// Ends the stream from our side, and plans the next one.
+    fn down(&mut self, why: &Closing) {
+        self.attached.send_replace(false);
+        if let Closing::Refused(detail) = why {
+            let name = self.name.to_string();
+            self.refuse_first(AttachError::Refused { name, detail: detail.clone() });
+        }
+        self.wait(why);
+    }
+
+    fn wait(&mut self, why: &Closing) {
+        if let Link::Up { since, .. } = &self.link
+            && since.elapsed() >= GOOD_SESSION
+        {
+            self.failed = 0;
+        }
+        let name = &self.name;
+        let wait = match why {
+            Closing::Refused(why) => {
+                tracing::error!(%name, "attaching is refused: {why}");
+                WAIT_AFTER_REFUSAL
+            }
+            Closing::Broken(why) => {
+                let wait = clock::backoff(self.failed, FIRST_WAIT, LONGEST_WAIT);
+                tracing::warn!(%name, ?wait, "not attached: {why}");
+                wait
+            }
+            Closing::Detached => {
+                self.link = Link::Closed;
+                return;
+            }
+        };
+        self.failed = self.failed.saturating_add(1);
+        self.link = Link::Waiting(clock::now() + wait);
+    }
+
+    /// Whoever waits for the first attach is told, and the participant ends: its handle was never given out.
+    fn refuse_first(&mut self, error: AttachError) {
+        if let Some(first) = self.first.take() {
+            let _gone = first.send(Err(error));
+            self.tell(Event::Detach(self.now()));
+        }
+    }
+
+    fn write(&mut self) {
+        match &mut self.link {
+            Link::Dialling(outgoing) | Link::Up { outgoing, .. } => outgoing.flush(),
+            Link::Waiting(_) | Link::Store | Link::Closed => {}
+        }
+    }
+
+    // ---- what the session asks for ----
+
+    /// Has the session take an event, and carries out what it asks for. An event that comes up on the way is taken after
+    /// that, so that no effect overtakes one of an earlier event.
+    fn tell(&mut self, event: Event) {
+        self.events.push_back(event);
+        if self.events.len() > 1 {
+            return;
+        }
+        while let Some(event) = self.events.front_mut() {
+            let event = std::mem::replace(event, Event::Tick);
+            let effects = self.session.handle(self.now(), event);
+            effects.into_iter().for_each(|effect| self.carry_out(effect));
+            self.events.pop_front();
+        }
+    }
+
+    fn carry_out(&mut self, effect: Effect) {
+        match effect {
+            Effect::Send(message) => self.send(message),
+            Effect::Run(branch, operation) => {
+                let open = match operation {
+                    Operation::Discard | Operation::Prepare(_) | Operation::CommitOnePhase(_) => {
+                        Some(self.opens.remove(&branch.xid).expect("the connection is here"))
+                    }
+                    Operation::Begin(_)
+                    | Operation::Find
+                    | Operation::Commit(_)
+                    | Operation::Rollback(_)
+                    | Operation::Prove(_) => None,
+                };
+                self.operations.run(branch, operation, open);
+            }
+            Effect::Hand(handler, xid) => self.hand(handler, xid),
+            Effect::RefuseJoin(handler, error) => {
+                let join = self.joiners.remove(&handler).expect("whoever joins waits for the answer");
+                let _gone = join.reply.send(Err(error));
+            }
+            Effect::AnswerFinish(handler, result) => {
+                // Without one, the handler is gone, and has said so or will.
+                if let Some(reply) = self.finishers.remove(&handler) {
+                    let _gone = reply.send(result);
+                }
+            }
+            Effect::AskLater(xid, failed) => self.ask_later(xid, failed),
+            Effect::Bind(cluster) => self.operations.bind(cluster),
+            Effect::List { session, cluster, again } => self.operations.list(session, cluster, again),
+            Effect::FindOldEvidence { session, cluster, retention, limit } => {
+                self.operations.find_old_evidence(session, cluster, retention, limit);
+            }
+            Effect::Forget(session, branches) => self.operations.forget(session, branches),
+            Effect::Attached(cluster) => {
+                tracing::info!(name = %self.name, %cluster, "attached");
+                if let Link::Up { welcome_by, .. } = &mut self.link {
+                    *welcome_by = None;
+                }
+                self.attached.send_replace(true);
+                if let Some(first) = self.first.take() {
+                    let _gone = first.send(Ok(()));
+                }
+            }
+            Effect::Close(why) => self.down(&why),
+            Effect::Warn(text) => tracing::warn!(name = %self.name, "{text}"),
+        }
+    }
+
+    fn send(&mut self, message: ToCoordinator) {
+        match &message {
+            ToCoordinator::Enlist(_) => fail::fail_point!("sdk-before-enlist"),
+            ToCoordinator::Vote(..) => fail::fail_point!("sdk-before-vote"),
+            ToCoordinator::Acknowledge(..) => fail::fail_point!("sdk-before-acknowledge"),
+            ToCoordinator::Report { .. } => fail::fail_point!("sdk-before-report"),
+            ToCoordinator::Hello(_) | ToCoordinator::Reconcile(_) => {}
+        }
+        let pushed = match &mut self.link {
+            Link::Dialling(outgoing) | Link::Up { outgoing, .. } => outgoing.push(message),
+            // An earlier effect of the same step has ended the stream.
+            Link::Waiting(_) | Link::Store | Link::Closed => Ok(()),
+        };
+        if let Err(stream::Overflow) = pushed {
+            // Its loss is told to the session behind the effects of this step.
+            self.lost(Closing::Broken("the coordinator does not read what is sent to it".to_owned()));
+        }
+    }
+
+    fn hand(&mut self, handler: HandlerId, xid: Xid) {
+        let open = self.opens.remove(&xid).expect("the connection is here");
+        let join = self.joiners.remove(&handler).expect("whoever joins waits for the branch");
+        // A handler that is gone drops the branch, which comes back by its own drop.
+        let _gone = join.reply.send(Ok(Branch::new(xid, handler, open, join.releases)));
+    }
+
+    fn ask_later(&self, xid: Xid, failed: u32) {
+        let wait = clock::backoff(failed, FIRST_QUESTION, LONGEST_QUESTION);
+        let reports = self.report_sender.clone();
+        tokio::spawn(async move {
+            tokio::time::sleep(wait).await;
+            let _gone = reports.send(Report::AskAgain(xid));
+        });
+    }
+}
+
+/// Whether a new attempt may do better than the one that ended with this status.
+fn judged(status: &Status) -> Closing {
+    if is_transient(status) || status.code() == Code::ResourceExhausted {
+        Closing::Broken(sentence(status))
+    } else {
+        Closing::Refused(sentence(status))
+    }
+}
+
+async fn read(
+    incoming: Option<&mut Incoming>,
+) -> Result<Option<lockstep_proto::v1::CoordinatorFrame>, Status> {
+    match incoming {
+        Some(incoming) => incoming.message().await,
+        None => std::future::pending().await,
+    }
+}
+
+async fn writable(outgoing: Option<&Outgoing>) {
+    match outgoing {
+        Some(outgoing) => outgoing.writable().await,
+        None => std::future::pending().await,
+    }
+}
+
+async fn sleep_until(wake: Option<Instant>) {
+    match wake {
+        Some(wake) => tokio::time::sleep_until(wake.into()).await,
+        None => std::future::pending().await,
+    }
+}

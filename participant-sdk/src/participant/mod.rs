@@ -1,0 +1,230 @@
+//! The participant's side: attach a store under a name, join transactions, work, finish.
+//!
+//! - [`Participant`]: attached, and attached again whenever the session was lost.
+//! - [`Branch`]: what a handler works with. There is no `commit()` on it: the coordinator decides.
+//! - `driver`: the task behind it. [`crate::session`] and [`crate::branch`] have the rules.
+
+mod driver;
+mod operations;
+mod stream;
+mod wire;
+
+use std::fmt;
+use std::ops::{Deref, DerefMut};
+use std::time::Duration;
+
+use lockstep_proto::{Gtrid, ResourceManagerName, Xid};
+use tokio::sync::{mpsc, oneshot, watch};
+
+use crate::client::lazy_channel;
+use crate::context::Context;
+use crate::error::{AttachError, FinishError, JoinError};
+use crate::resource::Resource;
+use crate::session::HandlerId;
+use driver::{Driver, JOINS, Join, Parts, Release};
+
+/// Where a coordinator listens unless told otherwise.
+const DEFAULT_COORDINATOR: &str = "http://127.0.0.1:7420";
+
+/// A store that is attached to a coordinator under a name, in this process. Cheap to clone.
+///
+/// Several stores in one process are several participants. When the last clone is dropped the participant goes away at
+/// once: branches that are not prepared are rolled back. [`Participant::detach`] waits for them.
+pub struct Participant<R: Resource> {
+    name: ResourceManagerName,
+    joins: mpsc::Sender<Join<R>>,
+    releases: mpsc::UnboundedSender<Release<R>>,
+    attached: watch::Receiver<bool>,
+}
+
+impl<R: Resource> Participant<R> {
+    /// A participant that is about to attach: `name` is what the resource manager is called, the same at every start and
+    /// in every instance: 1 to 47 of `a` to `z`, `0` to `9`, `-` and `_`.
+    pub fn builder(name: impl Into<String>, resource: R) -> ParticipantBuilder<R> {
+        ParticipantBuilder { name: name.into(), resource, coordinator: DEFAULT_COORDINATOR.to_owned() }
+    }
+
+    /// The resource manager's name.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        self.name.as_str()
+    }
+
+    /// Whether there is a session with the coordinator now, so that transactions can be joined.
+    #[must_use]
+    pub fn is_attached(&self) -> bool {
+        *self.attached.borrow()
+    }
+
+    /// Opens a branch of the transaction in `context`, or continues the one that this process has open for it: a handler
+    /// that is called twice in one transaction sees its own writes. Waits for a handler that still works in that branch.
+    ///
+    /// Cancelling this call rolls the branch back, if one was opened.
+    ///
+    /// # Errors
+    /// See [`JoinError`].
+    pub async fn join(&self, context: &Context) -> Result<Branch<R>, JoinError> {
+        let gtrid = context.gtrid();
+        let (reply, answer) = oneshot::channel();
+        let join = Join { context: *context, reply, releases: self.releases.clone() };
+        if self.joins.send(join).await.is_err() {
+            return Err(JoinError::Detaching { gtrid });
+        }
+        answer.await.unwrap_or(Err(JoinError::Detaching { gtrid }))
+    }
+
+    /// Goes away: refuses new branches, waits at most `grace` for the open ones to be prepared or rolled back, and ends the
+    /// session. What is still open then is rolled back. Prepared branches stay as they are, in the store, until a
+    /// participant of this name attaches again.
+    ///
+    /// A service calls this when it is told to stop, after its server has stopped taking requests.
+    pub async fn detach(&self, grace: Duration) {
+        let (done, gone) = oneshot::channel();
+        if self.releases.send(Release::Detach(grace, done)).is_ok() {
+            // The sender is dropped with the driver.
+            let _gone = gone.await;
+        }
+    }
+}
+
+impl<R: Resource> Clone for Participant<R> {
+    fn clone(&self) -> Self {
+        Self {
+            name: self.name.clone(),
+            joins: self.joins.clone(),
+            releases: self.releases.clone(),
+            attached: self.attached.clone(),
+        }
+    }
+}
+
+impl<R: Resource> fmt::Debug for Participant<R> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let attached = self.is_attached();
+        f.debug_struct("Participant")
+            .field("name", &self.name)
+            .field("attached", &attached)
+            .finish_non_exhaustive()
+    }
+}
+
+/// A participant that is about to attach.
+#[derive(Debug)]
+#[must_use = "nothing happens before attach"]
+pub struct ParticipantBuilder<R: Resource> {
+    name: String,
+    resource: R,
+    coordinator: String,
+}
+
+impl<R: Resource> ParticipantBuilder<R> {
+    /// The coordinator's address: `http://127.0.0.1:7420` unless set.
+    pub fn coordinator(mut self, address: impl Into<String>) -> Self {
+        self.coordinator = address.into();
+        self
+    }
+
+    /// Attaches. Waits for a coordinator and a store that are not up yet, for as long as it takes, and says so in the log.
+    ///
+    /// # Errors
+    /// If waiting does not mend it: a malformed name or address, a store that is not fit, or two sides that do not fit
+    /// together. After the first attach such a refusal is logged as an error and tried again every 30 s.
+    pub async fn attach(self) -> Result<Participant<R>, AttachError> {
+        let name: ResourceManagerName = self.name.parse()?;
+        let channel = lazy_channel(&self.coordinator)?;
+        let (joins, join_receiver) = mpsc::channel(JOINS);
+        // Bounded by the branches that may be open: each handler gives its connection back once.
+        let (releases, release_receiver) = mpsc::unbounded_channel();
+        let (first, attaching) = oneshot::channel();
+        let (attached_sender, attached) = watch::channel(false);
+        let driver = Driver::new(Parts {
+            name: name.clone(),
+            resource: self.resource,
+            channel,
+            joins: join_receiver,
+            releases: release_receiver,
+            first,
+            attached: attached_sender,
+        });
+        let participant = Participant { name, joins, releases, attached };
+        tokio::spawn(driver.run());
+        let result = attaching.await;
+        result.expect("the driver answers the first attach before it ends")?;
+        Ok(participant)
+    }
+}
+
+/// One handler's hold on its transaction's branch. Dereferences to the connection to work with.
+///
+/// There is no way to commit here. [`Branch::finish`] says that the handler has done its work; the branch then stays open
+/// until the coordinator prepares it. A branch that is dropped without that, because of an error, a panic or because the
+/// handler was cancelled, is rolled back, and the whole transaction with it.
+#[must_use = "a branch that is dropped is rolled back"]
+pub struct Branch<R: Resource> {
+    xid: Xid,
+    handler: HandlerId,
+    /// `None` once it was given back.
+    open: Option<R::Open>,
+    /// The coordinator is known to have the branch, and the handler to know it.
+    finished: bool,
+    releases: mpsc::UnboundedSender<Release<R>>,
+}
+
+impl<R: Resource> Branch<R> {
+    fn new(xid: Xid, handler: HandlerId, open: R::Open, releases: mpsc::UnboundedSender<Release<R>>) -> Self {
+        Self { xid, handler, open: Some(open), finished: false, releases }
+    }
+
+    /// The transaction.
+    #[must_use]
+    pub const fn gtrid(&self) -> Gtrid {
+        self.xid.gtrid
+    }
+
+    /// The work is done: gives the connection back, and waits until the coordinator is known to count this branch. Answer
+    /// the caller only after that: it may ask to commit at once.
+    ///
+    /// Cancelling this call rolls the branch back.
+    ///
+    /// # Errors
+    /// If the branch was rolled back meanwhile. Answer the caller with an error then.
+    pub async fn finish(mut self) -> Result<(), FinishError> {
+        let gtrid = self.gtrid();
+        let open = self.open.take().expect("a branch has its connection until it is finished");
+        let (reply, answer) = oneshot::channel();
+        let _gone = self.releases.send(Release::Finished(self.xid.clone(), self.handler, open, reply));
+        let gone = || FinishError::RolledBack { gtrid, detail: "this participant is gone".to_owned() };
+        let result = answer.await.unwrap_or_else(|_closed| Err(gone()));
+        self.finished = true;
+        result
+    }
+}
+
+impl<R: Resource> Deref for Branch<R> {
+    type Target = R::Connection;
+
+    fn deref(&self) -> &R::Connection {
+        R::connection_ref(self.open.as_ref().expect("a branch has its connection until it is finished"))
+    }
+}
+
+impl<R: Resource> DerefMut for Branch<R> {
+    fn deref_mut(&mut self) -> &mut R::Connection {
+        R::connection(self.open.as_mut().expect("a branch has its connection until it is finished"))
+    }
+}
+
+impl<R: Resource> Drop for Branch<R> {
+    fn drop(&mut self) {
+        if !self.finished {
+            // Without a driver the connection is dropped here, which ends the local transaction.
+            let _gone = self.releases.send(Release::Gone(self.xid.clone(), self.handler, self.open.take()));
+        }
+    }
+}
+
+impl<R: Resource> fmt::Debug for Branch<R> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Branch").field("xid", &self.xid).finish_non_exhaustive()
+    }
+}

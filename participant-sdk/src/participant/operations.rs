@@ -1,0 +1,250 @@
+//! Runs the store's operations, each in a task of its own: none of them waits for another one, the stream's reader waits for
+//! none of them, and none is cancelled when a handler is (participants.md, "What breaks atomicity first", 10).
+
+use std::panic::AssertUnwindSafe;
+use std::sync::Arc;
+
+use futures::FutureExt as _;
+use lockstep_proto::{ClusterId, ResourceManagerName};
+use tokio::sync::{Semaphore, mpsc};
+
+use super::driver::Report;
+use crate::branch::Operation;
+use crate::resource::{Attachment, BranchId, Resource, ResourceError, Unresolved};
+use crate::session::{Done, Listing};
+
+/// Operations that may need a connection beside those of open branches, at a time. More would not make a database faster,
+/// and after a restart of the coordinator thousands may be asked for at once.
+const MAX_CONCURRENT: usize = 32;
+
+/// The store, and the way back to the driver.
+#[derive(Debug)]
+pub(super) struct Operations<R: Resource> {
+    name: ResourceManagerName,
+    resource: Arc<R>,
+    slots: Arc<Semaphore>,
+    reports: mpsc::UnboundedSender<Report<R>>,
+    running: usize,
+}
+
+impl<R: Resource> Operations<R> {
+    pub(super) fn new(
+        name: ResourceManagerName,
+        resource: Arc<R>,
+        reports: mpsc::UnboundedSender<Report<R>>,
+    ) -> Self {
+        Self { name, resource, slots: Arc::new(Semaphore::new(MAX_CONCURRENT)), reports, running: 0 }
+    }
+
+    /// Operations that were started and have not been taken note of by [`Operations::ended`].
+    pub(super) const fn running(&self) -> usize {
+        self.running
+    }
+
+    pub(super) fn ended(&mut self) {
+        self.running -= 1;
+    }
+
+    /// Attaches to the store.
+    pub(super) fn attach(&mut self) {
+        let (resource, name) = (Arc::clone(&self.resource), self.name.clone());
+        self.spawn(async move { Report::StoreAttached(resource.attach(&name).await) }, |why| {
+            Report::StoreAttached(Err(ResourceError::Unavailable(why)))
+        });
+    }
+
+    pub(super) fn bind(&mut self, cluster: ClusterId) {
+        let resource = Arc::clone(&self.resource);
+        self.spawn(
+            async move {
+                fail::fail_point!("sdk-before-bind");
+                let result = resource.bind(cluster).await;
+                fail::fail_point!("sdk-after-bind");
+                Report::Bound(result)
+            },
+            |why| Report::Bound(Err(Unresolved(why))),
+        );
+    }
+
+    pub(super) fn list(&mut self, session: u64, cluster: ClusterId, again: bool) {
+        let (resource, name) = (Arc::clone(&self.resource), self.name.clone());
+        self.spawn(
+            async move {
+                fail::fail_point!("sdk-before-list");
+                let result = list(&*resource, &name, cluster, again).await;
+                fail::fail_point!("sdk-after-list");
+                Report::Listed(session, result)
+            },
+            move |why| Report::Listed(session, Err(Unresolved(why))),
+        );
+    }
+
+    pub(super) fn find_old_evidence(
+        &mut self,
+        session: u64,
+        cluster: ClusterId,
+        retention: std::time::Duration,
+        limit: usize,
+    ) {
+        let resource = Arc::clone(&self.resource);
+        self.spawn(
+            async move { Report::OldEvidence(session, resource.old_evidence(cluster, retention, limit).await) },
+            move |why| Report::OldEvidence(session, Err(Unresolved(why))),
+        );
+    }
+
+    pub(super) fn forget(&mut self, session: u64, branches: Vec<BranchId>) {
+        let resource = Arc::clone(&self.resource);
+        self.spawn(
+            async move {
+                fail::fail_point!("sdk-before-forget");
+                let result = resource.forget(&branches).await;
+                fail::fail_point!("sdk-after-forget");
+                Report::Forgotten(session, result)
+            },
+            move |why| Report::Forgotten(session, Err(Unresolved(why))),
+        );
+    }
+
+    /// Does one operation for a branch. `open`: its connection, for the operations that use it up.
+    pub(super) fn run(&mut self, branch: BranchId, operation: Operation, open: Option<R::Open>) {
+        let (resource, name, slots) =
+            (Arc::clone(&self.resource), self.name.clone(), Arc::clone(&self.slots));
+        let xid = branch.xid.clone();
+        let after_panic = after_panic(&operation);
+        self.spawn(
+            async move {
+                let xid = branch.xid.clone();
+                let (done, open) = run(&*resource, &name, &slots, &branch, operation, open).await;
+                Report::Done(xid, done, open)
+            },
+            move |why| Report::Done(xid, after_panic(why), None),
+        );
+    }
+
+    /// Runs a task whose end is told in any case: a panic in a store's code must not leave a branch waiting for ever.
+    fn spawn(
+        &mut self,
+        task: impl Future<Output = Report<R>> + Send + 'static,
+        panicked: impl FnOnce(String) -> Report<R> + Send + 'static,
+    ) {
+        self.running += 1;
+        let reports = self.reports.clone();
+        tokio::spawn(async move {
+            let report = match AssertUnwindSafe(task).catch_unwind().await {
+                Ok(report) => report,
+                Err(_payload) => panicked("the store's code panicked, see the process' stderr".to_owned()),
+            };
+            // Without a driver there is nobody who waits for it.
+            let _gone = reports.send(report);
+        });
+    }
+}
+
+/// The store first, then its evidence: a branch that commits in between is in at least one of the two (P7).
+async fn list<R: Resource>(
+    resource: &R,
+    name: &ResourceManagerName,
+    cluster: ClusterId,
+    again: bool,
+) -> Result<Listing, Unresolved> {
+    let attachment = if again { Some(attach_again(resource, name).await?) } else { None };
+    let prepared = resource.prepared(cluster, name).await?;
+    let oldest_evidence = resource.oldest_evidence(cluster).await?;
+    Ok(Listing { attachment, prepared, oldest_evidence })
+}
+
+async fn attach_again<R: Resource>(
+    resource: &R,
+    name: &ResourceManagerName,
+) -> Result<Attachment, Unresolved> {
+    resource.attach(name).await.map_err(|error| Unresolved(error.to_string()))
+}
+
+/// What an operation is taken to have led to when its code panicked: to nothing that is known, or, where the connection
+/// was dropped with it, to what that leads to.
+fn after_panic(operation: &Operation) -> fn(String) -> Done {
+    match operation {
+        Operation::Begin(_) => |detail| Done::NotBegun { detail, unfit: false },
+        Operation::Discard => |_| Done::Discarded,
+        Operation::Prepare(_) => |why| Done::Prepared(Err(Unresolved(why))),
+        Operation::Find => |why| Done::Found(Err(Unresolved(why))),
+        Operation::CommitOnePhase(_)
+        | Operation::Commit(_)
+        | Operation::Rollback(_)
+        | Operation::Prove(_) => |why| Done::Resolved(Err(Unresolved(why))),
+    }
+}
+
+async fn run<R: Resource>(
+    resource: &R,
+    name: &ResourceManagerName,
+    slots: &Semaphore,
+    branch: &BranchId,
+    operation: Operation,
+    open: Option<R::Open>,
+) -> (Done, Option<R::Open>) {
+    let connection = || open.expect("the machine ends only what is open");
+    let slot = || slots.acquire().map(|slot| slot.expect("the semaphore is never closed"));
+    let done = match operation {
+        Operation::Begin(remaining) => return begin(resource, branch, remaining).await,
+        Operation::Discard => {
+            resource.discard(connection()).await;
+            Done::Discarded
+        }
+        Operation::Prepare(position) => {
+            fail::fail_point!("sdk-before-prepare");
+            let result = resource.prepare(branch, connection(), &position).await;
+            fail::fail_point!("sdk-after-prepare");
+            Done::Prepared(result)
+        }
+        Operation::Find => {
+            let _slot = slot().await;
+            let listed = resource.prepared(branch.cluster, name).await;
+            Done::Found(listed.map(|prepared| prepared.contains(&branch.xid)))
+        }
+        Operation::CommitOnePhase(position) => {
+            fail::fail_point!("sdk-before-commit-one-phase");
+            let result = resource.commit_one_phase(branch, connection(), &position).await;
+            fail::fail_point!("sdk-after-commit-one-phase");
+            Done::Resolved(result)
+        }
+        Operation::Commit(position) => {
+            let _slot = slot().await;
+            fail::fail_point!("sdk-before-commit");
+            let result = resource.commit(branch, &position).await;
+            fail::fail_point!("sdk-after-commit");
+            Done::Resolved(result)
+        }
+        Operation::Rollback(position) => {
+            let _slot = slot().await;
+            fail::fail_point!("sdk-before-rollback");
+            let result = resource.rollback(branch, &position).await;
+            fail::fail_point!("sdk-after-rollback");
+            Done::Resolved(result)
+        }
+        Operation::Prove(position) => {
+            let _slot = slot().await;
+            fail::fail_point!("sdk-before-prove");
+            let result = resource.prove(branch, &position).await;
+            fail::fail_point!("sdk-after-prove");
+            Done::Resolved(result)
+        }
+    };
+    (done, None)
+}
+
+async fn begin<R: Resource>(
+    resource: &R,
+    branch: &BranchId,
+    remaining: std::time::Duration,
+) -> (Done, Option<R::Open>) {
+    fail::fail_point!("sdk-before-begin");
+    let result = resource.begin(branch, remaining).await;
+    fail::fail_point!("sdk-after-begin");
+    match result {
+        Ok(open) => (Done::Begun, Some(open)),
+        Err(ResourceError::Unfit(detail)) => (Done::NotBegun { detail, unfit: true }, None),
+        Err(ResourceError::Unavailable(detail)) => (Done::NotBegun { detail, unfit: false }, None),
+    }
+}

@@ -1,0 +1,109 @@
+//! One attached stream: frames out, messages in.
+
+use std::time::Duration;
+
+use lockstep_proto::limits::{MAX_FRAME_BYTES, MAX_FRAME_MESSAGES};
+use lockstep_proto::v1;
+use lockstep_proto::v1::participant_service_client::ParticipantServiceClient;
+use prost::Message as _;
+use tokio::sync::mpsc;
+use tokio::sync::mpsc::error::TrySendError;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::transport::Channel;
+use tonic::{Status, Streaming};
+
+use super::wire::{from_wire, to_wire};
+use crate::session::message::{FromCoordinator, ToCoordinator};
+
+/// Frames between us and the network. Whatever waits behind them goes into one frame together.
+const FRAMES: usize = 4;
+/// Messages that may wait for a coordinator that does not read. Beyond that the session is ended rather than memory filled.
+const MAX_WAITING: usize = 65_536;
+/// Bytes of a frame's messages. Under half of what a peer accepts: the message that passes the mark still fits.
+const FRAME_BYTES: usize = MAX_FRAME_BYTES / 4;
+/// How long the connection, the call and the welcome may take, each.
+pub(super) const GREETING_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// The stream's other end, once the coordinator has answered the call.
+pub(super) type Incoming = Streaming<v1::CoordinatorFrame>;
+
+/// The outgoing half.
+#[derive(Debug)]
+pub(super) struct Outgoing {
+    frames: mpsc::Sender<v1::ParticipantFrame>,
+    waiting: Vec<v1::ParticipantMessage>,
+}
+
+/// The coordinator does not read.
+#[derive(Debug)]
+pub(super) struct Overflow;
+
+impl Outgoing {
+    /// The two ends of a new stream's outgoing half.
+    pub(super) fn new() -> (Self, mpsc::Receiver<v1::ParticipantFrame>) {
+        let (frames, receiver) = mpsc::channel(FRAMES);
+        (Self { frames, waiting: Vec::new() }, receiver)
+    }
+
+    pub(super) fn push(&mut self, message: ToCoordinator) -> Result<(), Overflow> {
+        if self.waiting.len() >= MAX_WAITING {
+            return Err(Overflow);
+        }
+        self.waiting.push(to_wire(message));
+        Ok(())
+    }
+
+    /// Everything that waits, as far as there is room.
+    pub(super) fn flush(&mut self) {
+        while !self.waiting.is_empty() {
+            let frame = match self.frames.try_reserve() {
+                Ok(place) => place,
+                // A closed one is seen by whoever reads.
+                Err(TrySendError::Full(()) | TrySendError::Closed(())) => return,
+            };
+            let messages = self.waiting.drain(..fitting(&self.waiting)).collect();
+            frame.send(v1::ParticipantFrame { messages });
+        }
+    }
+
+    /// Waits until [`Outgoing::flush`] can do something.
+    pub(super) async fn writable(&self) {
+        if self.waiting.is_empty() || self.frames.reserve().await.is_err() {
+            std::future::pending::<()>().await;
+        }
+    }
+}
+
+/// How many messages go into the next frame: at least one.
+fn fitting(messages: &[v1::ParticipantMessage]) -> usize {
+    let mut bytes = 0;
+    let more = messages.iter().take(MAX_FRAME_MESSAGES).take_while(|message| {
+        let fits = bytes < FRAME_BYTES;
+        bytes += message.encoded_len();
+        fits
+    });
+    more.count()
+}
+
+/// Calls the coordinator. The hello is in `frames` already.
+pub(super) async fn dial(
+    channel: Channel,
+    frames: mpsc::Receiver<v1::ParticipantFrame>,
+) -> Result<Incoming, Status> {
+    let mut client = ParticipantServiceClient::new(channel)
+        .max_decoding_message_size(MAX_FRAME_BYTES)
+        .max_encoding_message_size(MAX_FRAME_BYTES);
+    match tokio::time::timeout(GREETING_TIMEOUT, client.attach(ReceiverStream::new(frames))).await {
+        Ok(answer) => Ok(answer?.into_inner()),
+        Err(_elapsed) => Err(Status::deadline_exceeded("the coordinator did not answer the call")),
+    }
+}
+
+/// The messages of a frame.
+pub(super) fn messages(frame: v1::CoordinatorFrame) -> Result<Vec<FromCoordinator>, String> {
+    if frame.messages.len() > MAX_FRAME_MESSAGES {
+        return Err(format!("the coordinator sent a frame of {} messages", frame.messages.len()));
+    }
+    let converted: Result<_, _> = frame.messages.into_iter().map(from_wire).collect();
+    converted.map_err(|error| format!("the coordinator sent a message that is not understood: {error}"))
+}

@@ -1,0 +1,145 @@
+//! Between the session's messages and the wire. A message that does not convert is the sender's fault and ends the session.
+
+use std::time::Duration;
+
+use lockstep_proto::limits::{MAX_DETAIL_BYTES, PROTOCOL_VERSION, cut};
+use lockstep_proto::v1;
+use lockstep_proto::v1::coordinator_message::Kind;
+use lockstep_proto::v1::participant_message::Kind as ToKind;
+use lockstep_proto::wire::{WireError, known_enum, required, xid};
+use lockstep_proto::{LogPosition, Xid};
+
+use crate::branch::{Applied, Decision, Refusal, Vote};
+use crate::clock;
+use crate::session::message::{BranchAnswer, FromCoordinator, Hello, ToCoordinator, Welcome};
+
+pub(super) fn to_wire(message: ToCoordinator) -> v1::ParticipantMessage {
+    let kind = match message {
+        ToCoordinator::Hello(hello) => ToKind::Hello(hello_to_wire(hello)),
+        ToCoordinator::Enlist(xid) => ToKind::Enlist(v1::Enlist { xid: Some((&xid).into()) }),
+        ToCoordinator::Vote(xid, vote) => {
+            let (vote, detail) = match vote {
+                Vote::Commit => (v1::VoteKind::Commit, String::new()),
+                Vote::Rollback(why) => (v1::VoteKind::Rollback, why),
+                Vote::ReadOnly => (v1::VoteKind::ReadOnly, String::new()),
+            };
+            ToKind::Vote(v1::Vote { xid: Some((&xid).into()), vote: vote.into(), detail: shortened(&detail) })
+        }
+        ToCoordinator::Acknowledge(xid, applied) => {
+            let (applied, detail) = match applied {
+                Applied::Committed => (v1::Applied::Committed, String::new()),
+                Applied::RolledBack => (v1::Applied::RolledBack, String::new()),
+                Applied::Hazard => {
+                    (v1::Applied::Hazard, "its journal does not fit its store any more".to_owned())
+                }
+                Applied::NotYet(why) => (v1::Applied::NotYet, why),
+            };
+            let (xid, applied) = (Some((&xid).into()), applied.into());
+            ToKind::Acknowledge(v1::Acknowledge { xid, applied, detail: shortened(&detail) })
+        }
+        ToCoordinator::Report { prepared, oldest_held, complete, listing } => ToKind::Report(v1::Report {
+            prepared: prepared.iter().map(Into::into).collect(),
+            oldest_held: oldest_held.map(|gtrid| gtrid.to_string()).unwrap_or_default(),
+            complete,
+            listing,
+        }),
+        ToCoordinator::Reconcile(rows) => ToKind::Reconcile(v1::Reconcile {
+            rows: rows.iter().map(|(xid, committed)| evidence(xid, *committed)).collect(),
+        }),
+    };
+    v1::ParticipantMessage { kind: Some(kind) }
+}
+
+fn evidence(xid: &Xid, committed: bool) -> v1::reconcile::Row {
+    let kind = if committed { v1::EvidenceKind::Branch } else { v1::EvidenceKind::Fence };
+    v1::reconcile::Row { xid: Some(xid.into()), kind: kind.into() }
+}
+
+fn hello_to_wire(hello: Hello) -> v1::Hello {
+    v1::Hello {
+        protocol_version: PROTOCOL_VERSION,
+        resource_manager: hello.name.to_string(),
+        identity: hello.identity.as_bytes().to_vec(),
+        instance: hello.instance.as_bytes().to_vec(),
+        cluster: hello.cluster.map(|cluster| cluster.to_string()).unwrap_or_default(),
+        seen: hello.seen.as_ref().map(Into::into),
+        location: hello.location,
+        timeline: hello.timeline,
+        clock_ms: clock::unix_ms(),
+        sdk_version: env!("CARGO_PKG_VERSION").to_owned(),
+    }
+}
+
+fn shortened(text: &str) -> String {
+    cut(text, MAX_DETAIL_BYTES).to_owned()
+}
+
+pub(super) fn from_wire(message: v1::CoordinatorMessage) -> Result<FromCoordinator, WireError> {
+    Ok(match required(message.kind, "kind")? {
+        Kind::Welcome(wire) => FromCoordinator::Welcome(welcome(wire)?),
+        Kind::Enlisted(wire) => {
+            FromCoordinator::Enlisted(xid(wire.xid)?, Duration::from_millis(wire.remaining_ms))
+        }
+        Kind::EnlistRefused(wire) => FromCoordinator::EnlistRefused(xid(wire.xid.clone())?, refusal(wire)?),
+        Kind::Prepare(wire) => FromCoordinator::Prepare(xid(wire.xid)?, position(wire.position)?),
+        Kind::Decide(wire) => {
+            let decision = match known_enum::<v1::Decision>(wire.decision, "decision")? {
+                v1::Decision::Commit => Decision::Commit,
+                v1::Decision::Rollback => Decision::Rollback,
+                v1::Decision::Unspecified => unreachable!("not among the known ones"),
+            };
+            FromCoordinator::Decide(xid(wire.xid)?, decision, position(wire.position)?)
+        }
+        Kind::CommitOnePhase(wire) => {
+            FromCoordinator::CommitOnePhase(xid(wire.xid)?, position(wire.position)?)
+        }
+        Kind::ReportAnswer(wire) => {
+            let answers = wire.answers.into_iter().map(branch_answer).collect::<Result<_, _>>()?;
+            FromCoordinator::ReportAnswer(answers, position(wire.position)?)
+        }
+        Kind::ReconcileAnswer(wire) => {
+            let forget = wire.forget.into_iter().map(Xid::try_from).collect::<Result<_, _>>()?;
+            FromCoordinator::ReconcileAnswer(forget)
+        }
+        Kind::Refused(wire) => FromCoordinator::Refused(xid(wire.xid)?, wire.detail),
+        Kind::Drain(v1::Drain {}) => FromCoordinator::Drain,
+    })
+}
+
+fn welcome(wire: v1::Welcome) -> Result<Welcome, WireError> {
+    Ok(Welcome {
+        protocol_version: wire.protocol_version,
+        cluster: wire.cluster.parse()?,
+        position: position(wire.position)?,
+        retention: Duration::from_millis(wire.retention_ms),
+        sealed_below: wire.sealed_below,
+        report_interval: Duration::from_millis(wire.report_interval_ms),
+    })
+}
+
+fn refusal(wire: v1::EnlistRefused) -> Result<Refusal, WireError> {
+    let rollback_only = match known_enum::<v1::EnlistRefusal>(wire.reason, "reason")? {
+        v1::EnlistRefusal::RollbackOnly => true,
+        v1::EnlistRefusal::NotActive
+        | v1::EnlistRefusal::CommitRequested
+        | v1::EnlistRefusal::TooManyBranches
+        | v1::EnlistRefusal::BadBranch => false,
+        v1::EnlistRefusal::Unspecified => unreachable!("not among the known ones"),
+    };
+    Ok(Refusal { rollback_only, detail: wire.detail })
+}
+
+fn branch_answer(wire: v1::report_answer::Answer) -> Result<(Xid, BranchAnswer), WireError> {
+    let answer = match known_enum::<v1::BranchAnswer>(wire.answer, "answer")? {
+        v1::BranchAnswer::Commit => BranchAnswer::Commit,
+        v1::BranchAnswer::Rollback => BranchAnswer::Rollback,
+        v1::BranchAnswer::StillRunning => BranchAnswer::StillRunning,
+        v1::BranchAnswer::Unknown => BranchAnswer::Unknown(wire.detail),
+        v1::BranchAnswer::Unspecified => unreachable!("not among the known ones"),
+    };
+    Ok((xid(wire.xid)?, answer))
+}
+
+fn position(wire: Option<v1::LogPosition>) -> Result<LogPosition, WireError> {
+    required(wire, "position")?.try_into()
+}
