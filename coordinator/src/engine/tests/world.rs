@@ -12,9 +12,9 @@ use crate::engine::delivery::SessionId;
 use crate::engine::input::{Acknowledgement, Answer, Input, LogAnswer, Now, Output, ToParticipant, Wait};
 use crate::engine::shard::{Shard, ShardConfig};
 use crate::protocol::event::{Applied, Vote};
-use crate::protocol::outcome::{Heuristic, Outcome};
+use crate::protocol::outcome::Outcome;
 use crate::protocol::presumption::{
-    EpochState, Judgement, Known, LookUp, PreparedFate, Recorded, conclude, judge, prepared_fate,
+    EpochState, Judgement, Known, LookUp, PreparedFate, Recorded, conclude, judge, late_end, prepared_fate,
 };
 use crate::protocol::record::{About, DecisionKind, DecisionRecord, EndRecord, LogWrite};
 use crate::protocol::tests::names::resource_manager;
@@ -594,16 +594,10 @@ impl World {
         }
     }
 
-    /// Puts on record that this branch ended otherwise, beside what the others did.
     fn record_heuristic(&mut self, xid: &Xid, applied: Applied) {
         self.note("late heuristic");
-        let gtrid = xid.gtrid;
-        let others = self.ends.get(&gtrid).map(|end| end.branches.clone()).unwrap_or_default();
-        let mut branches: Vec<_> = others.into_iter().filter(|(bqual, _)| *bqual != xid.bqual).collect();
-        branches.push((xid.bqual.clone(), applied.into()));
-        let outcome = Outcome::Heuristic(Heuristic::Mixed);
-        let (detail, about) = (String::new(), About::default());
-        self.ends.insert(gtrid, EndRecord { gtrid, outcome, detail, branches, ended_ms: 1, about });
+        let end = late_end(&self.look_up(xid.gtrid), xid, applied, 1);
+        self.ends.insert(xid.gtrid, end);
     }
 
     fn answered(&mut self, client: u64, answer: Answer, xids: &[Xid]) {
