@@ -241,7 +241,7 @@ impl World {
             Operation::Commit(_) | Operation::Prove(_) => {
                 assert!(self.told_commit, "nobody decided to commit")
             }
-            Operation::Rollback(_) if self.voted_commit => {
+            Operation::Rollback(_) if self.voted_commit && self.truth == Truth::Prepared => {
                 assert!(self.told_rollback, "a branch that voted commit is rolled back by decision only");
             }
             Operation::Begin(_) | Operation::Discard | Operation::Find | Operation::Rollback(_) => {}
@@ -276,13 +276,42 @@ impl World {
     }
 }
 
-fn walk(steps: &[(u8, u8)]) {
-    let mut world = World::new();
-    let mut fresh = true;
+/// How far a walk's branch has come when chance takes over: the deeper states are rarely reached by chance alone.
+#[derive(Debug, Clone, Copy)]
+enum From {
+    Nothing,
+    Idle,
+    Preparing,
+    Prepared,
+}
+
+impl World {
+    fn from(start: From) -> Self {
+        let mut world = Self::new();
+        if matches!(start, From::Idle | From::Preparing | From::Prepared) {
+            world.happen(Event::Joined(Duration::from_secs(1)));
+            world.end_operation(1, false);
+            world.happen(Event::Finished);
+            world.happen(Event::Enlisted);
+        }
+        if matches!(start, From::Preparing | From::Prepared) {
+            world.happen(Event::Prepare(position(1)));
+        }
+        if matches!(start, From::Prepared) {
+            world.end_operation(2, false);
+            assert!(world.voted_commit);
+        }
+        world
+    }
+}
+
+fn walk(start: From, steps: &[(u8, u8)]) {
+    let mut world = World::from(start);
+    let mut fresh = matches!(start, From::Nothing);
     for (which, choice) in steps {
-        // Half of the time whatever runs comes to its end.
+        // Half of the time whatever runs comes to its end, and every second time without an answer.
         if world.running.is_some() && which % 2 == 0 {
-            world.end_operation(choice / 2, which % 8 == 0);
+            world.end_operation(choice / 2, which % 4 == 0);
             continue;
         }
         let events = world.possible(fresh);
@@ -294,17 +323,13 @@ fn walk(steps: &[(u8, u8)]) {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(4000))]
+    #![proptest_config(ProptestConfig { cases: 8000, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
-    fn no_path_breaks_a_promise(steps in proptest::collection::vec(any::<(u8, u8)>(), 0..40)) {
-        walk(&steps);
-    }
-
-    /// As before, but each walk begins with a branch that is open: the likeliest way.
-    #[test]
-    fn no_path_of_an_open_branch_breaks_a_promise(steps in proptest::collection::vec(any::<(u8, u8)>(), 0..40)) {
-        let opened = [(1, 0), (2, 2), (1, 3)];
-        walk(&opened.into_iter().chain(steps).collect::<Vec<_>>());
+    fn no_path_breaks_a_promise(
+        start in prop_oneof![Just(From::Nothing), Just(From::Idle), Just(From::Preparing), Just(From::Prepared)],
+        steps in proptest::collection::vec(any::<(u8, u8)>(), 0..30),
+    ) {
+        walk(start, &steps);
     }
 }
