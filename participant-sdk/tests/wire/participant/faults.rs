@@ -1,6 +1,6 @@
 //! A store that is away, slow or strange, and a coordinator that speaks nonsense.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use lockstep_proto::v1::coordinator_message::Kind;
 
@@ -71,10 +71,21 @@ async fn a_store_that_cannot_begin_fails_the_join_and_the_transaction() {
 }
 
 #[tokio::test]
+async fn a_store_whose_code_panics_leaves_no_branch_behind() {
+    let mut bank = Bank::attached().await;
+    let xid = bank.finished(1, "panic", "1").await;
+    bank.session.prepare(&xid).await;
+    let (vote, why) = bank.session.vote(&xid).await;
+    assert_eq!(vote, v1::VoteKind::Rollback);
+    assert!(why.contains("panicked"), "{why}");
+    assert_eq!((bank.store.open_branches(), bank.store.evidence()), (0, vec!["fence".to_owned()]));
+}
+
+#[tokio::test]
 async fn a_slow_prepare_holds_nobody_else_up() {
     let mut bank = Bank::attached().await;
     let slow = bank.finished(1, "alice", "90").await;
-    let held = bank.store.hold_prepares().await;
+    let held = bank.store.hold().await;
     bank.session.prepare(&slow).await;
     // Others join, finish and commit in one phase meanwhile.
     let quick = bank.finished(2, "bob", "110").await;
@@ -88,7 +99,7 @@ async fn a_slow_prepare_holds_nobody_else_up() {
 async fn a_session_that_breaks_while_the_store_prepares_is_found_out_and_rolled_back() {
     let mut bank = Bank::attached().await;
     let xid = bank.finished(1, "alice", "90").await;
-    let held = bank.store.hold_prepares().await;
+    let held = bank.store.hold().await;
     bank.session.prepare(&xid).await;
     let (other, _) = bank.joined(2).await; // Behind the prepare, which has been read by now.
     let address = bank.coordinator.crash();
@@ -150,9 +161,8 @@ async fn a_coordinator_that_refuses_later_is_tried_again_slowly() {
     bank.session.fail(tonic::Status::failed_precondition("rebind it first")).await;
     until("the loss to be known", || !bank.participant.is_attached()).await;
     // A hundred attempts would have been made by now if this were taken for a broken connection.
-    let begun = Instant::now();
     let again = tokio::time::timeout(Duration::from_millis(400), bank.coordinator.hello()).await;
-    assert!(again.is_err(), "tried again after {:?}", begun.elapsed());
+    assert!(again.is_err(), "tried again at once");
 }
 
 #[tokio::test]

@@ -33,6 +33,32 @@ async fn a_first_hello_names_no_cluster_and_the_next_one_does() {
 }
 
 #[tokio::test]
+async fn the_store_is_bound_before_it_is_listed_and_its_evidence_is_read_last() {
+    let bank = Bank::attached().await;
+    // The other way round, a branch that commits in between would be in neither list (P7).
+    assert_eq!(bank.store.questions(), ["attach", "bind", "prepared", "oldest evidence"]);
+}
+
+#[tokio::test]
+async fn what_comes_behind_the_welcome_waits_until_the_store_is_bound() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = Store::at(dir.path());
+    let held = store.hold().await;
+    let coordinator = Coordinator::start().await;
+    let (early, url) = (store.clone(), coordinator.url());
+    let attaching = tokio::spawn(async move { attach("bank", &early, &url).await });
+    let mut session = coordinator.hello().await;
+    session.welcome().await;
+    let xid = v1::Xid { gtrid: gtrid(1).to_string(), bqual: "bank.0000000000000001".to_owned() };
+    session.decide(&xid, v1::Decision::Rollback).await;
+    assert!(!attaching.is_finished());
+    drop(held);
+    session.report().await;
+    assert_eq!(session.acknowledgement(&xid).await, applied(v1::Applied::RolledBack));
+    soon("attaching", attaching).await.unwrap();
+}
+
+#[tokio::test]
 async fn attaching_waits_for_a_coordinator_that_is_not_up_yet() {
     let dir = tempfile::tempdir().unwrap();
     let store = Store::at(dir.path());

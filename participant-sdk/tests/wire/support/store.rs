@@ -23,7 +23,7 @@ use lockstep::resource::{
 use lockstep_proto::{ClusterId, Gtrid, LogPosition, ResourceManagerId, ResourceManagerName, Xid};
 use tokio::sync::{Mutex, Semaphore};
 
-/// Prepares that may run at a time: more than any test has.
+/// Operations that may pass the gate at a time: more than any test has.
 const GATE: u32 = 1000;
 
 /// The store. Clones are the same store.
@@ -33,8 +33,10 @@ pub(crate) struct Store {
     lock: Arc<Mutex<()>>,
     /// Local transactions that are open.
     open: Arc<AtomicUsize>,
-    /// Operations wait here as long as a test holds it: `prepare`.
-    prepare_gate: Arc<Semaphore>,
+    /// Prepares and the binding wait here as long as a test holds it.
+    gate: Arc<Semaphore>,
+    /// The questions that were asked about the whole store, in their order.
+    questions: Arc<std::sync::Mutex<Vec<&'static str>>>,
 }
 
 /// What a handler works with: reads what is committed, and its own writes.
@@ -78,12 +80,21 @@ impl Store {
             dir: dir.to_owned(),
             lock: Arc::default(),
             open: Arc::default(),
-            prepare_gate: Arc::new(Semaphore::new(GATE as usize)),
+            gate: Arc::new(Semaphore::new(GATE as usize)),
+            questions: Arc::default(),
         }
     }
 
     pub(crate) fn committed(&self, key: &str) -> Option<String> {
         fs::read_to_string(self.dir.join("values").join(key)).ok()
+    }
+
+    pub(crate) fn questions(&self) -> Vec<&'static str> {
+        self.questions.lock().unwrap().clone()
+    }
+
+    fn asked(&self, question: &'static str) {
+        self.questions.lock().unwrap().push(question);
     }
 
     pub(crate) fn open_branches(&self) -> usize {
@@ -108,9 +119,9 @@ impl Store {
         fs::rename(self.dir.with_extension("away"), &self.dir).unwrap();
     }
 
-    /// No prepare gets past the beginning until the guard is dropped.
-    pub(crate) async fn hold_prepares(&self) -> tokio::sync::OwnedSemaphorePermit {
-        Arc::clone(&self.prepare_gate).acquire_many_owned(GATE).await.unwrap()
+    /// No prepare and no binding gets past the beginning until the guard is dropped.
+    pub(crate) async fn hold(&self) -> tokio::sync::OwnedSemaphorePermit {
+        Arc::clone(&self.gate).acquire_many_owned(GATE).await.unwrap()
     }
 
     fn path(&self, part: &str, branch: &BranchId) -> PathBuf {
@@ -202,6 +213,7 @@ impl Resource for Store {
     type Open = Open;
 
     async fn attach(&self, _name: &ResourceManagerName) -> Result<Attachment, ResourceError> {
+        self.asked("attach");
         let _one = self.lock.lock().await;
         if self.dir.join("unfit").exists() {
             return Err(ResourceError::Unfit("the file `unfit` is there: remove it".to_owned()));
@@ -210,6 +222,8 @@ impl Resource for Store {
     }
 
     async fn bind(&self, cluster: ClusterId) -> Result<(), Unresolved> {
+        let _passed = self.gate.acquire().await;
+        self.asked("bind");
         let _one = self.lock.lock().await;
         self.write(&self.dir.join("cluster"), &cluster.to_string()).map_err(unresolved)
     }
@@ -237,12 +251,13 @@ impl Resource for Store {
         open: Open,
         _position: &LogPosition,
     ) -> Result<Prepared, Unresolved> {
-        let _passed = self.prepare_gate.acquire().await;
+        let _passed = self.gate.acquire().await;
         let _one = self.lock.lock().await;
         let writes = &open.connection.writes;
         if writes.is_empty() {
             return Ok(Prepared::ReadOnly);
         }
+        assert!(!writes.contains_key("panic"), "on purpose");
         if writes.contains_key("forbidden") {
             return Ok(Prepared::No("the key `forbidden` may not be written".to_owned()));
         }
@@ -288,6 +303,7 @@ impl Resource for Store {
     }
 
     async fn prepared(&self, cluster: ClusterId, name: &ResourceManagerName) -> Result<Vec<Xid>, Unresolved> {
+        self.asked("prepared");
         let _one = self.lock.lock().await;
         let ours = |branch: &BranchId| branch.xid.bqual.resource_manager() == *name;
         let branches = self.branches("prepared", cluster).map_err(unresolved)?;
@@ -295,6 +311,7 @@ impl Resource for Store {
     }
 
     async fn oldest_evidence(&self, cluster: ClusterId) -> Result<Option<Gtrid>, Unresolved> {
+        self.asked("oldest evidence");
         let _one = self.lock.lock().await;
         let branches = self.branches("evidence", cluster).map_err(unresolved)?;
         Ok(branches.into_iter().map(|branch| branch.xid.gtrid).min())
