@@ -1,10 +1,15 @@
 //! The coordinator: owns transactions, runs both phases, keeps the decision log.
 //!
 //! A transaction from top to bottom: [`rpc`] → [`engine`] → [`protocol`] → [`decision_log`] → [`sessions`] → the SDK, and back.
-//! [`server`] puts the parts together; [`operator`] is what a person sees of them.
+//! [`server`] puts the parts together; [`operator`] is what a person sees of them, and [`config`] what they set.
 
+pub mod config;
 pub mod decision_log;
 pub mod engine;
+pub mod operator;
 pub mod protocol;
 pub mod rpc;
+pub mod server;
 pub mod sessions;
+
+pub use operator::run;

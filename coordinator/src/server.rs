@@ -7,20 +7,20 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use lockstep_proto::Gtrid;
 use tokio::net::TcpListener;
 use tokio::sync::mpsc;
-use tokio::task::JoinSet;
+use tokio::task::{JoinError, JoinHandle, JoinSet};
 use tokio_util::sync::CancellationToken;
 
 use crate::config::Config;
-use crate::decision_log::group_commit::{self, LogWriter};
-use crate::decision_log::sqlite::{OpenError, Opened, Options, SqliteLog};
-use crate::decision_log::{DecisionLog, ReadError};
+use crate::decision_log::group_commit::GroupCommit;
+use crate::decision_log::sqlite::SqliteLog;
+use crate::decision_log::sqlite::open::{OpenError, Opened, Options};
+use crate::decision_log::{AppendError, DecisionLog, ReadError};
 use crate::engine::clock::Clock;
 use crate::engine::handle::Engine;
-use crate::engine::input::{Input, LogAnswer};
-use crate::engine::shard::{Shard, ShardConfig, shard_of};
+use crate::engine::input::Input;
+use crate::engine::shard::{Shard, ShardConfig};
 use crate::engine::shell::{Mail, ShardTask, Shards, Stopped, StrayAcknowledgement};
 use crate::engine::{inquiry, maintenance};
 use crate::operator::{Ready, Recovered};
@@ -74,14 +74,19 @@ impl ServeError {
             Self::Listen { .. } => "is another `lockstep serve` running? `lockstep status` tells. \
                  Take another address with --listen; port 0 takes a free one"
                 .to_owned(),
-            Self::Open(cause) => cause.remedy(),
+            // Its own sentence says what to do.
+            Self::Open(_) => String::new(),
             Self::Read(_) => "keep a copy of the data directory before anything else; \
                  then look at the disk, and restore from a backup if the log is damaged"
                 .to_owned(),
-            Self::LogFailed(_) => "look at the disk, then start again: what is really in the log is read then, and \
+            Self::LogFailed(_) => {
+                "look at the disk, then start again: what is really in the log is read then, and \
                  every transaction in doubt is finished from it"
-                .to_owned(),
-            Self::Bug(_) => "start again: the decision log has everything that is needed. Please report this".to_owned(),
+                    .to_owned()
+            }
+            Self::Bug(_) => {
+                "start again: the decision log has everything that is needed. Please report this".to_owned()
+            }
             Self::Serve(_) => "start again".to_owned(),
         }
     }
@@ -120,7 +125,7 @@ pub async fn serve(
     on_ready(ready(bound, opened, recovered));
     let ended = tokio::select! {
         () = shutdown.cancelled() => Ok(()),
-        why = parts.writer.failed() => Err(ServeError::LogFailed(why)),
+        ended = &mut parts.log_task => Err(log_ended(ended)),
         task = parts.tasks.join_next() => Err(ServeError::Bug(format!("{task:?}"))),
         served = &mut serving => Err(match served {
             Ok(Err(error)) => error.into(),
@@ -133,9 +138,17 @@ pub async fn serve(
     parts.drain(config.drain_timeout).await;
     parts.shared.shutdown.cancel();
     let _served = serving.await;
-    parts.writer.flush().await;
+    parts.flush().await;
     log.close().await;
     Ok(())
+}
+
+fn log_ended(ended: Result<Result<(), AppendError>, JoinError>) -> ServeError {
+    match ended {
+        Ok(Ok(())) => ServeError::Bug("the decision log's writer stopped by itself".into()),
+        Ok(Err(error)) => ServeError::LogFailed(error.to_string()),
+        Err(panic) => ServeError::Bug(panic.to_string()),
+    }
 }
 
 fn ready(bound: SocketAddr, opened: Opened, recovered: Recovered) -> Ready {
@@ -152,9 +165,11 @@ fn ready(bound: SocketAddr, opened: Opened, recovered: Recovered) -> Ready {
 /// Everything that runs.
 struct Parts {
     shared: Shared,
-    writer: LogWriter,
     clock: Clock,
+    /// What must not end before the process does.
     tasks: JoinSet<()>,
+    /// The decision log's writer: ends by itself when nothing can write to it any more.
+    log_task: JoinHandle<Result<(), AppendError>>,
     strays: Option<mpsc::Receiver<StrayAcknowledgement>>,
 }
 
@@ -164,11 +179,8 @@ impl Parts {
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
         let count = cores.min(config.max_in_flight / LIVE_PER_SHARD).max(1);
         let (answer_to, answers): (Vec<_>, Vec<_>) = (0..count).map(|_| mpsc::unbounded_channel()).unzip();
-        let on_answer = move |gtrid: Gtrid, answer: LogAnswer| {
-            // A shard ends only with the process.
-            let _stopped = answer_to[shard_of(&gtrid, answer_to.len())].send((gtrid, answer));
-        };
-        let writer = group_commit::start(Arc::clone(log) as Arc<dyn DecisionLog>, on_answer);
+        let (writer, group_commit) = GroupCommit::new(Arc::clone(log) as Arc<dyn DecisionLog>, answer_to);
+        let log_task = tokio::spawn(group_commit.run());
         let (stray_sender, strays) = mpsc::channel(STRAYS);
         let shard_config = ShardConfig {
             epoch: log.position().epoch,
@@ -177,18 +189,19 @@ impl Parts {
         };
         let mut tasks = JoinSet::new();
         let mut handles = Vec::new();
-        for answers in answers {
+        for (number, answers) in answers.into_iter().enumerate() {
             let shard = Shard::new(shard_config);
-            let (task, handle) = ShardTask::new(shard, clock, writer.clone(), answers, stray_sender.clone());
+            let (task, handle) =
+                ShardTask::new(number, shard, clock, writer.clone(), answers, stray_sender.clone());
             tasks.spawn(task.run());
             handles.push(handle);
         }
         let registry = Registry::new(log.resource_managers().await?);
         let dyn_log = Arc::clone(log) as Arc<dyn DecisionLog>;
-        let engine = Engine::new(Shards::new(handles), dyn_log, writer.clone(), config.max_in_flight);
+        let engine = Engine::new(Shards::new(handles), dyn_log, writer, config.max_in_flight);
         let terms = Terms { retention: config.retention, report_interval: config.report_interval };
         let shared = Shared { engine, registry, terms: Arc::new(terms), shutdown: CancellationToken::new() };
-        Ok(Self { shared, writer, clock, tasks, strays: Some(strays) })
+        Ok(Self { shared, clock, tasks, log_task, strays: Some(strays) })
     }
 
     /// Gives every unfinished decision to its shard. Reads the decisions of sealed epochs only: the seal is committed, so that
@@ -217,9 +230,29 @@ impl Parts {
         let engine = || self.shared.engine.clone();
         let strays = self.strays.take().expect("started once");
         self.tasks.spawn(inquiry::judge_strays(engine(), strays));
-        self.tasks.spawn(maintenance::prune_now_and_then(engine(), self.shared.registry.clone(), config.retention));
+        self.tasks.spawn(maintenance::prune_now_and_then(
+            engine(),
+            self.shared.registry.clone(),
+            config.retention,
+        ));
         let log = Arc::clone(log);
         self.tasks.spawn(maintenance::watch_disk(engine(), move || log.free_bytes()));
+    }
+
+    /// Lets go of everything that can write to the log, and waits until what was written lazily is in it.
+    async fn flush(self) {
+        const PATIENCE: Duration = Duration::from_secs(5);
+        let Self { shared, mut tasks, log_task, .. } = self;
+        drop(shared);
+        tasks.abort_all();
+        while tasks.join_next().await.is_some() {}
+        // Sessions that are just ending may hold it a moment longer. What is not flushed then is only for people: every end
+        // that was written lazily is found out again by the next start.
+        match tokio::time::timeout(PATIENCE, log_task).await {
+            Ok(Ok(Ok(()))) => {}
+            Ok(ended) => tracing::warn!(?ended, "the last records may not be in the decision log"),
+            Err(_elapsed) => tracing::warn!("the decision log's writer did not end in time"),
+        }
     }
 
     /// Begins nothing new, and waits until everything has ended, at most so long. Says what is left.

@@ -46,3 +46,5 @@ pub use error::{
 pub use layers::{ContextLayer, ContextService, InjectContext, InjectContextLayer};
 pub use lockstep_proto::{ClusterId, Gtrid};
 pub use participant::{Branch, Participant, ParticipantBuilder};
+#[cfg(feature = "sqlite")]
+pub use resource::sqlite::Sqlite;

@@ -302,3 +302,152 @@ fn probe(dir: &Path) -> io::Result<()> {
     file.sync_all()?;
     fs::remove_file(&path)
 }
+
+#[cfg(test)]
+mod tests {
+    use tempfile::TempDir;
+
+    use super::*;
+    use crate::decision_log::rerun::{self, Child};
+
+    fn open(path: &Path) -> Result<DataDir, DataDirError> {
+        DataDir::open(path, 0)
+    }
+
+    #[test]
+    fn a_directory_is_made_and_opened_again() {
+        let temp = TempDir::new().unwrap();
+        let path = temp.path().join("a/b/c");
+        for _ in 0..2 {
+            let dir = open(&path).unwrap();
+            assert_eq!(dir.path(), path);
+            assert_eq!(fs::read_to_string(path.join(VERSION_FILE)).unwrap(), "1\n");
+            assert!(!path.join(PROBE_FILE).exists());
+            assert!(dir.free_bytes().unwrap() > 0);
+            assert_eq!(dir.log_bytes().unwrap(), 0);
+        }
+    }
+
+    #[test]
+    fn a_directory_has_one_owner_who_is_named() {
+        let temp = TempDir::new().unwrap();
+        let dir = open(temp.path()).unwrap();
+        let error = open(temp.path()).unwrap_err();
+        assert!(matches!(&error, DataDirError::Locked { .. }), "{error}");
+        assert!(error.to_string().contains(&format!("process {}:", std::process::id())), "{error}");
+        fs::write(temp.path().join(LOCK_FILE), "").unwrap();
+        assert!(open(temp.path()).unwrap_err().to_string().contains("another process"));
+        drop(dir);
+        open(temp.path()).unwrap();
+    }
+
+    #[test]
+    #[ignore = "a child of the test below"]
+    fn child_holds_the_directory() {
+        let Some(path) = rerun::dir() else { return };
+        let _dir = open(&path).unwrap();
+        rerun::say(std::process::id());
+        std::thread::park();
+    }
+
+    #[test]
+    fn a_killed_owner_leaves_no_lock() {
+        let temp = TempDir::new().unwrap();
+        let child = "decision_log::data_dir::tests::child_holds_the_directory";
+        let mut child = Child::start(child, temp.path(), &[]);
+        let id = child.hear().unwrap();
+        let error = open(temp.path()).unwrap_err().to_string();
+        assert!(error.contains(&format!("process {id}:")), "{error}");
+        child.kill();
+        // Its file is still there, with its id in it.
+        assert!(fs::read_to_string(temp.path().join(LOCK_FILE)).unwrap().starts_with(&id));
+        open(temp.path()).unwrap();
+    }
+
+    #[test]
+    fn a_newer_format_is_refused_by_its_number() {
+        let temp = TempDir::new().unwrap();
+        drop(open(temp.path()).unwrap());
+        fs::write(temp.path().join(VERSION_FILE), "2\n").unwrap();
+        let error = open(temp.path()).unwrap_err();
+        assert!(matches!(error, DataDirError::Newer { found: 2, .. }), "{error}");
+        assert_eq!(fs::read_to_string(temp.path().join(VERSION_FILE)).unwrap(), "2\n");
+    }
+
+    #[test]
+    fn a_version_that_cannot_be_told_is_not_guessed() {
+        let temp = TempDir::new().unwrap();
+        drop(open(temp.path()).unwrap());
+        for bad in [&b""[..], b"0", b"-1", b"one", b"1.0", b"99999999999", b"\xff\xfe"] {
+            fs::write(temp.path().join(VERSION_FILE), bad).unwrap();
+            let error = open(temp.path()).unwrap_err();
+            assert!(matches!(error, DataDirError::VersionLost { .. }), "{bad:?}: {error}");
+        }
+        fs::remove_file(temp.path().join(VERSION_FILE)).unwrap();
+        fs::write(temp.path().join(LOG_FILE), "a log").unwrap();
+        let error = open(temp.path()).unwrap_err();
+        assert!(matches!(error, DataDirError::VersionLost { problem: "missing", .. }), "{error}");
+    }
+
+    #[test]
+    fn a_version_file_that_was_written_halfway_is_written_again() {
+        let temp = TempDir::new().unwrap();
+        fs::write(temp.path().join(format!("{VERSION_FILE}.new")), "").unwrap();
+        fs::write(temp.path().join(PROBE_FILE), "").unwrap();
+        open(temp.path()).unwrap();
+        assert_eq!(fs::read_to_string(temp.path().join(VERSION_FILE)).unwrap(), "1\n");
+    }
+
+    #[test]
+    fn a_file_is_not_a_directory() {
+        let temp = TempDir::new().unwrap();
+        let file = temp.path().join("file");
+        fs::write(&file, "").unwrap();
+        for path in [file.clone(), file.join("below")] {
+            let error = open(&path).unwrap_err();
+            assert!(matches!(error, DataDirError::NotADirectory { .. }), "{error}");
+        }
+    }
+
+    #[test]
+    fn more_space_than_there_is_is_refused_with_both_numbers() {
+        let temp = TempDir::new().unwrap();
+        let error = DataDir::open(temp.path(), u64::MAX).unwrap_err();
+        assert!(matches!(error, DataDirError::NearlyFull { needed: u64::MAX, free: 1.., .. }), "{error}");
+        // And the directory is free again.
+        open(temp.path()).unwrap();
+    }
+
+    #[test]
+    #[ignore = "a child of the tests below"]
+    fn child_opens_its_directory() {
+        let Some(path) = rerun::dir() else { return };
+        if path.join("fill").exists() || fs::write(path.join("fill"), vec![1; 1 << 20]).is_err() {
+            rerun::say("no room");
+        }
+        rerun::say(open(&path).unwrap_err());
+    }
+
+    /// What the child says, on a file system of its own.
+    fn on_own_disk(options: &str) -> Option<String> {
+        let temp = TempDir::new().unwrap();
+        let wrapper = rerun::with_own_disk(options)?;
+        let wrapper: Vec<&str> = wrapper.iter().map(String::as_str).collect();
+        let child = "decision_log::data_dir::tests::child_opens_its_directory";
+        let (status, said) = Child::start(child, temp.path(), &wrapper).finish();
+        assert!(status.success(), "{said:?}");
+        said.last().cloned()
+    }
+
+    #[test]
+    fn a_file_system_that_is_read_only_is_told() {
+        let Some(said) = on_own_disk("ro") else { return };
+        assert!(said.contains("cannot be written to (Read-only file system"), "{said}");
+    }
+
+    #[test]
+    fn a_file_system_that_is_full_is_told() {
+        let Some(said) = on_own_disk("size=64k") else { return };
+        assert!(said.contains("there is no room in the data directory"), "{said}");
+    }
+}

@@ -335,3 +335,232 @@ impl GroupCommit {
         self.answer(&Err(unknown.clone()));
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use lockstep_proto::Epoch;
+    use tokio::sync::mpsc::UnboundedReceiver;
+    use tokio::task::JoinHandle;
+
+    use super::*;
+    use crate::decision_log::Recorded;
+    use crate::decision_log::contract::{Store, commit, committed, gtrid, rolled_back};
+    use crate::decision_log::sqlite::SqliteLog;
+    use crate::decision_log::sqlite::tests::{TempSqlite, stranger};
+
+    /// A log with a writer, and two shards.
+    struct Bench {
+        store: TempSqlite,
+        log: Arc<SqliteLog>,
+        epoch: Epoch,
+        writer: LogWriter,
+        task: Option<GroupCommit>,
+        shards: Vec<UnboundedReceiver<Vec<LogDone>>>,
+    }
+
+    impl Bench {
+        async fn new() -> Self {
+            let store = TempSqlite::create().await;
+            let log = Arc::new(store.open().await);
+            let (senders, shards) = (0..2).map(|_shard| mpsc::unbounded_channel()).unzip();
+            let (writer, task) = GroupCommit::new(Arc::clone(&log) as Arc<dyn DecisionLog>, senders);
+            Self { store, epoch: log.position().epoch, log, writer, task: Some(task), shards }
+        }
+
+        /// Starts the task, until when everything waits.
+        fn start(&mut self) -> JoinHandle<Result<(), AppendError>> {
+            tokio::spawn(self.task.take().unwrap().run())
+        }
+
+        /// The next `count` results of a shard.
+        async fn done(&mut self, shard: usize, count: usize) -> Vec<LogDone> {
+            let mut done = Vec::new();
+            while done.len() < count {
+                done.extend(self.shards[shard].recv().await.unwrap());
+            }
+            assert_eq!(done.len(), count);
+            done
+        }
+
+        async fn recorded(&self, gtrid: Gtrid) -> Recorded {
+            self.log.look_up(&[gtrid]).await.unwrap().remove(0).recorded
+        }
+    }
+
+    #[tokio::test]
+    async fn everything_that_waits_goes_into_one_force_and_each_shard_hears_of_its_own() {
+        let mut bench = Bench::new().await;
+        let gtrids: Vec<Gtrid> = (0..64).map(|n| gtrid(bench.epoch, 0, n)).collect();
+        for (n, gtrid) in gtrids.iter().enumerate() {
+            bench.writer.submit(n % 2, LogWrite::ForceDecision(commit(*gtrid))).await.unwrap();
+        }
+        let end = committed(&commit(gtrids[0]));
+        bench.writer.submit(0, LogWrite::ForceEnd(end)).await.unwrap();
+        let _task = bench.start();
+        let (even, odd) = (bench.done(0, 33).await, bench.done(1, 32).await);
+        for (n, done) in even.iter().take(32).enumerate() {
+            assert_eq!((done.gtrid, done.forced), (gtrids[2 * n], Forced::Decision));
+        }
+        assert_eq!((even[32].gtrid, even[32].forced), (gtrids[0], Forced::End));
+        let position = bench.log.position();
+        assert_eq!(position.sequence, 1);
+        assert!(even.iter().chain(&odd).all(|done| done.result == Ok(position)));
+        let counts = bench.writer.counts();
+        assert_eq!((counts.forces, counts.records, counts.largest_batch), (1, 65, 65));
+    }
+
+    #[tokio::test]
+    async fn a_result_never_comes_before_its_position() {
+        let mut bench = Bench::new().await;
+        let _task = bench.start();
+        for n in 1..=20 {
+            bench.writer.submit(0, LogWrite::ForceDecision(commit(gtrid(bench.epoch, 0, n)))).await.unwrap();
+            let done = bench.done(0, 1).await;
+            assert_eq!(done[0].result, Ok(bench.writer.position()));
+            assert_eq!(bench.writer.position().sequence, u64::from(n));
+        }
+    }
+
+    #[tokio::test]
+    async fn many_writers_are_all_answered_in_bounded_batches() {
+        let mut bench = Bench::new().await;
+        let _task = bench.start();
+        let count: u16 = 3000;
+        let submit = (0..count).map(|n| {
+            let [high, low] = n.to_be_bytes();
+            let decision = commit(gtrid(bench.epoch, u64::from(high), low));
+            let writer = bench.writer.clone();
+            async move { writer.submit(0, LogWrite::ForceDecision(decision)).await }
+        });
+        let submitted = futures::future::join_all(submit).await;
+        assert!(submitted.iter().all(Result::is_ok));
+        let done = bench.done(0, usize::from(count)).await;
+        let sequences: Vec<u64> = done.iter().map(|done| done.result.as_ref().unwrap().sequence).collect();
+        assert!(sequences.is_sorted());
+        let counts = bench.writer.counts();
+        assert_eq!(counts.records, u64::from(count));
+        assert!(
+            counts.largest_batch <= MAX_BATCH as u64 && counts.forces < u64::from(count) / 4,
+            "{counts:?}"
+        );
+        assert_eq!(bench.log.unfinished(None, 9999).await.unwrap().len(), usize::from(count));
+    }
+
+    #[tokio::test]
+    async fn a_lazy_end_rides_along_with_the_next_force() {
+        let mut bench = Bench::new().await;
+        let end = rolled_back(gtrid(bench.epoch, 0, 1));
+        bench.writer.submit(0, LogWrite::LazyEnd(end.clone())).await.unwrap();
+        bench.writer.submit(1, LogWrite::ForceDecision(commit(gtrid(bench.epoch, 0, 2)))).await.unwrap();
+        let _task = bench.start();
+        bench.done(1, 1).await;
+        assert_eq!(bench.recorded(end.gtrid).await, Recorded::Ended(None, end));
+        let counts = bench.writer.counts();
+        assert_eq!((counts.forces, counts.records, counts.lazy_writes), (1, 2, 0));
+        assert!(bench.shards[0].try_recv().is_err(), "nobody waits for a lazy end");
+    }
+
+    #[tokio::test]
+    async fn lazy_ends_alone_are_written_after_a_while_without_a_force() {
+        let mut bench = Bench::new().await;
+        let _task = bench.start();
+        let start = Instant::now();
+        let ends: Vec<EndRecord> = (0..5).map(|n| rolled_back(gtrid(bench.epoch, 0, n))).collect();
+        for end in &ends {
+            bench.writer.submit(0, LogWrite::LazyEnd(end.clone())).await.unwrap();
+        }
+        while bench.writer.counts().lazy_writes == 0 {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        assert!(start.elapsed() >= LAZY_DELAY);
+        assert_eq!(bench.writer.counts().forces, 0);
+        assert_eq!(bench.log.recently_ended(9).await.unwrap().len(), 5);
+    }
+
+    #[tokio::test]
+    async fn as_many_lazy_ends_as_fit_a_batch_do_not_wait() {
+        let mut bench = Bench::new().await;
+        let start = Instant::now();
+        for n in 0..MAX_BATCH {
+            let [high, low] = u16::try_from(n).unwrap().to_be_bytes();
+            let end = rolled_back(gtrid(bench.epoch, u64::from(high), low));
+            bench.writer.submit(0, LogWrite::LazyEnd(end)).await.unwrap();
+        }
+        bench.writer.submit(0, LogWrite::ForceDecision(commit(gtrid(bench.epoch, 999, 1)))).await.unwrap();
+        let _task = bench.start();
+        bench.done(0, 1).await;
+        assert!(start.elapsed() < LAZY_DELAY);
+        assert_eq!(bench.writer.counts().lazy_writes, 1);
+    }
+
+    #[tokio::test]
+    async fn a_refused_batch_is_told_and_its_lazy_ends_are_kept() {
+        let mut bench = Bench::new().await;
+        let mut holder = stranger(&bench.store).await;
+        sqlx::query("BEGIN IMMEDIATE").execute(&mut holder).await.unwrap();
+        let end = rolled_back(gtrid(bench.epoch, 0, 1));
+        let decision = commit(gtrid(bench.epoch, 0, 2));
+        bench.writer.submit(0, LogWrite::LazyEnd(end.clone())).await.unwrap();
+        bench.writer.submit(1, LogWrite::ForceDecision(decision.clone())).await.unwrap();
+        let _task = bench.start();
+        let done = bench.done(1, 1).await;
+        assert!(matches!(done[0].result, Err(AppendError::Refused(_))), "{done:?}");
+        assert_eq!(bench.writer.counts().refused, 1);
+        sqlx::query("ROLLBACK").execute(&mut holder).await.unwrap();
+
+        bench.writer.submit(1, LogWrite::ForceDecision(commit(gtrid(bench.epoch, 0, 3)))).await.unwrap();
+        assert!(bench.done(1, 1).await[0].result.is_ok());
+        assert_eq!(bench.recorded(end.gtrid).await, Recorded::Ended(None, end));
+        assert_eq!(bench.recorded(decision.gtrid).await, Recorded::Absent);
+    }
+
+    #[tokio::test]
+    async fn an_unknown_write_is_told_to_everyone_and_nothing_more_is_taken() {
+        let mut bench = Bench::new().await;
+        // Someone else takes the log, and seals this epoch.
+        std::fs::remove_file(bench.store.0.path().join("lockstep.lock")).unwrap();
+        let other = bench.store.open().await;
+        let count = MAX_BATCH + 10;
+        for n in 0..count {
+            let [high, low] = u16::try_from(n).unwrap().to_be_bytes();
+            let decision = commit(gtrid(bench.epoch, u64::from(high), low));
+            bench.writer.submit(0, LogWrite::ForceDecision(decision)).await.unwrap();
+        }
+        let before = bench.writer.position();
+        let task = bench.start();
+        let done = bench.done(0, count).await;
+        assert!(done.iter().all(|done| matches!(done.result, Err(AppendError::Unknown(_)))));
+        assert!(matches!(task.await.unwrap(), Err(AppendError::Unknown(_))));
+        let more = LogWrite::ForceDecision(commit(gtrid(bench.epoch, 99, 1)));
+        assert_eq!(bench.writer.submit(0, more).await, Err(Stopped));
+        assert_eq!(bench.writer.position(), before);
+        assert_eq!(other.unfinished(None, 10).await.unwrap(), []);
+    }
+
+    #[tokio::test]
+    async fn when_the_writers_are_gone_everything_is_forced_and_the_task_ends() {
+        let mut bench = Bench::new().await;
+        let end = rolled_back(gtrid(bench.epoch, 0, 1));
+        let decision = commit(gtrid(bench.epoch, 0, 2));
+        bench.writer.submit(0, LogWrite::ForceDecision(decision.clone())).await.unwrap();
+        bench.writer.submit(0, LogWrite::LazyEnd(end.clone())).await.unwrap();
+        let task = bench.start();
+        bench.done(0, 1).await;
+        let late = rolled_back(gtrid(bench.epoch, 0, 3));
+        bench.writer.submit(0, LogWrite::LazyEnd(late.clone())).await.unwrap();
+        let Bench { store, log, writer, .. } = bench;
+        drop(writer);
+        task.await.unwrap().unwrap();
+        // The last force was one: a log that is not closed properly has it all.
+        assert_eq!(log.position().sequence, 2);
+        drop(log);
+        let log = store.open().await;
+        for (gtrid, recorded) in [
+            (end.gtrid, Recorded::Ended(None, end)),
+            (late.gtrid, Recorded::Ended(None, late)),
+            (decision.gtrid, Recorded::Decided(decision)),
+        ] {
+            assert_eq!(log.look_up(&[gtrid]).await.unwrap()[0].recorded, recorded);
+        }
+    }
+}

@@ -11,6 +11,8 @@
 mod contract;
 pub mod data_dir;
 pub mod group_commit;
+#[cfg(test)]
+mod rerun;
 pub mod sqlite;
 
 use std::time::Duration;

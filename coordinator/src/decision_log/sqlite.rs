@@ -24,7 +24,7 @@ mod prune;
 mod read;
 mod rows;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 mod transaction;
 
 use std::io;

@@ -6,3 +6,6 @@ pub mod inquiry;
 pub mod maintenance;
 pub mod shard;
 pub mod shell;
+
+#[cfg(test)]
+mod tests;

@@ -14,7 +14,8 @@ pub enum BranchState {
     Preparing,
     /// Voted commit.
     Prepared,
-    /// Its session broke while it was being prepared: it may be prepared or not, until it is found out.
+    /// Its session broke while it was being prepared, or while a one-phase intent was on its way to the log: it may be prepared
+    /// or not, and only an acknowledgement tells.
     InDoubt,
     /// Told the decision, while it was only enlisted: it ends with its session.
     ToldOpen,
@@ -89,11 +90,7 @@ impl Branch {
             BranchState::Prepared => "prepared",
             BranchState::InDoubt => "in-doubt",
             BranchState::ToldOpen | BranchState::Told => "delivering",
-            BranchState::Ended(BranchEnd::Committed) => "committed",
-            BranchState::Ended(BranchEnd::RolledBack) => "rolled-back",
-            BranchState::Ended(BranchEnd::ReadOnly) => "read-only",
-            BranchState::Ended(BranchEnd::Hazard) => "hazard",
-            BranchState::Ended(BranchEnd::Lost) => "lost",
+            BranchState::Ended(end) => end.name(),
         }
     }
 }

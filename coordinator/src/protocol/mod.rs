@@ -4,3 +4,6 @@ pub mod outcome;
 pub mod presumption;
 pub mod record;
 pub mod transaction;
+
+#[cfg(test)]
+pub(crate) mod tests;

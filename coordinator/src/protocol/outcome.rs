@@ -1,5 +1,14 @@
 //! How transactions and branches end. Unknown is an outcome of its own, never rounded to one of the others.
 
+/// What the coordinator chose. Not the same as the outcome: a branch may end differently.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Decision {
+    /// Every branch commits.
+    Commit,
+    /// No branch commits.
+    Rollback,
+}
+
 /// A transaction's outcome, as it is reported and recorded.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Outcome {
@@ -41,4 +50,18 @@ pub enum BranchEnd {
     Hazard,
     /// It never voted and was told to roll back; its session was gone, so that it rolled back by itself.
     Lost,
+}
+
+impl BranchEnd {
+    /// Its name, for people.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Committed => "committed",
+            Self::RolledBack => "rolled-back",
+            Self::ReadOnly => "read-only",
+            Self::Hazard => "hazard",
+            Self::Lost => "lost",
+        }
+    }
 }

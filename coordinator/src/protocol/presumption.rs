@@ -4,6 +4,9 @@
 //! has been removed. Protocol rules P4, P7, P8 and P9 say when; this is their one place. Whether the transaction is live
 //! was looked at *before* the log was read (P4): otherwise a commit that is decided in between would be denied.
 
+use lockstep_proto::Bqual;
+
+use super::event::Applied;
 use super::outcome::{BranchEnd, Heuristic, Outcome};
 use super::record::{DecisionKind, DecisionRecord, EndRecord};
 
@@ -29,6 +32,40 @@ pub enum Recorded {
     Decided(DecisionRecord),
     /// Ended; the decision too, if there was one and for as long as it is kept.
     Ended(Option<DecisionRecord>, EndRecord),
+}
+
+impl Recorded {
+    /// The decision, if one was ever recorded.
+    #[must_use]
+    pub fn decision(&self) -> Option<&DecisionRecord> {
+        match self {
+            Self::Decided(decision) | Self::Ended(Some(decision), _) => Some(decision),
+            Self::Absent | Self::Ended(None, _) => None,
+        }
+    }
+
+    /// The end, if it is recorded.
+    #[must_use]
+    pub fn end(&self) -> Option<&EndRecord> {
+        match self {
+            Self::Ended(_, end) => Some(end),
+            Self::Absent | Self::Decided(_) => None,
+        }
+    }
+
+    /// Whether a decision is recorded that is about this branch.
+    #[must_use]
+    pub fn names(&self, bqual: &Bqual) -> bool {
+        self.decision().is_some_and(|decision| decision.branches.contains(bqual))
+    }
+
+    fn is_commit(&self) -> bool {
+        self.decision().is_some_and(|decision| decision.kind == DecisionKind::Commit)
+    }
+
+    fn end_of(&self, bqual: &Bqual) -> Option<BranchEnd> {
+        self.end()?.branches.iter().find(|(name, _)| name == bqual).map(|(_, end)| *end)
+    }
 }
 
 /// An answer of the log about one transaction, all of it from one snapshot (P4, P7).
@@ -89,23 +126,24 @@ pub enum PreparedFate {
     Commit,
     /// Roll it back.
     Rollback,
-    /// Leave it alone: an operator has to look.
+    /// Leave it alone, and why: an operator has to look.
     Unknown(&'static str),
 }
 
-/// What a participant is told that lists a branch as prepared (P9). A commit stays a commit after its end: a database that
-/// failed over to a stale standby may bring a committed branch back (participants.md, row 4).
+/// What a participant is told that lists `bqual` as prepared (P9). A commit stays a commit after its end: a database that
+/// failed over to a stale standby may bring a committed branch back (participants.md, "What breaks atomicity first", 4).
 #[must_use]
-pub fn prepared_fate(known: &Known, names_branch: bool) -> PreparedFate {
-    match known {
-        // A branch that the decision does not name never voted commit to it (P12).
-        Known::Ended(Outcome::Committed, _) | Known::Committing | Known::OnePhase if names_branch => {
-            PreparedFate::Commit
-        }
-        Known::Ended(Outcome::Committed, _) | Known::Committing | Known::OnePhase => PreparedFate::Rollback,
+pub fn prepared_fate(look_up: &LookUp, behind: bool, bqual: &Bqual) -> PreparedFate {
+    // A branch that the decision does not name never voted commit to it (P12).
+    let by_decision =
+        if look_up.recorded.names(bqual) { PreparedFate::Commit } else { PreparedFate::Rollback };
+    match conclude(look_up, behind) {
+        Known::Committing | Known::OnePhase | Known::Ended(Outcome::Committed, _) => by_decision,
         Known::Ended(Outcome::RolledBack | Outcome::NothingToCommit, _) | Known::PresumedRolledBack => {
             PreparedFate::Rollback
         }
+        // What other branches did does not change the decision, if it was to commit.
+        Known::Ended(Outcome::Heuristic(_), _) if look_up.recorded.is_commit() => by_decision,
         Known::Ended(Outcome::Heuristic(_) | Outcome::Unknown, _) => {
             PreparedFate::Unknown("the transaction has a heuristic outcome on record: an operator decides")
         }
@@ -113,39 +151,44 @@ pub fn prepared_fate(known: &Known, names_branch: bool) -> PreparedFate {
     }
 }
 
-/// What becomes of an evidence row that is old enough to go (P19).
+/// Whether what a branch did agrees with what is on record.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum RowJudgement {
-    /// It agrees with what is recorded, or was judged before: it may go.
-    Forget,
-    /// It stays, and is asked for again.
-    Keep,
-    /// The branch committed though the transaction did not: to be recorded first, then forgotten.
-    HeuristicCommit,
+pub enum Judgement {
+    /// It does, or was judged before: evidence of it may go.
+    Agrees,
+    /// Not to be told now: evidence of it stays, and is asked for again.
+    Open,
+    /// It does not, and no record says so yet: that comes first, then the evidence may go.
+    Differs,
 }
 
-/// Judges an evidence row of a transaction that is not live here. `committed`: the row is of kind *branch*.
+/// Judges how a branch of a transaction that is not live here has ended: by an acknowledgement that came late, or by an evidence
+/// row that is old enough to go (P19; of kind *branch*: committed, *fence*: rolled back).
 #[must_use]
-pub fn judge_row(look_up: &LookUp, behind: bool, committed: bool) -> RowJudgement {
-    if let Recorded::Absent = look_up.recorded
-        && look_up.below_horizon
-        && !behind
-    {
-        // The record was pruned, and records are pruned only after every row that they judge was (P7).
-        return RowJudgement::Forget;
-    }
-    match conclude(look_up, behind) {
-        Known::Ended(Outcome::Committed | Outcome::Heuristic(_), _) => RowJudgement::Forget,
-        Known::Ended(Outcome::RolledBack | Outcome::NothingToCommit, _) | Known::PresumedRolledBack => {
-            if committed {
-                RowJudgement::HeuristicCommit
-            } else {
-                RowJudgement::Forget
-            }
+pub fn judge(look_up: &LookUp, behind: bool, bqual: &Bqual, applied: Applied) -> Judgement {
+    let expected = match conclude(look_up, behind) {
+        Known::Ended(Outcome::Committed, _) if look_up.recorded.names(bqual) => Applied::Committed,
+        Known::Ended(Outcome::Committed | Outcome::RolledBack | Outcome::NothingToCommit, _)
+        | Known::PresumedRolledBack => Applied::RolledBack,
+        Known::Ended(Outcome::Heuristic(_), _) => match look_up.recorded.end_of(bqual) {
+            Some(BranchEnd::Committed) => Applied::Committed,
+            Some(BranchEnd::Hazard) => Applied::Hazard,
+            Some(BranchEnd::RolledBack | BranchEnd::ReadOnly | BranchEnd::Lost) | None => Applied::RolledBack,
+        },
+        Known::Committing | Known::OnePhase | Known::Ended(Outcome::Unknown, _) => return Judgement::Open,
+        Known::Unknown(_) => return judge_unknown(look_up, behind),
+    };
+    if applied == expected { Judgement::Agrees } else { Judgement::Differs }
+}
+
+/// Below the horizon the record was pruned, which happens only after everything that it judges was judged (P7). That holds only for
+/// epochs of this log, as it is now (P8).
+fn judge_unknown(look_up: &LookUp, behind: bool) -> Judgement {
+    match look_up.epoch {
+        EpochState::Own | EpochState::Sealed | EpochState::Live if look_up.below_horizon && !behind => {
+            Judgement::Agrees
         }
-        Known::Committing | Known::OnePhase | Known::Unknown(_) | Known::Ended(Outcome::Unknown, _) => {
-            RowJudgement::Keep
-        }
+        EpochState::Own | EpochState::Sealed | EpochState::Live | EpochState::Unknown => Judgement::Open,
     }
 }
 

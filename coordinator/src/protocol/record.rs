@@ -35,7 +35,7 @@ pub struct DecisionRecord {
     pub gtrid: Gtrid,
     /// Commit, or one-phase intent.
     pub kind: DecisionKind,
-    /// The branches that have to be told: 1 to 256. Read-only ones are not among them.
+    /// The branches that have to be told: 1 to 256, and of an intent exactly one. Read-only ones are not among them.
     pub branches: Vec<Bqual>,
     /// When, by this coordinator's clock, in milliseconds since 1970. For people.
     pub decided_ms: u64,

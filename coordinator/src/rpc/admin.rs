@@ -37,7 +37,7 @@ pub(super) async fn list(
     }
     let truncated = transactions.len() > wanted;
     transactions.truncate(wanted);
-    Ok(v1::ListTransactionsResponse { transactions, truncated })
+    Ok(v1::ListTransactionsResponse { transactions, truncated, now_ms: unix_ms() })
 }
 
 pub(super) async fn show(
@@ -77,7 +77,7 @@ pub(super) async fn show(
             Recorded::Absent => return Err(RequestError::NotFound(prefix)),
         },
     };
-    Ok(v1::ShowTransactionResponse { transaction: Some(transaction) })
+    Ok(v1::ShowTransactionResponse { transaction: Some(transaction), now_ms: unix_ms() })
 }
 
 pub(super) async fn status(services: &Services) -> Result<v1::StatusResponse, RequestError> {

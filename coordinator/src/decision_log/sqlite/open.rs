@@ -9,6 +9,7 @@
 //! Only then is there a log to read from or to write to. A crash between any two of them leaves a log that opens again.
 
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use lockstep_proto::{ClusterId, LogPosition};
 use sqlx::migrate::{MigrateError, Migrator};
@@ -23,6 +24,9 @@ use crate::decision_log::{AppendError, ReadError};
 
 static SCHEMA: Migrator = sqlx::migrate!("../migrations/sqlite");
 
+/// How long a write waits for another program that holds SQLite's write lock, such as a person's `sqlite3`. The log's own
+/// connections never hold each other up.
+const BUSY_TIMEOUT: Duration = Duration::from_secs(2);
 /// Connections for reading: one for a long look by a person, and one for the engine beside it.
 const READERS: u32 = 2;
 
@@ -191,6 +195,7 @@ impl Opening {
     fn options(&self) -> SqliteConnectOptions {
         SqliteConnectOptions::new()
             .filename(&self.file)
+            .busy_timeout(BUSY_TIMEOUT)
             // Without it, fsync on macOS does not reach the disk.
             .pragma("fullfsync", "on")
             .pragma("checkpoint_fullfsync", "on")

@@ -41,11 +41,16 @@ pub(super) enum RowError {
 
 /// What a record is: part of its checksum.
 #[derive(Debug, Clone, Copy)]
-enum Kind {
+pub(super) enum Kind {
+    /// Of a transaction.
     Decision = 1,
+    /// Of a transaction.
     End = 2,
+    /// A life of a coordinator.
     Epoch = 3,
+    /// One that attached.
     ResourceManager = 4,
+    /// A single fact.
     Mark = 5,
 }
 
@@ -56,13 +61,10 @@ fn checksum(kind: Kind, key: &[u8], body: &[u8]) -> u32 {
     crc32c::crc32c_append(crc32c::crc32c_append(crc, key), body)
 }
 
-fn frame(kind: Kind, key: &[u8], body: &impl Message) -> Vec<u8> {
-    let mut bytes = vec![0; HEADER];
-    body.encode(&mut bytes).expect("a vector grows as needed");
-    let crc = checksum(kind, key, &bytes[HEADER..]);
-    bytes[0] = FORMAT;
-    bytes[1..HEADER].copy_from_slice(&crc.to_be_bytes());
-    bytes
+/// A body in its frame.
+pub(super) fn frame(kind: Kind, key: &[u8], body: &[u8]) -> Vec<u8> {
+    let crc = checksum(kind, key, body).to_be_bytes();
+    [&[FORMAT], crc.as_slice(), body].concat()
 }
 
 fn unframe<M: Message + Default>(kind: Kind, key: &[u8], bytes: &[u8]) -> Result<M, RowError> {
@@ -145,7 +147,7 @@ pub(super) fn encode_decision(decision: &DecisionRecord) -> Vec<u8> {
         decided_ms: decision.decided_ms,
         about: (decision.about != About::default()).then(|| AboutBody::new(&decision.about)),
     };
-    frame(Kind::Decision, &decision.gtrid.to_bytes(), &body)
+    frame(Kind::Decision, &decision.gtrid.to_bytes(), &body.encode_to_vec())
 }
 
 /// The reverse of [`encode_decision`].
@@ -236,7 +238,7 @@ pub(super) fn encode_end(end: &EndRecord, decision: Option<&DecisionRecord>) -> 
         branches: listed.iter().map(EndedBranchBody::new).collect(),
         about: (end.about != *about.unwrap_or(&About::default())).then(|| AboutBody::new(&end.about)),
     };
-    Some(frame(Kind::End, &end_key(end.gtrid, column_ms(end.ended_ms)), &body))
+    Some(frame(Kind::End, &end_key(end.gtrid, column_ms(end.ended_ms)), &body.encode_to_vec()))
 }
 
 /// The reverse of [`encode_end`].
@@ -331,7 +333,7 @@ pub(super) fn encode_epoch(number: u32, epoch: &EpochRow) -> Vec<u8> {
         sequence: epoch.sequence,
         sealed: epoch.sealed,
     };
-    frame(Kind::Epoch, &number.to_be_bytes(), &body)
+    frame(Kind::Epoch, &number.to_be_bytes(), &body.encode_to_vec())
 }
 
 /// The reverse of [`encode_epoch`].
@@ -362,7 +364,7 @@ pub(super) fn encode_resource_manager(known: &KnownResourceManager) -> Vec<u8> {
         timeline: known.timeline,
         floor: known.floor.map(|gtrid| gtrid.to_bytes().to_vec()).unwrap_or_default(),
     };
-    frame(Kind::ResourceManager, known.name.as_str().as_bytes(), &body)
+    frame(Kind::ResourceManager, known.name.as_str().as_bytes(), &body.encode_to_vec())
 }
 
 /// The reverse of [`encode_resource_manager`].
@@ -394,7 +396,7 @@ struct ClusterBody {
 
 /// The record of the mark [`CLUSTER`].
 pub(super) fn encode_cluster(cluster: ClusterId) -> Vec<u8> {
-    frame(Kind::Mark, CLUSTER.as_bytes(), &ClusterBody { cluster: cluster.to_string() })
+    frame(Kind::Mark, CLUSTER.as_bytes(), &ClusterBody { cluster: cluster.to_string() }.encode_to_vec())
 }
 
 /// The reverse of [`encode_cluster`].
@@ -411,7 +413,7 @@ struct HorizonBody {
 
 /// The record of the mark [`HORIZON`].
 pub(super) fn encode_horizon(unix_ms: u64) -> Vec<u8> {
-    frame(Kind::Mark, HORIZON.as_bytes(), &HorizonBody { unix_ms })
+    frame(Kind::Mark, HORIZON.as_bytes(), &HorizonBody { unix_ms }.encode_to_vec())
 }
 
 /// The reverse of [`encode_horizon`].

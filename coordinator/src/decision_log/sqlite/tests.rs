@@ -1,5 +1,15 @@
 //! The embedded log over real files: the contract of every log, and what only this one can suffer.
 
+mod checkpoints;
+mod crash;
+mod damage;
+mod disk;
+mod opening;
+mod rows;
+mod size;
+
+use sqlx::sqlite::SqliteConnectOptions;
+use sqlx::{ConnectOptions, SqliteConnection};
 use tempfile::TempDir;
 
 use super::SqliteLog;
@@ -7,7 +17,7 @@ use super::open::{OpenError, Opened, Options};
 use crate::decision_log::contract::{self, Store};
 
 /// A log in a directory of its own.
-pub(super) struct TempSqlite(pub(super) TempDir);
+pub(crate) struct TempSqlite(pub(crate) TempDir);
 
 impl Store for TempSqlite {
     type Log = SqliteLog;
@@ -24,6 +34,12 @@ impl Store for TempSqlite {
 /// Opens the log there, on however small a disk.
 pub(super) async fn open(store: &TempSqlite) -> Result<(SqliteLog, Opened), OpenError> {
     SqliteLog::open(store.0.path(), Options { min_free_bytes: 0 }).await
+}
+
+/// Another program's connection to the log's file.
+pub(crate) async fn stranger(store: &TempSqlite) -> SqliteConnection {
+    let file = store.0.path().join("decisions.db");
+    SqliteConnectOptions::new().filename(file).connect().await.unwrap()
 }
 
 contract::contract!(TempSqlite);

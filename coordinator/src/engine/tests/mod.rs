@@ -1,0 +1,3 @@
+//! Tests of the pure part of the engine: golden scripts for its behaviour.
+
+mod golden;

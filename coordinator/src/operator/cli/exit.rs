@@ -1,0 +1,102 @@
+//! What each exit code means, and how a failure is told.
+
+use std::fmt;
+use std::process::ExitCode;
+
+/// How a command ended. The numbers are a promise to scripts: none is ever reused. 6 is kept for "unresolved
+/// transactions exist".
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+pub(super) enum Exit {
+    Ok = 0,
+    Failed = 1,
+    Usage = 2,
+    NotFound = 3,
+    Refused = 4,
+    RolledBack = 5,
+    Timeout = 7,
+    Unknown = 8,
+    Heuristic = 9,
+}
+
+impl Exit {
+    /// All of them, by number.
+    pub(super) const ALL: [Self; 9] = [
+        Self::Ok,
+        Self::Failed,
+        Self::Usage,
+        Self::NotFound,
+        Self::Refused,
+        Self::RolledBack,
+        Self::Timeout,
+        Self::Unknown,
+        Self::Heuristic,
+    ];
+
+    /// The number.
+    pub(super) const fn code(self) -> u8 {
+        self as u8
+    }
+
+    /// What it means, for help and documentation.
+    pub(super) const fn meaning(self) -> &'static str {
+        match self {
+            Self::Ok => "done; `tx wait`: committed, or there was nothing to commit",
+            Self::Failed => "failed, for the reason on stderr; nothing answered",
+            Self::Usage => {
+                "wrong usage: a flag, a variable, the configuration file, or an id that is not unique"
+            }
+            Self::NotFound => "no such transaction",
+            Self::Refused => "refused by the coordinator",
+            Self::RolledBack => "`tx wait`: rolled back",
+            Self::Timeout => "no answer in time; `tx wait`: still undecided",
+            Self::Unknown => "`tx wait`: the coordinator cannot tell the outcome",
+            Self::Heuristic => "`tx wait`: a branch ended differently from the decision",
+        }
+    }
+}
+
+impl From<Exit> for ExitCode {
+    fn from(exit: Exit) -> Self {
+        Self::from(exit.code())
+    }
+}
+
+/// The exit codes as the help shows them.
+pub(super) fn table() -> String {
+    Exit::ALL.iter().fold("Exit codes:\n".to_owned(), |table, exit| {
+        format!("{table}  {}  {}\n", exit.code(), exit.meaning())
+    })
+}
+
+/// Why a command did not do what it was asked for.
+#[derive(Debug)]
+pub(super) struct Failure {
+    /// The exit code.
+    pub exit: Exit,
+    /// What happened: a sentence, or one for each line.
+    pub message: String,
+    /// What to do about it; empty if the message says it.
+    pub remedy: String,
+}
+
+impl Failure {
+    pub(super) fn new(exit: Exit, message: impl Into<String>) -> Self {
+        Self { exit, message: message.into(), remedy: String::new() }
+    }
+
+    pub(super) fn remedy(mut self, remedy: impl Into<String>) -> Self {
+        self.remedy = remedy.into();
+        self
+    }
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "error: {}", self.message)?;
+        if !self.remedy.is_empty() {
+            write!(f, "\n  {}", self.remedy)?;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,28 @@
+//! `lockstep status`.
+
+use lockstep_proto::v1::StatusRequest;
+
+use super::exit::{Exit, Failure};
+use super::remote::{AnswerTimeout, Remote, ServerArgs, within};
+use super::{output, tables};
+use crate::operator::view::StatusView;
+
+#[derive(Debug, clap::Args)]
+pub(super) struct Args {
+    #[command(flatten)]
+    server: ServerArgs,
+    #[command(flatten)]
+    limit: AnswerTimeout,
+}
+
+pub(super) async fn run(args: Args) -> Result<Exit, Failure> {
+    let remote = Remote::new(&args.server.server, args.limit.timeout);
+    let answer = within(&remote, args.limit, remote.admin().status(StatusRequest {})).await?;
+    let status = StatusView::from(answer);
+    if args.server.json {
+        output::print_json(&status)?;
+    } else {
+        output::print(&tables::status(&status, tables::Look::of_stdout()))?;
+    }
+    Ok(Exit::Ok)
+}

@@ -1,0 +1,296 @@
+//! Answers as text for people: tables that fit 80 columns, and use what a wider terminal has.
+
+use std::io::IsTerminal as _;
+
+use comfy_table::{Cell, Color, ColumnConstraint, ContentArrangement, Table, Width, presets};
+use lockstep_proto::limits::cut;
+
+use super::output::printable;
+use crate::operator::view::{
+    BranchView, Moment, Outcome, OutcomeView, ParticipantView, State, StatusView, TransactionList,
+    TransactionShown, TransactionView,
+};
+
+/// Columns that every table fits into.
+const NARROW: u16 = 80;
+/// Hex digits of a shortened id: its time, and 12 bits that tell transactions of one millisecond apart.
+const SHORT_HEX: usize = 16;
+/// Blanks between two columns.
+const COLUMN_GAP: u16 = 2;
+/// Columns for a branch, above which it is broken: most resource managers have short names, and errors need room.
+const BRANCH_WIDTH: usize = 36;
+
+/// What text is written for.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Look {
+    /// Columns.
+    pub width: u16,
+    /// Whether colours may be used. (`NO_COLOR` is honoured below this.)
+    pub colour: bool,
+}
+
+impl Look {
+    /// What stdout is.
+    pub(super) fn of_stdout() -> Self {
+        Self {
+            width: Table::new().width().unwrap_or(NARROW).max(NARROW),
+            colour: std::io::stdout().is_terminal(),
+        }
+    }
+
+    /// An empty table of `columns` columns, of which only the last gives way when the width is not enough.
+    fn table(self, columns: usize) -> Table {
+        let mut table = Table::new();
+        table
+            .load_style(presets::NOTHING)
+            .set_content_arrangement(ContentArrangement::Dynamic)
+            .set_width(self.width)
+            .set_truncation_indicator("…");
+        if self.colour {
+            table.enforce_styling();
+        } else {
+            table.force_no_tty();
+        }
+        table.set_header(vec![""; columns]);
+        for column in table.column_iter_mut() {
+            column.set_padding((0, COLUMN_GAP));
+            if column.index + 1 < columns {
+                column.set_constraint(ColumnConstraint::ContentWidth);
+            } else {
+                column.set_padding((0, 0));
+            }
+        }
+        table
+    }
+}
+
+/// The lines of a table, none of them with blanks at its end.
+fn lines(table: &Table) -> String {
+    table.lines().fold(String::new(), |lines, line| format!("{lines}{}\n", line.trim_end()))
+}
+
+/// `tx ls`. Empty if there is none.
+pub(super) fn list(list: &TransactionList, look: Look) -> String {
+    if list.transactions.is_empty() {
+        return String::new();
+    }
+    let mut table = look.table(6);
+    table.set_header(["TRANSACTION", "STATE", "AGE", "DEADLINE", "BRANCHES", "NAME"]);
+    for (transaction, id) in list.transactions.iter().zip(short_ids(&list.transactions)) {
+        let mut row = comfy_table::Row::from(vec![
+            Cell::new(printable(id)),
+            state(transaction),
+            Cell::new(age(list.as_of.ms_since(transaction.began))),
+            Cell::new(transaction.deadline.map_or(String::new(), |at| when(at, list.as_of))),
+            Cell::new(transaction.branches.len()),
+            Cell::new(printable(&transaction.name)),
+        ]);
+        row.max_height(1);
+        table.add_row(row);
+    }
+    lines(&table)
+}
+
+/// Each gtrid cut so short that a person can read it, and yet no other one begins so.
+fn short_ids(transactions: &[TransactionView]) -> Vec<&str> {
+    let mut sorted: Vec<&str> = transactions.iter().map(|transaction| transaction.gtrid.as_str()).collect();
+    sorted.sort_unstable();
+    sorted.dedup();
+    let short = |gtrid: &'_ str| {
+        let at = sorted.binary_search(&gtrid).expect("it was put in there");
+        // What an id has most in common with, stands beside it.
+        let beside = [at.checked_sub(1), at.checked_add(1)].into_iter().flatten();
+        let beside = beside.filter_map(|other| sorted.get(other));
+        let common = beside.map(|other| common_bytes(gtrid, other)).max().unwrap_or(0);
+        let readable = gtrid.find('.').map_or(0, |dot| dot + 1) + SHORT_HEX;
+        readable.max(common + 1)
+    };
+    transactions.iter().map(|transaction| cut(&transaction.gtrid, short(&transaction.gtrid))).collect()
+}
+
+/// How many bytes two texts begin with alike.
+fn common_bytes(a: &str, b: &str) -> usize {
+    a.bytes().zip(b.bytes()).take_while(|(a, b)| a == b).count()
+}
+
+/// Where a transaction is; how it ended, once it has.
+fn state(transaction: &TransactionView) -> Cell {
+    match transaction.state {
+        State::Ended => outcome_cell(transaction.outcome),
+        // The whole name would leave no room for the transaction's.
+        State::CommittingOnePhase => Cell::new("one-phase"),
+        State::Active | State::Preparing | State::Deciding | State::Committing | State::RollingBack => {
+            Cell::new(transaction.state.as_str())
+        }
+    }
+}
+
+fn outcome_cell(outcome: Outcome) -> Cell {
+    let cell = Cell::new(outcome.as_str());
+    match colour(outcome) {
+        Some(colour) => cell.fg(colour),
+        None => cell,
+    }
+}
+
+fn colour(outcome: Outcome) -> Option<Color> {
+    match outcome {
+        Outcome::Committed | Outcome::NothingToCommit => Some(Color::Green),
+        Outcome::RolledBack => Some(Color::Yellow),
+        Outcome::Heuristic | Outcome::Unknown => Some(Color::Red),
+        Outcome::Undecided => None,
+    }
+}
+
+/// `tx show`.
+pub(super) fn show(shown: &TransactionShown, look: Look) -> String {
+    let TransactionShown { as_of, transaction } = shown;
+    let mut facts = look.table(2);
+    let mut fact = |name: &str, value: Cell| {
+        facts.add_row(vec![Cell::new(name), value]);
+    };
+    fact("Transaction", Cell::new(printable(&transaction.gtrid)));
+    if !transaction.name.is_empty() {
+        fact("Name", Cell::new(printable(&transaction.name)));
+    }
+    for (key, value) in &transaction.labels {
+        fact("Label", Cell::new(printable(&format!("{key}={value}"))));
+    }
+    fact("State", Cell::new(transaction.state.as_str()));
+    fact("Outcome", outcome_cell(transaction.outcome));
+    fact("", Cell::new(if transaction.can_change { "can still change" } else { "cannot change any more" }));
+    if !transaction.detail.is_empty() {
+        fact("Detail", Cell::new(printable(&transaction.detail)));
+    }
+    let times = [
+        ("Began", Some(transaction.began)),
+        ("Deadline", transaction.deadline),
+        ("Decided", transaction.decided),
+        ("Ended", transaction.ended),
+    ];
+    for (name, at) in times {
+        if let Some(at) = at {
+            fact(name, Cell::new(format!("{at}  ({})", when(at, *as_of))));
+        }
+    }
+    let facts = without_header(&facts);
+    if transaction.branches.is_empty() {
+        return format!("{facts}\nno branches\n");
+    }
+    format!("{facts}\n{}", branches(&transaction.branches, look))
+}
+
+fn branches(branches: &[BranchView], look: Look) -> String {
+    let mut table = look.table(5);
+    table.set_header(["BRANCH", "STATE", "ATTEMPTS", "NEXT", "LAST ERROR"]);
+    let widest = branches.iter().map(|branch| branch.bqual.len()).max().unwrap_or(0);
+    if let Some(column) = table.column_mut(0).filter(|_| widest > BRANCH_WIDTH) {
+        let width = u16::try_from(BRANCH_WIDTH).expect("a small number");
+        column.set_constraint(ColumnConstraint::Absolute(Width::Fixed(width + COLUMN_GAP)));
+    }
+    for branch in branches {
+        let next = branch.next_attempt_in_ms;
+        let next =
+            next.map_or(String::new(), |ms| format!("in {}", age(i64::try_from(ms).unwrap_or(i64::MAX))));
+        table.add_row(vec![
+            Cell::new(printable(&branch.bqual)),
+            Cell::new(printable(&branch.state)),
+            Cell::new(branch.attempts),
+            Cell::new(next),
+            Cell::new(printable(&branch.last_error)),
+        ]);
+    }
+    lines(&table)
+}
+
+/// `status`.
+pub(super) fn status(status: &StatusView, look: Look) -> String {
+    let mut facts = look.table(2);
+    let mut fact = |name: &str, value: Cell| {
+        facts.add_row(vec![Cell::new(name), value]);
+    };
+    let up = age(i64::try_from(status.uptime_ms).unwrap_or(i64::MAX));
+    let (version, cluster) = (printable(&status.version), printable(&status.cluster));
+    let itself = format!("{version}  cluster {cluster}  epoch {}  up {up}", status.epoch);
+    fact("lockstep", Cell::new(itself));
+    fact("in flight", Cell::new(status.transactions_in_flight));
+    let unresolved =
+        Cell::new(format!("undelivered {}   heuristic {}", status.undelivered, status.heuristic));
+    let resolved = status.undelivered == 0 && status.heuristic == 0;
+    fact("unresolved", if resolved { unresolved } else { unresolved.fg(Color::Red) });
+    if status.participants.is_empty() {
+        fact("participants", Cell::new("none was ever attached"));
+    }
+    for (index, participant) in status.participants.iter().enumerate() {
+        let name = if index == 0 { "participants" } else { "" };
+        fact(name, participant_cell(participant));
+    }
+    let next = match (status.heuristic, status.undelivered) {
+        (0, 0) => "",
+        (0, _) => "next: lockstep tx ls\n",
+        // They have ended.
+        (_, _) => "next: lockstep tx ls --all\n",
+    };
+    without_header(&facts) + next
+}
+
+fn participant_cell(participant: &ParticipantView) -> Cell {
+    let name = printable(&participant.resource_manager);
+    let up = match participant.sessions {
+        0 => format!("{name} DOWN"),
+        sessions => format!("{name} up ({sessions})"),
+    };
+    let well = participant.sessions > 0 && participant.problem.is_empty();
+    let told = if participant.problem.is_empty() {
+        up
+    } else {
+        format!("{up}: {}", printable(&participant.problem))
+    };
+    if well { Cell::new(told) } else { Cell::new(told).fg(Color::Red) }
+}
+
+/// `tx wait`.
+pub(super) fn outcome(view: &OutcomeView) -> String {
+    let mut text = view.outcome.as_str().to_owned();
+    if !view.detail.is_empty() {
+        text = format!("{text}: {}", printable(&view.detail));
+    }
+    match view.branches_pending {
+        0 => text + "\n",
+        pending => format!("{text} ({pending} of {} branches have still to apply it)\n", view.branches),
+    }
+}
+
+/// The lines of a table of facts: its columns need no names.
+fn without_header(table: &Table) -> String {
+    let lines = lines(table);
+    lines.split_once('\n').map_or(String::new(), |(_, facts)| facts.to_owned())
+}
+
+/// A time as seen from another: `4m12s ago`, `in 3s`.
+fn when(at: Moment, now: Moment) -> String {
+    match now.ms_since(at) {
+        ms @ ..0 => format!("in {}", age(-ms)),
+        ms => format!("{} ago", age(ms)),
+    }
+}
+
+/// A duration by its two greatest units; below a second, milliseconds. What is negative is the clocks' fault, and 0.
+fn age(ms: i64) -> String {
+    let seconds = ms / 1000;
+    let (minutes, hours, days) = (seconds / 60, seconds / 3_600, seconds / 86_400);
+    if days > 0 {
+        format!("{days}d{}h", hours % 24)
+    } else if hours > 0 {
+        format!("{hours}h{}m", minutes % 60)
+    } else if minutes > 0 {
+        format!("{minutes}m{}s", seconds % 60)
+    } else if seconds > 0 {
+        format!("{seconds}s")
+    } else {
+        format!("{}ms", ms.max(0))
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,285 @@
+//! What operators see of transactions and of the coordinator: the wire's answers, checked.
+//!
+//! These types are what `--json` prints: a field, once released, keeps its name, its type and its meaning; new ones may
+//! join. docs/cli.md lists them. A value that this version does not know is an error and not a guess: the coordinator
+//! may be newer, and mean something by it that must not be hidden.
+
+use std::collections::BTreeMap;
+use std::fmt;
+
+use lockstep_proto::v1;
+use lockstep_proto::wire::{WireError, known_enum, required};
+use serde::{Serialize, Serializer};
+
+/// A time of the coordinator's clock, from 1970 to 9999. Text and JSON: RFC 3339 in UTC, with milliseconds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Moment(jiff::Timestamp);
+
+impl Moment {
+    /// A field that must hold a time.
+    fn new(unix_ms: u64, field: &'static str) -> Result<Self, WireError> {
+        let out_of_range = || WireError::Limit { field, why: "a time before the year 10000" };
+        let ms = i64::try_from(unix_ms).map_err(|_overflow| out_of_range())?;
+        jiff::Timestamp::from_millisecond(ms).map(Self).map_err(|_range| out_of_range())
+    }
+
+    /// A field that holds a time, or 0 if there is none.
+    fn maybe(unix_ms: u64, field: &'static str) -> Result<Option<Self>, WireError> {
+        (unix_ms != 0).then(|| Self::new(unix_ms, field)).transpose()
+    }
+
+    /// Milliseconds from `earlier` to this; negative if `earlier` is later.
+    pub(super) fn ms_since(self, earlier: Self) -> i64 {
+        self.0.as_millisecond() - earlier.0.as_millisecond()
+    }
+}
+
+impl fmt::Display for Moment {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.strftime("%Y-%m-%dT%H:%M:%S.%3fZ").fmt(f)
+    }
+}
+
+impl Serialize for Moment {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+/// Defines an enum that mirrors one of the wire's, with one name for each value, in text and in JSON.
+macro_rules! names {
+    ($(#[$doc:meta])* $name:ident from $wire:ident { $($value:ident => $text:literal,)+ }) => {
+        $(#[$doc])*
+        #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+        pub(super) enum $name {
+            $($value,)+
+        }
+
+        impl $name {
+            /// Its name.
+            pub(super) const fn as_str(self) -> &'static str {
+                match self {
+                    $(Self::$value => $text,)+
+                }
+            }
+
+            /// The value in a field that must hold a known one.
+            fn from_wire(value: i32, field: &'static str) -> Result<Self, WireError> {
+                match known_enum::<v1::$wire>(value, field)? {
+                    v1::$wire::Unspecified => Err(WireError::UnknownEnum { field, value }),
+                    $(v1::$wire::$value => Ok(Self::$value),)+
+                }
+            }
+        }
+
+        impl Serialize for $name {
+            fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+                serializer.serialize_str(self.as_str())
+            }
+        }
+    };
+}
+
+names! {
+    /// Where a transaction is on its way.
+    State from TransactionState {
+        Active => "active",
+        Preparing => "preparing",
+        Deciding => "deciding",
+        Committing => "committing",
+        RollingBack => "rolling-back",
+        CommittingOnePhase => "committing-one-phase",
+        Ended => "ended",
+    }
+}
+
+names! {
+    /// How a transaction ended, or that it did not.
+    Outcome from Outcome {
+        Committed => "committed",
+        RolledBack => "rolled-back",
+        NothingToCommit => "nothing-to-commit",
+        Heuristic => "heuristic",
+        Undecided => "undecided",
+        Unknown => "unknown",
+    }
+}
+
+/// What `tx ls` shows.
+#[derive(Debug, Serialize)]
+pub(super) struct TransactionList {
+    /// When the coordinator answered.
+    pub as_of: Moment,
+    /// Newest first.
+    pub transactions: Vec<TransactionView>,
+    /// There are more.
+    pub truncated: bool,
+}
+
+/// What `tx show` shows.
+#[derive(Debug, Serialize)]
+pub(super) struct TransactionShown {
+    /// When the coordinator answered.
+    pub as_of: Moment,
+    /// The transaction.
+    pub transaction: TransactionView,
+}
+
+/// One transaction.
+#[derive(Debug, Serialize)]
+pub(super) struct TransactionView {
+    pub gtrid: String,
+    pub name: String,
+    pub labels: BTreeMap<String, String>,
+    pub state: State,
+    pub outcome: Outcome,
+    /// Whether the outcome can still change.
+    pub can_change: bool,
+    /// Why, where it did not commit.
+    pub detail: String,
+    pub began: Moment,
+    /// Until there is a decision.
+    pub deadline: Option<Moment>,
+    pub decided: Option<Moment>,
+    pub ended: Option<Moment>,
+    pub branches: Vec<BranchView>,
+}
+
+/// One branch.
+#[derive(Debug, Serialize)]
+pub(super) struct BranchView {
+    pub bqual: String,
+    pub resource_manager: String,
+    pub state: String,
+    /// Deliveries of the decision that were tried.
+    pub attempts: u32,
+    /// Until the next one.
+    pub next_attempt_in_ms: Option<u64>,
+    pub last_error: String,
+}
+
+/// What `status` shows.
+#[derive(Debug, Serialize)]
+pub(super) struct StatusView {
+    pub version: String,
+    pub cluster: String,
+    pub epoch: u32,
+    pub uptime_ms: u64,
+    pub transactions_in_flight: u64,
+    pub undelivered: u64,
+    pub heuristic: u64,
+    pub participants: Vec<ParticipantView>,
+}
+
+/// One resource manager.
+#[derive(Debug, Serialize)]
+pub(super) struct ParticipantView {
+    pub resource_manager: String,
+    /// How many instances are attached.
+    pub sessions: u32,
+    pub problem: String,
+}
+
+/// What `tx wait` learned.
+#[derive(Debug, Clone, Serialize)]
+pub(super) struct OutcomeView {
+    pub gtrid: String,
+    pub outcome: Outcome,
+    pub detail: String,
+    pub branches: u32,
+    /// How many have still to apply the decision.
+    pub branches_pending: u32,
+}
+
+impl TryFrom<v1::ListTransactionsResponse> for TransactionList {
+    type Error = WireError;
+
+    fn try_from(wire: v1::ListTransactionsResponse) -> Result<Self, WireError> {
+        let transactions = wire.transactions.into_iter().map(TryInto::try_into);
+        Ok(Self {
+            as_of: Moment::new(wire.now_ms, "now_ms")?,
+            transactions: transactions.collect::<Result<_, _>>()?,
+            truncated: wire.truncated,
+        })
+    }
+}
+
+impl TryFrom<v1::ShowTransactionResponse> for TransactionShown {
+    type Error = WireError;
+
+    fn try_from(wire: v1::ShowTransactionResponse) -> Result<Self, WireError> {
+        Ok(Self {
+            as_of: Moment::new(wire.now_ms, "now_ms")?,
+            transaction: required(wire.transaction, "transaction")?.try_into()?,
+        })
+    }
+}
+
+impl TryFrom<v1::TransactionInfo> for TransactionView {
+    type Error = WireError;
+
+    fn try_from(wire: v1::TransactionInfo) -> Result<Self, WireError> {
+        Ok(Self {
+            gtrid: wire.gtrid,
+            name: wire.name,
+            labels: wire.labels.into_iter().collect(),
+            state: State::from_wire(wire.state, "state")?,
+            outcome: Outcome::from_wire(wire.outcome, "outcome")?,
+            can_change: wire.can_change,
+            detail: wire.detail,
+            began: Moment::new(wire.began_ms, "began_ms")?,
+            deadline: Moment::maybe(wire.deadline_ms, "deadline_ms")?,
+            decided: Moment::maybe(wire.decided_ms, "decided_ms")?,
+            ended: Moment::maybe(wire.ended_ms, "ended_ms")?,
+            branches: wire.branches.into_iter().map(Into::into).collect(),
+        })
+    }
+}
+
+impl From<v1::BranchInfo> for BranchView {
+    fn from(wire: v1::BranchInfo) -> Self {
+        Self {
+            bqual: wire.bqual,
+            resource_manager: wire.resource_manager,
+            state: wire.state,
+            attempts: wire.attempts,
+            next_attempt_in_ms: Some(wire.next_attempt_in_ms).filter(|ms| *ms != 0),
+            last_error: wire.last_error,
+        }
+    }
+}
+
+impl From<v1::StatusResponse> for StatusView {
+    fn from(wire: v1::StatusResponse) -> Self {
+        let participants = wire.participants.into_iter().map(Into::into);
+        Self {
+            version: wire.version,
+            cluster: wire.cluster,
+            epoch: wire.epoch,
+            uptime_ms: wire.uptime_ms,
+            transactions_in_flight: wire.transactions_in_flight,
+            undelivered: wire.undelivered,
+            heuristic: wire.heuristic,
+            participants: participants.collect(),
+        }
+    }
+}
+
+impl From<v1::ParticipantInfo> for ParticipantView {
+    fn from(wire: v1::ParticipantInfo) -> Self {
+        Self { resource_manager: wire.resource_manager, sessions: wire.sessions, problem: wire.problem }
+    }
+}
+
+impl OutcomeView {
+    /// The answer to an inquiry for `gtrid`.
+    pub(super) fn new(gtrid: &str, wire: v1::InquireResponse) -> Result<Self, WireError> {
+        Ok(Self {
+            gtrid: gtrid.to_owned(),
+            outcome: Outcome::from_wire(wire.outcome, "outcome")?,
+            detail: wire.detail,
+            branches: wire.branches,
+            branches_pending: wire.branches_pending,
+        })
+    }
+}

@@ -1,0 +1,208 @@
+//! What the log's answers mean, as tables: every record, in every state of its epoch, for every question.
+
+use super::names::{bqual, gtrid};
+use crate::protocol::event::Applied;
+use crate::protocol::outcome::{BranchEnd, Heuristic, Outcome};
+use crate::protocol::presumption::{
+    EpochState, Judgement, Known, LookUp, PreparedFate, Recorded, conclude, judge, late_heuristic,
+    prepared_fate,
+};
+use crate::protocol::record::{About, DecisionKind, DecisionRecord, EndRecord};
+
+const EPOCHS: [EpochState; 4] = [EpochState::Own, EpochState::Sealed, EpochState::Live, EpochState::Unknown];
+
+/// A decision about the branch `a`.
+fn decision(kind: DecisionKind) -> DecisionRecord {
+    DecisionRecord {
+        gtrid: gtrid(1),
+        kind,
+        branches: vec![bqual("a")],
+        decided_ms: 1,
+        about: About::default(),
+    }
+}
+
+/// An end in which `a` did this.
+fn end(outcome: Outcome, a: BranchEnd) -> EndRecord {
+    let branches = vec![(bqual("a"), a)];
+    EndRecord {
+        gtrid: gtrid(1),
+        outcome,
+        detail: String::new(),
+        branches,
+        ended_ms: 2,
+        about: About::default(),
+    }
+}
+
+/// Every combination of what is known about the epoch and the horizon, with this record.
+fn look_ups(recorded: &Recorded) -> Vec<(LookUp, bool)> {
+    let mut all = Vec::new();
+    for epoch in EPOCHS {
+        for below_horizon in [false, true] {
+            for behind in [false, true] {
+                all.push((LookUp { recorded: recorded.clone(), epoch, below_horizon }, behind));
+            }
+        }
+    }
+    all
+}
+
+/// The records there are, by name.
+fn record(name: &str) -> Recorded {
+    let commit = || decision(DecisionKind::Commit);
+    let intent = || decision(DecisionKind::OnePhaseIntent);
+    let mixed = Outcome::Heuristic(Heuristic::Mixed);
+    match name {
+        "commit" => Recorded::Decided(commit()),
+        "intent" => Recorded::Decided(intent()),
+        "commit, committed" => Recorded::Ended(Some(commit()), end(Outcome::Committed, BranchEnd::Committed)),
+        "commit, heuristic, a committed" => Recorded::Ended(Some(commit()), end(mixed, BranchEnd::Committed)),
+        "commit, heuristic, a rolled back" => {
+            Recorded::Ended(Some(commit()), end(mixed, BranchEnd::RolledBack))
+        }
+        "intent, committed" => Recorded::Ended(Some(intent()), end(Outcome::Committed, BranchEnd::Committed)),
+        "intent, rolled back" => {
+            Recorded::Ended(Some(intent()), end(Outcome::RolledBack, BranchEnd::RolledBack))
+        }
+        "intent, nothing to commit" => {
+            Recorded::Ended(Some(intent()), end(Outcome::NothingToCommit, BranchEnd::ReadOnly))
+        }
+        "intent, heuristic, a hazard" => Recorded::Ended(Some(intent()), end(mixed, BranchEnd::Hazard)),
+        "rolled back, a lost" => Recorded::Ended(None, end(Outcome::RolledBack, BranchEnd::Lost)),
+        "heuristic, a committed" => Recorded::Ended(None, end(mixed, BranchEnd::Committed)),
+        other => panic!("no such record: {other}"),
+    }
+}
+
+/// Absence proves a rollback only if no record can appear any more and none has been removed (P4, P7, P8, P9).
+#[test]
+fn silence_is_a_rollback_only_where_nothing_can_be_hidden_by_it() {
+    for (look_up, behind) in look_ups(&Recorded::Absent) {
+        let expected = match (look_up.epoch, look_up.below_horizon, behind) {
+            (EpochState::Own | EpochState::Sealed, false, false) => Some(Known::PresumedRolledBack),
+            (EpochState::Own | EpochState::Sealed | EpochState::Live | EpochState::Unknown, _, _) => None,
+        };
+        match (conclude(&look_up, behind), expected) {
+            (Known::Unknown(why), None) => assert!(!why.is_empty()),
+            (known, Some(expected)) => assert_eq!(known, expected, "{look_up:?}, behind: {behind}"),
+            (known, None) => panic!("{known:?} was concluded from {look_up:?}, behind: {behind}"),
+        }
+    }
+}
+
+/// A record counts whatever else is known: nothing that was lost or pruned can contradict it.
+#[test]
+fn a_record_is_what_it_says() {
+    let ended = |outcome| Known::Ended(outcome, String::new());
+    let mixed = ended(Outcome::Heuristic(Heuristic::Mixed));
+    let table = [
+        ("commit", Known::Committing),
+        ("intent", Known::OnePhase),
+        ("commit, committed", ended(Outcome::Committed)),
+        ("commit, heuristic, a committed", mixed.clone()),
+        ("intent, committed", ended(Outcome::Committed)),
+        ("intent, rolled back", ended(Outcome::RolledBack)),
+        ("intent, nothing to commit", ended(Outcome::NothingToCommit)),
+        ("rolled back, a lost", ended(Outcome::RolledBack)),
+        ("heuristic, a committed", mixed),
+    ];
+    for (name, expected) in table {
+        for (look_up, behind) in look_ups(&record(name)) {
+            assert_eq!(conclude(&look_up, behind), expected, "{name}");
+        }
+    }
+}
+
+/// What becomes of a branch that is listed as prepared: `a`, which the decision names, and `b`, which it does not.
+#[test]
+fn a_prepared_branch_follows_the_decision_that_names_it() {
+    use PreparedFate::{Commit, Rollback, Unknown};
+    let operator = Unknown("the transaction has a heuristic outcome on record: an operator decides");
+    let table = [
+        ("commit", Commit, Rollback),
+        ("intent", Commit, Rollback),
+        ("commit, committed", Commit, Rollback),
+        ("commit, heuristic, a committed", Commit, Rollback),
+        ("commit, heuristic, a rolled back", Commit, Rollback),
+        ("intent, committed", Commit, Rollback),
+        ("intent, rolled back", Rollback, Rollback),
+        ("intent, nothing to commit", Rollback, Rollback),
+        ("intent, heuristic, a hazard", operator, operator),
+        ("rolled back, a lost", Rollback, Rollback),
+        ("heuristic, a committed", operator, operator),
+    ];
+    for (name, a, b) in table {
+        for (look_up, behind) in look_ups(&record(name)) {
+            assert_eq!(prepared_fate(&look_up, behind, &bqual("a")), a, "{name}: a");
+            assert_eq!(prepared_fate(&look_up, behind, &bqual("b")), b, "{name}: b");
+        }
+    }
+    for (look_up, behind) in look_ups(&Recorded::Absent) {
+        let presumed = conclude(&look_up, behind) == Known::PresumedRolledBack;
+        let fate = prepared_fate(&look_up, behind, &bqual("a"));
+        assert_eq!(fate == Rollback, presumed, "{look_up:?}");
+        assert_ne!(fate, Commit, "{look_up:?}");
+    }
+}
+
+/// How a branch turned out to have ended, against the record: committed, rolled back, hazard; of `a` and of `b`.
+#[test]
+fn a_late_end_is_compared_with_the_record() {
+    use Judgement::{Agrees, Differs, Open};
+    let table = [
+        ("commit", [Open, Open, Open], [Open, Open, Open]),
+        ("intent", [Open, Open, Open], [Open, Open, Open]),
+        ("commit, committed", [Agrees, Differs, Differs], [Differs, Agrees, Differs]),
+        ("commit, heuristic, a committed", [Agrees, Differs, Differs], [Differs, Agrees, Differs]),
+        ("commit, heuristic, a rolled back", [Differs, Agrees, Differs], [Differs, Agrees, Differs]),
+        ("intent, committed", [Agrees, Differs, Differs], [Differs, Agrees, Differs]),
+        ("intent, rolled back", [Differs, Agrees, Differs], [Differs, Agrees, Differs]),
+        ("intent, nothing to commit", [Differs, Agrees, Differs], [Differs, Agrees, Differs]),
+        ("intent, heuristic, a hazard", [Differs, Differs, Agrees], [Differs, Agrees, Differs]),
+        ("rolled back, a lost", [Differs, Agrees, Differs], [Differs, Agrees, Differs]),
+        ("heuristic, a committed", [Agrees, Differs, Differs], [Differs, Agrees, Differs]),
+    ];
+    let ends = [Applied::Committed, Applied::RolledBack, Applied::Hazard];
+    for (name, a, b) in table {
+        for (look_up, behind) in look_ups(&record(name)) {
+            assert_eq!(ends.map(|end| judge(&look_up, behind, &bqual("a"), end)), a, "{name}: a");
+            assert_eq!(ends.map(|end| judge(&look_up, behind, &bqual("b"), end)), b, "{name}: b");
+        }
+    }
+}
+
+/// P19: above the horizon an unknown row is a heuristic commit, below it it was judged before. P8: unless the log itself is not to
+/// be trusted, or never gave the epoch out.
+#[test]
+fn a_late_end_without_a_record_is_judged_only_by_a_log_that_can() {
+    for (look_up, behind) in look_ups(&Recorded::Absent) {
+        let judged = |applied| judge(&look_up, behind, &bqual("a"), applied);
+        let (committed, rolled_back) = match (look_up.epoch, look_up.below_horizon, behind) {
+            (EpochState::Own | EpochState::Sealed, false, false) => (Judgement::Differs, Judgement::Agrees),
+            (EpochState::Own | EpochState::Sealed | EpochState::Live, true, false) => {
+                (Judgement::Agrees, Judgement::Agrees)
+            }
+            (EpochState::Own | EpochState::Sealed | EpochState::Live | EpochState::Unknown, _, _) => {
+                (Judgement::Open, Judgement::Open)
+            }
+        };
+        assert_eq!(judged(Applied::Committed), committed, "{look_up:?}, behind: {behind}");
+        assert_eq!(judged(Applied::Hazard), committed, "{look_up:?}, behind: {behind}");
+        assert_eq!(judged(Applied::RolledBack), rolled_back, "{look_up:?}, behind: {behind}");
+    }
+}
+
+#[test]
+fn a_late_commit_is_mixed_where_another_branch_rolled_back() {
+    let table: [(&[BranchEnd], Heuristic); 5] = [
+        (&[], Heuristic::Commit),
+        (&[BranchEnd::ReadOnly, BranchEnd::Committed], Heuristic::Commit),
+        (&[BranchEnd::RolledBack], Heuristic::Mixed),
+        (&[BranchEnd::Lost], Heuristic::Mixed),
+        (&[BranchEnd::Committed, BranchEnd::RolledBack], Heuristic::Mixed),
+    ];
+    for (others, expected) in table {
+        assert_eq!(late_heuristic(others), expected, "{others:?}");
+    }
+}

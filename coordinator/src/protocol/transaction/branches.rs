@@ -1,0 +1,147 @@
+//! What a message about one branch does to that branch.
+
+use lockstep_proto::Bqual;
+
+use super::Transaction;
+use crate::protocol::branch::BranchState;
+use crate::protocol::event::{Applied, Event, Rejected, Vote};
+use crate::protocol::outcome::BranchEnd;
+
+impl Transaction {
+    /// Notes a vote. `Some` with the reason if it is a rollback vote.
+    pub(super) fn record_vote(&mut self, bqual: &Bqual, vote: Vote) -> Result<Option<String>, Rejected> {
+        let branch = self.known(bqual)?;
+        if branch.has_voted(&vote) {
+            return Ok(None);
+        }
+        if !branch.awaits_vote() {
+            let why = format!("the branch is {} and cannot vote that now", branch.state_name());
+            return self.reject(Event::Voted(bqual.clone(), vote), &why);
+        }
+        let (state, refused) = match vote {
+            Vote::Commit => (BranchState::Prepared, None),
+            Vote::ReadOnly => (BranchState::Ended(BranchEnd::ReadOnly), None),
+            Vote::Rollback(why) => (
+                BranchState::Ended(BranchEnd::RolledBack),
+                Some(format!("branch {bqual} voted rollback: {why}")),
+            ),
+        };
+        self.branch_mut(bqual).state = state;
+        Ok(refused)
+    }
+
+    /// A vote that crossed the rollback: a rollback or read-only vote says what an acknowledgement would. After a commit vote the
+    /// branch is prepared, so that its session's end does not end it any more. Of a branch that has ended, by another instance's
+    /// acknowledgement, a late vote says nothing.
+    pub(super) fn vote_after_rollback(&mut self, bqual: &Bqual, vote: &Vote) -> Result<(), Rejected> {
+        if self.known(bqual)?.ended().is_some() {
+            return Ok(());
+        }
+        self.branch_mut(bqual).state = match vote {
+            Vote::Commit => BranchState::Told,
+            Vote::Rollback(_) => BranchState::Ended(BranchEnd::RolledBack),
+            Vote::ReadOnly => BranchState::Ended(BranchEnd::ReadOnly),
+        };
+        Ok(())
+    }
+
+    /// A vote that crossed a one-phase commit (P10). A commit vote is answered by the delivery under way. The others are the word
+    /// of the instance that holds the branch, from before it saw the delivery: there is nothing left that could commit.
+    pub(super) fn vote_after_one_phase(&mut self, bqual: &Bqual, vote: &Vote) -> Result<(), Rejected> {
+        let branch = self.known(bqual)?;
+        let end = match (branch.ended(), vote) {
+            (None, Vote::Rollback(_)) => BranchEnd::RolledBack,
+            (None, Vote::ReadOnly) => BranchEnd::ReadOnly,
+            (None, Vote::Commit) | (Some(BranchEnd::ReadOnly), Vote::ReadOnly) => return Ok(()),
+            (Some(_), Vote::Commit | Vote::Rollback(_) | Vote::ReadOnly) => {
+                return self.reject(Event::Voted(bqual.clone(), vote.clone()), "the branch has ended");
+            }
+        };
+        self.branch_mut(bqual).state = BranchState::Ended(end);
+        Ok(())
+    }
+
+    /// A vote after the commit decision: only the one that the decision was made of.
+    pub(super) fn vote_after_commit(&self, bqual: &Bqual, vote: &Vote) -> Result<(), Rejected> {
+        let read_only = self.known(bqual)?.is_read_only();
+        let fits = match vote {
+            Vote::Commit => !read_only,
+            Vote::ReadOnly => read_only,
+            Vote::Rollback(_) => false,
+        };
+        if fits {
+            return Ok(());
+        }
+        self.reject(Event::Voted(bqual.clone(), vote.clone()), "the branch had voted otherwise")
+    }
+
+    /// The session of a branch broke. `Some` with the reason if something was lost with it: a branch that had voted is durable,
+    /// or over, and does not need its session any more.
+    pub(super) fn lose(&mut self, bqual: &Bqual) -> Result<Option<String>, Rejected> {
+        let state = match self.known(bqual)?.state {
+            BranchState::Enlisted | BranchState::ToldOpen => BranchState::Ended(BranchEnd::Lost),
+            BranchState::Preparing => BranchState::InDoubt,
+            BranchState::Prepared | BranchState::InDoubt | BranchState::Told | BranchState::Ended(_) => {
+                return Ok(None);
+            }
+        };
+        self.branch_mut(bqual).state = state;
+        Ok(Some(format!("the session of branch {bqual} broke before it voted")))
+    }
+
+    /// The session of a branch broke while a decision was on its way to the log. That ends nothing (P10): a branch that had not
+    /// voted may have been prepared early, or be committing by itself soon, at whichever instance comes next.
+    pub(super) fn doubt(&mut self, bqual: &Bqual) -> Result<(), Rejected> {
+        if self.known(bqual)?.state == BranchState::Enlisted {
+            self.branch_mut(bqual).state = BranchState::InDoubt;
+        }
+        Ok(())
+    }
+
+    /// A branch that was told the decision says how it ended.
+    pub(super) fn acknowledge(&mut self, bqual: &Bqual, applied: Applied) -> Result<(), Rejected> {
+        let end = match self.known(bqual)?.state {
+            BranchState::Told | BranchState::ToldOpen => applied.into(),
+            BranchState::Ended(before) => after_another(before, applied),
+            BranchState::Enlisted | BranchState::Preparing | BranchState::Prepared | BranchState::InDoubt => {
+                let event = Event::Acknowledged(bqual.clone(), applied);
+                return self.reject(event, "no decision was sent to this branch");
+            }
+        };
+        self.branch_mut(bqual).state = BranchState::Ended(end);
+        Ok(())
+    }
+
+    /// An acknowledgement when every branch has ended and the end is written down, or about to be: only one that says the same.
+    /// What says otherwise is found again when the branch's evidence is compared with the record (P19).
+    pub(super) fn acknowledge_again(&self, bqual: &Bqual, applied: Applied) -> Result<(), Rejected> {
+        let fits = match self.known(bqual)?.ended() {
+            Some(BranchEnd::Committed) => applied == Applied::Committed,
+            Some(BranchEnd::RolledBack | BranchEnd::ReadOnly | BranchEnd::Lost) => {
+                applied == Applied::RolledBack
+            }
+            Some(BranchEnd::Hazard) => applied == Applied::Hazard,
+            None => false,
+        };
+        if fits {
+            return Ok(());
+        }
+        let event = Event::Acknowledged(bqual.clone(), applied);
+        self.reject(event, "the branch has ended otherwise, and that is on its way to the log")
+    }
+}
+
+/// How a branch ended that said, or was taken, to have ended one way, and now acknowledges another. Whoever claims both ends has
+/// proved neither: a hazard, which a person has to look at. That a branch went with its session was only assumed.
+fn after_another(before: BranchEnd, applied: Applied) -> BranchEnd {
+    match (before, applied) {
+        (BranchEnd::Lost, proved) => proved.into(),
+        (BranchEnd::Committed, Applied::Committed)
+        | (BranchEnd::RolledBack | BranchEnd::ReadOnly, Applied::RolledBack) => before,
+        (BranchEnd::Committed, Applied::RolledBack | Applied::Hazard)
+        | (BranchEnd::RolledBack | BranchEnd::ReadOnly, Applied::Committed | Applied::Hazard)
+        | (BranchEnd::Hazard, Applied::Committed | Applied::RolledBack | Applied::Hazard) => {
+            BranchEnd::Hazard
+        }
+    }
+}
