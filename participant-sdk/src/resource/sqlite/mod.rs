@@ -214,6 +214,10 @@ impl Resource for Sqlite {
         open.connection()
     }
 
+    fn connection_ref(open: &OpenBranch) -> &SqliteConnection {
+        open.connection_ref()
+    }
+
     async fn prepare(
         &self,
         branch: &BranchId,
