@@ -316,6 +316,47 @@ async fn a_foreign_writer_is_waited_for_until_the_deadline() {
     drop(begun.unwrap());
 }
 
+/// P25: whoever writes through the SDK looks at the journal when it has the lock, not before.
+#[tokio::test]
+async fn an_entry_that_appears_behind_our_back_is_seen_before_anything_is_written() {
+    let database = Database::new(ONE).await;
+    let resource = database.attached().await;
+    prepare(&resource, 1, "UPDATE t SET v = 2").await;
+    let entry = std::fs::read(database.journal()).unwrap();
+    resource.commit(&branch(1), &position(1)).await.unwrap();
+    for round in 0..3 {
+        std::fs::write(database.journal(), &entry).unwrap();
+        let why = match round {
+            0 => unavailable(resource.begin(&branch(2), LONG).await),
+            1 => unavailable(resource.local_write(LONG).await),
+            _ => resource.rollback(&branch(9), &position(1)).await.unwrap_err().to_string(),
+        };
+        assert!(why.contains("has an entry that this process did not write"), "{why}");
+        // It was looked at: the branch had ended, and only its end mark was missing.
+        resource.local_write(LONG).await.unwrap().commit().await.unwrap();
+    }
+}
+
+/// What statements report about themselves is not disturbed by the triggers that note keys.
+#[tokio::test]
+async fn counts_and_rowids_are_those_of_the_service() {
+    let database = Database::new(
+        "CREATE TABLE t (id INTEGER PRIMARY KEY, v UNIQUE); INSERT INTO t VALUES (1, 1), (2, 2)",
+    )
+    .await;
+    let resource = database.attached().await;
+    let mut open = resource.begin(&branch(1), LONG).await.unwrap();
+    let connection = Sqlite::connection(&mut open);
+    let done = sqlx::query("INSERT INTO t VALUES (77, 7)").execute(&mut *connection).await.unwrap();
+    assert_eq!((done.last_insert_rowid(), done.rows_affected()), (77, 1));
+    let done = sqlx::query("UPDATE t SET v = v + 10").execute(&mut *connection).await.unwrap();
+    assert_eq!((done.last_insert_rowid(), done.rows_affected()), (77, 3));
+    let done = sqlx::query("REPLACE INTO t VALUES (5, 11)").execute(&mut *connection).await.unwrap();
+    assert_eq!((done.last_insert_rowid(), done.rows_affected()), (5, 1));
+    let ids: Vec<i64> = sqlx::query_scalar("DELETE FROM t RETURNING id").fetch_all(connection).await.unwrap();
+    assert_eq!(ids, [2, 5, 77]);
+}
+
 /// P25: one instance per file, also against one of the same process; after a SIGKILL the file is free at once.
 #[tokio::test]
 async fn one_instance_serves_a_file() {

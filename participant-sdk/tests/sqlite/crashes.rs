@@ -151,6 +151,11 @@ async fn killed_at_each_point_of_a_branch() {
             let database = Database::new(SETUP).await;
             let said = database.child("branch").argument(decision.text()).killed_at(point).run();
             assert!(said.killed, "{point} was not reached: {:?}", said.lines);
+            if point == "sqlite-rollback-ended" || point == "sqlite-rollback-rolled-back" {
+                // The end mark comes first: as soon as others can change the rows, no entry may speak of them.
+                let journal = std::fs::read(database.journal()).unwrap();
+                assert_eq!(journal[12..16], [0; 4], "{point}");
+            }
             check(&database, &contents, &said, decision).await;
         }
     }
