@@ -7,6 +7,9 @@
 //! Three answers that must never be mixed up, and so have three types: *done* ([`Fate`]), *refused* ([`Prepared::No`])
 //! and *not known* ([`Unresolved`]). The evidence row (protocol.md, P15 to P19) is what makes the first one provable.
 
+#[cfg(feature = "postgres")]
+pub mod postgres;
+
 use std::future::Future;
 use std::time::{Duration, SystemTime};
 
@@ -114,7 +117,10 @@ pub trait Resource: Send + Sync + 'static {
     /// Checks that the store is fit (versions, durability settings, slots), creates what the SDK keeps in it, and
     /// brings prepared branches of a crashed process back under control. Called before anything else, and again after a
     /// lost connection.
-    fn attach(&self, name: &ResourceManagerName) -> impl Future<Output = Result<Attachment, ResourceError>> + Send;
+    fn attach(
+        &self,
+        name: &ResourceManagerName,
+    ) -> impl Future<Output = Result<Attachment, ResourceError>> + Send;
 
     /// Stores `cluster` as the one this store belongs to, durably, if none is stored yet.
     fn bind(&self, cluster: ClusterId) -> impl Future<Output = Result<(), Unresolved>> + Send;
