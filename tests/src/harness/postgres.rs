@@ -1,11 +1,12 @@
 //! A real PostgreSQL server: made in a temporary directory, crashed, started again, and gone with the test.
 //!
-//! - [`PostgresServer::start`] makes a server of one's own: its own port on loopback, its own directory, `fsync` on.
-//!   Where no server programs are installed, it installs Debian's package; it never skips.
-//! - [`shared`] is one server for all tests of a process that only need a database: [`fresh_database`] gives them one.
+//! - [`PostgresServer::start`] makes a server of one's own: its own port on loopback, its own directory,
+//!   `fsync` on. Where no server programs are installed, it installs Debian's package; it never skips.
+//! - [`shared`] is one server for all tests of a process that only need a database: [`fresh_database`] gives
+//!   them one.
 //!
-//! Nothing survives the process, whatever it dies of (`janitor` sees to that). The functions block; the slowest (a first start)
-//! takes about a second.
+//! Nothing survives the process, whatever it dies of (`janitor` sees to that). The functions block; the slowest
+//! (a first start) takes about a second.
 
 mod janitor;
 mod programs;
@@ -26,16 +27,16 @@ use rustix::process::{Pid, Signal, kill_process};
 use self::janitor::Janitor;
 use self::programs::Programs;
 
-/// The superuser of every server made here, without a password. (Not `lockstep`: what such a role creates would go into our
-/// schema, because `"$user"` comes first in the usual `search_path`.)
+/// The superuser of every server made here, without a password. (Not `lockstep`: what such a role creates would
+/// go into our schema, because `"$user"` comes first in the usual `search_path`.)
 pub const SUPERUSER: &str = "harness";
 
 /// How long a server may take to start (a crashed one replays its log) or to stop.
 const PATIENCE: Duration = Duration::from_secs(60);
 /// How often a condition is looked at while waiting for it.
 const GLANCE: Duration = Duration::from_millis(5);
-/// Ports are taken from below the range that Linux gives to outgoing connections: a connection of somebody else could
-/// otherwise sit on a server's port at the moment it is restarted.
+/// Ports are taken from below the range that Linux gives to outgoing connections: a connection of somebody else
+/// could otherwise sit on a server's port at the moment it is restarted.
 const PORTS: std::ops::Range<u16> = 15_000..32_000;
 /// Ports tried before giving up.
 const PORT_ATTEMPTS: u32 = 50;
@@ -78,8 +79,8 @@ impl PostgresError {
 
 type Result<T, E = PostgresError> = std::result::Result<T, E>;
 
-/// A PostgreSQL server of one's own. Dropping it stops the server and removes its directory; if that happens in a panic,
-/// the end of its log is printed and the whole log is kept.
+/// A PostgreSQL server of one's own. Dropping it stops the server and removes its directory; if that happens in
+/// a panic, the end of its log is printed and the whole log is kept.
 #[derive(Debug)]
 pub struct PostgresServer {
     programs: Programs,
@@ -200,8 +201,8 @@ impl PostgresServer {
         self.end(postmaster, Signal::INT)
     }
 
-    /// Starts the server again on its old port, after [`PostgresServer::kill`] or [`PostgresServer::stop`]; stops it
-    /// first if it runs.
+    /// Starts the server again on its old port, after [`PostgresServer::kill`] or [`PostgresServer::stop`];
+    /// stops it first if it runs.
     ///
     /// # Errors
     /// If it does not start; the error shows its log.
@@ -262,7 +263,8 @@ impl PostgresServer {
     fn run_on_a_free_port(&mut self) -> Result<()> {
         for _ in 0..PORT_ATTEMPTS {
             self.port = rand::random_range(PORTS);
-            // Somebody may take it between this look and the server's: then the server says so, and the next is tried.
+            // Somebody may take it between this look and the server's: then the server says so, and the next is
+            // tried.
             let free = TcpListener::bind((Ipv4Addr::LOCALHOST, self.port)).is_ok();
             if free && self.run()? {
                 return Ok(());
@@ -305,7 +307,8 @@ impl PostgresServer {
         Ok(true)
     }
 
-    /// Line 8 of `postmaster.pid` says so, as for `pg_ctl --wait`; line 1 tells a file that a crash has left behind.
+    /// Line 8 of `postmaster.pid` says so, as for `pg_ctl --wait`; line 1 tells a file that a crash has left
+    /// behind.
     fn is_ready(&self, postmaster: &Child) -> bool {
         let text = fs::read_to_string(self.data().join("postmaster.pid")).unwrap_or_default();
         let lines: Vec<&str> = text.lines().map(str::trim).collect();
@@ -361,8 +364,8 @@ impl Drop for PostgresServer {
     }
 }
 
-/// The one server of this process that tests share which only need a database of their own. Started when first asked
-/// for; gone with the process.
+/// The one server of this process that tests share which only need a database of their own. Started when first
+/// asked for; gone with the process.
 ///
 /// # Panics
 /// If it can't be started: no test that needs it is skipped.
@@ -406,6 +409,13 @@ impl Database {
     #[must_use]
     pub fn url_as(&self, role: &str) -> String {
         self.server.url_as(role, &self.name)
+    }
+
+    /// What the server has logged about this database so far.
+    #[must_use]
+    pub fn log(&self) -> Vec<String> {
+        let its_own = format!("] {} ", self.name);
+        self.server.log().lines().filter(|line| line.contains(&its_own)).map(str::to_owned).collect()
     }
 
     /// Runs `sql` from outside, as [`PostgresServer::psql`].

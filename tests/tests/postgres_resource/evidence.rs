@@ -1,4 +1,5 @@
-//! The evidence table as a whole: what holds the horizon back, what may be pruned, and what pruning must keep (P7, P8, P19).
+//! The evidence table as a whole: what holds the horizon back, what may be pruned, and what pruning must keep
+//! (P7, P8, P19).
 
 use lockstep::resource::{EvidenceRow, Resource as _};
 
@@ -135,7 +136,7 @@ async fn a_process_remembers_the_newest_position_that_it_was_told() {
 async fn the_evidence_of_a_prepared_branch_is_not_forgotten() {
     let site = Site::new().await;
     let branch = site.prepared(1).await;
-    site.resource.forget(&[branch.clone()]).await.unwrap();
+    site.resource.forget(std::slice::from_ref(&branch)).await.unwrap();
     assert_eq!(site.commit(&branch).await, Ok(Fate::Committed));
     assert_eq!(site.evidence(&branch).await.as_deref(), Some("branch"));
 }

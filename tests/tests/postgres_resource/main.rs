@@ -1,5 +1,5 @@
-//! PostgreSQL as a participant, against real servers: each behaviour that participants.md lists, and each rule of
-//! protocol.md that applies to it, by the resource itself, without a coordinator.
+//! PostgreSQL as a participant, against real servers: how it really behaves in two-phase commit, and each rule of
+//! protocol.md that follows from that, by the resource itself, without a coordinator.
 //!
 //! Most tests have a database of their own on one shared server; those that break a server make one.
 

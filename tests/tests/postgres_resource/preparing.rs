@@ -1,7 +1,6 @@
 //! From an open branch to a vote: what is prepared, what is refused and why, and what becomes of the connection.
 
-use lockstep::resource::{Fate, Prepared, Resource as _};
-use sqlx::{Connection as _, PgConnection};
+use sqlx::Connection as _;
 
 use super::*;
 
@@ -157,7 +156,8 @@ async fn what_postgresql_cannot_prepare_is_refused_with_the_reason() {
         (
             "CREATE FUNCTION slow() RETURNS trigger LANGUAGE plpgsql AS \
           'BEGIN PERFORM pg_sleep(1); RETURN NULL; END'; CREATE CONSTRAINT TRIGGER slow AFTER INSERT ON private \
-          DEFERRABLE INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION slow(); INSERT INTO private VALUES (2); SET LOCAL statement_timeout = 50",
+          DEFERRABLE INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION slow(); \
+          INSERT INTO private VALUES (2); SET LOCAL statement_timeout = 50",
             "statement timeout",
         ),
     ] {
@@ -265,7 +265,8 @@ async fn a_changed_search_path_does_not_mislead_the_evidence() {
 /// A connection that is known to be good goes back, and behaves like new for whoever gets it next.
 #[tokio::test]
 async fn connections_return_to_the_services_pool() {
-    let site = Site::at(&fresh_database().url(), 1).await;
+    let database = fresh_database();
+    let site = Site::at(&database.url(), 1).await;
     let backend: i32 = site.scalar("SELECT pg_backend_pid()").await;
     let prepared = site.prepared(1).await;
     let branch = site.branch();
@@ -296,4 +297,7 @@ async fn connections_return_to_the_services_pool() {
     assert_eq!(left, "");
     assert_eq!(site.scalar::<String>("SHOW lock_timeout").await, "0");
     assert_eq!(site.rollback(&prepared).await, Ok(Fate::RolledBack));
+    // Nor does an operator read of it: sqlx ends a transaction that is there.
+    let warnings: Vec<String> = database.log().into_iter().filter(|line| line.contains("WARNING")).collect();
+    assert!(warnings.is_empty(), "{warnings:?}");
 }

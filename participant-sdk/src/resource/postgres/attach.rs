@@ -1,7 +1,7 @@
 //! Whether a PostgreSQL server is fit to take part, what it is, and the tables that are kept in it.
 //!
-//! Settings that could lose or tear a branch are refused by name, with the statement that mends them (P22). Nothing is
-//! changed in the server but our own schema.
+//! Settings that could lose or tear a branch are refused by name, with the statement that mends them (P22).
+//! Nothing is changed in the server but our own schema.
 
 use fail::fail_point;
 use lockstep_proto::{ClusterId, LogPosition, ResourceManagerId, ResourceManagerName};
@@ -123,7 +123,8 @@ impl Server {
         Ok(())
     }
 
-    /// No free slot is a reason to wait, unless branches of this resource manager hold some: they are freed by attaching.
+    /// No free slot is a reason to wait, unless branches of this resource manager hold some: they are freed by
+    /// attaching.
     async fn check_slots(
         &self,
         lease: &mut Lease,
@@ -166,7 +167,8 @@ impl Server {
     }
 }
 
-/// Makes our tables where they are missing: looked at first, because making them takes a privilege that using them doesn't.
+/// Makes our tables where they are missing: looked at first, because making them takes a privilege that using
+/// them doesn't.
 async fn make_tables(lease: &mut Lease, server: &Server) -> Result<(), ResourceError> {
     let reply = ask(lease, sql::TABLES.into_sql_str()).await?;
     let state: String = the_row(&reply)?.try_get("tables").map_err(unreadable)?;

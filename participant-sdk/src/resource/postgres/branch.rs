@@ -1,12 +1,12 @@
 //! A branch while it is open: begun, prepared, committed in one phase, or given up.
 //!
-//! Each of these is one round trip. What it answers is proved in the same round trip: a branch counts as prepared when
-//! PostgreSQL lists it, as committed when its evidence row is read. (`PREPARE TRANSACTION` and `COMMIT` succeed in a failed
-//! transaction too, and roll back; sqlx shows no difference.)
+//! Each of these is one round trip. What it answers is proved in the same round trip: a branch counts as
+//! prepared when PostgreSQL lists it, as committed when its evidence row is read. (`PREPARE TRANSACTION` and
+//! `COMMIT` succeed in a failed transaction too, and roll back; sqlx shows no difference.)
 //!
-//! Every statement that the server refuses leaves nothing behind, and a branch is turned down with the reason. Where the
-//! refusal could have come from PREPARE or COMMIT itself, PostgreSQL is asked once more on the same connection, after
-//! which nothing of this branch can still be under way.
+//! Every statement that the server refuses leaves nothing behind, and a branch is turned down with the reason.
+//! Where the refusal could have come from PREPARE or COMMIT itself, PostgreSQL is asked once more on the same
+//! connection, after which nothing of this branch can still be under way.
 
 use std::time::Duration;
 
@@ -21,12 +21,14 @@ use super::refusal::{IN_FAILED_TRANSACTION, Refusal, words};
 use super::sql;
 use crate::resource::{BranchId, Fate, Prepared, ResourceError, Unresolved};
 
-/// How long after the deadline the server may still end what runs in a branch, and take a prepare that was on its way.
+/// How long after the deadline the server may still end what runs in a branch, and take a prepare that was on
+/// its way.
 const GRACE: Duration = Duration::from_secs(1);
 /// How long to wait beyond that for the answer of a server that waits for its disk or its standbys.
 const ANSWER_GRACE: Duration = Duration::from_secs(10);
 
-/// The local transaction of a branch, and the connection that it is on. Dropped, it is rolled back by closing that.
+/// The local transaction of a branch, and the connection that it is on. Dropped, it is rolled back by closing
+/// that.
 #[derive(Debug)]
 pub struct OpenBranch {
     pub(super) lease: Lease,
@@ -55,8 +57,8 @@ pub(super) async fn begin(
     let lifetime = left + GRACE;
     let limits = sql::Limits { lock_wait: left, activity: lifetime, watch_client };
     lease.begin(sql::begin(branch, limits), left).await.map_err(cannot_begin)?;
-    // The server counts from its BEGIN. Were this process stopped in between, a branch could live long after its deadline
-    // and commit when nobody expects it (P19).
+    // The server counts from its BEGIN. Were this process stopped in between, a branch could live long after
+    // its deadline and commit when nobody expects it (P19).
     if Instant::now() >= deadline {
         return Err(ResourceError::Unavailable("the deadline passed while the branch was begun".to_owned()));
     }

@@ -1,7 +1,9 @@
 //! Connections: lent for one purpose, closed unless they are known to be clean, and asked with an end to the wait.
 //!
-//! A [`Lease`] returns to its pool only if it is outside of any transaction and the server's last answer is known. In any
-//! other state, or when it is dropped in the middle of something, it is closed: nobody can send anything after that (P17).
+//! A [`Lease`] returns to its pool only if it is outside of any transaction and the server's last answer is
+//! known. In any other state, or when it is dropped in the middle of something, it is closed: nobody can send
+//! anything after that (P17). Closing all of them would be simpler, and opening one takes longer than a branch
+//! from BEGIN to COMMIT PREPARED (2.4 ms against 1 ms, measured on loopback without TLS or a password).
 //!
 //! An answer that is an error is one of two very different things, [`Failure::Refused`] and [`Failure::Lost`].
 
@@ -26,8 +28,8 @@ const OWN_ACQUIRE_TIMEOUT: Duration = Duration::from_secs(3);
 const OWN_IDLE_TIMEOUT: Duration = Duration::from_secs(60);
 /// One that was used a moment ago is not tried before it is used again: a round trip less for every commit.
 const TRUSTED_WHEN_IDLE_FOR: Duration = Duration::from_secs(1);
-/// How long a fence waits for a branch that has written its evidence: that is committed in a moment, or it has become prepared
-/// since it was looked for, and then it has to be looked for again.
+/// How long a fence waits for a branch that has written its evidence: that is committed in a moment, or it has
+/// become prepared since it was looked for, and then it has to be looked for again.
 const OWN_LOCK_TIMEOUT: Duration = Duration::from_millis(250);
 /// How long the server may work for one of the resource's own statements.
 const OWN_STATEMENT_TIMEOUT: Duration = Duration::from_secs(10);
@@ -76,7 +78,8 @@ pub(super) fn own_pool(options: PgConnectOptions) -> PgPool {
         .connect_lazy_with(options)
 }
 
-/// A connection of a pool, for one purpose. Dropping it returns it to the pool if it is clean, and closes it if not.
+/// A connection of a pool, for one purpose. Dropping it returns it to the pool if it is clean, and closes it if
+/// not.
 #[derive(Debug)]
 pub(super) struct Lease {
     /// `None` only while it is being dropped.
@@ -104,15 +107,15 @@ impl Lease {
         self.connection.as_mut().expect("a lease has its connection until it ends")
     }
 
-    /// Begins a branch's transaction in the way of sqlx, so that a handler's own `begin()` becomes a savepoint in it, and
-    /// not a second BEGIN whose COMMIT would commit the branch. From here on the lease is not clean.
+    /// Begins a branch's transaction in the way of sqlx, so that a handler's own `begin()` becomes a savepoint
+    /// in it, and not a second BEGIN whose COMMIT would commit the branch. From here on the lease is not clean.
     pub(super) async fn begin(&mut self, sql: SqlStr, within: Duration) -> Result<(), Failure> {
         self.is_clean = false;
         answer(within, PgTransactionManager::begin(self.connection(), Some(sql))).await
     }
 
-    /// Sends `sql` and waits for the whole answer. A lease that was clean is so again behind it, also if the server refused:
-    /// `sql` must not leave a transaction open, except inside a branch's.
+    /// Sends `sql` and waits for the whole answer. A lease that was clean is so again behind it, also if the
+    /// server refused: `sql` must not leave a transaction open, except inside a branch's.
     pub(super) async fn run(&mut self, sql: SqlStr, within: Duration) -> Result<Reply, Failure> {
         let was_clean = std::mem::replace(&mut self.is_clean, false);
         let answer = answer(within, collect(self.connection(), sql)).await;
@@ -120,9 +123,9 @@ impl Lease {
         answer
     }
 
-    /// For a connection that is inside a transaction, failed or not, of which nothing must be left, and not busy. The
-    /// rollback goes out with sqlx's test of a connection that returns. A transaction of sqlx inside of the branch's that
-    /// nobody ended (a handler leaked it) makes sqlx's count wrong: then it is closed.
+    /// For a connection that is inside a transaction, failed or not, of which nothing must be left, and not
+    /// busy. The rollback goes out with sqlx's test of a connection that returns. A transaction of sqlx inside
+    /// of the branch's that nobody ended (a handler leaked it) makes sqlx's count wrong: then it is closed.
     pub(super) fn roll_back_and_give_back(mut self) {
         if self.has_only_the_branch() {
             PgTransactionManager::start_rollback(self.connection());

@@ -5,16 +5,22 @@
 //! - `recovery`: how a prepared branch is finished, and what is found out about one that is not there.
 //! - `evidence`: the table that proves it, and pruning.
 //! - `attach`: what a server has to be, and our tables.
-//! - `sql`: every statement. `refusal`: every refusal in words. `connection`: who holds a connection, and when it is closed.
+//! - `sql`: every statement. `refusal`: every refusal in words. `connection`: who holds a connection, and when
+//!   it is closed.
 //!
-//! It must never take PostgreSQL's word for more than it said: that a prepared transaction does not exist says nothing about
-//! what became of it, and an error on a connection says nothing about what the server did.
+//! It must never take PostgreSQL's word for more than it said: that a prepared transaction does not exist says
+//! nothing about what became of it, and an error on a connection says nothing about what the server did.
 //!
-//! What is left to the service: its pool, its SQL, its isolation level. On a branch's connection it may do whatever can be
-//! prepared (no temporary tables, LISTEN or NOTIFY together with writes), and neither COMMIT nor ROLLBACK; sqlx's own
-//! `begin()` makes a savepoint there. A NOTIFY in a branch that writes nothing is never published. The connection returns
-//! to the service's pool, as after any other use of it: what a plain `SET` or a session's advisory lock left behind is
-//! still there.
+//! What is left to the service: its pool, its SQL, its isolation level. On a branch's connection it may do
+//! whatever can be prepared (no temporary tables, LISTEN or NOTIFY together with writes), and neither COMMIT
+//! nor ROLLBACK; sqlx's own `begin()` makes a savepoint there. A NOTIFY in a branch that writes nothing is
+//! never published. The connection returns to the service's pool, as after any other use of it: what a plain
+//! `SET` or a session's advisory lock left behind is still there.
+//!
+//! What an operator sees: a schema `lockstep` with two tables, prepared transactions whose names begin with
+//! `lockstep:`, up to 8 connections called `lockstep` beside the service's, and in the server's log an ERROR
+//! for each branch that is turned down. The one that names `branch_read_only_and_not_prepared` is none: the
+//! branch had only read.
 
 mod attach;
 mod branch;
@@ -36,9 +42,9 @@ use super::{Attachment, BranchId, EvidenceRow, Fate, Prepared, Resource, Resourc
 
 /// A PostgreSQL database that takes part through the service's own pool.
 ///
-/// Branches use connections of that pool, so it bounds how many are open at once. Everything else (finishing prepared
-/// branches, listing them, pruning) uses up to 8 connections of its own, opened when needed: a pool full of branches
-/// that wait for their decision must not keep the decisions out.
+/// Branches use connections of that pool, so it bounds how many are open at once. Everything else (finishing
+/// prepared branches, listing them, pruning) uses up to 8 connections of its own, opened when needed: a pool
+/// full of branches that wait for their decision must not keep the decisions out.
 #[derive(Debug)]
 pub struct Postgres {
     pool: PgPool,
@@ -47,13 +53,14 @@ pub struct Postgres {
     name: OnceLock<ResourceManagerName>,
     /// Whether the server can notice that its client is gone while a statement runs; known after attaching.
     can_watch_client: AtomicBool,
-    /// The newest position that this process has been told. The evidence rows know only what was the newest when their
-    /// branches were prepared, which is older than the decisions about them.
+    /// The newest position that this process has been told. The evidence rows know only what was the newest
+    /// when their branches were prepared, which is older than the decisions about them.
     newest: Mutex<Option<LogPosition>>,
 }
 
 impl Postgres {
-    /// Takes part with the database of `pool`. Nothing is connected yet. Call it where tokio runs, as for the pool itself.
+    /// Takes part with the database of `pool`. Nothing is connected yet. Call it where tokio runs, as for the
+    /// pool itself.
     #[must_use]
     pub fn new(pool: PgPool) -> Self {
         let own = connection::own_pool((*pool.connect_options()).clone());
@@ -143,8 +150,8 @@ impl Resource for Postgres {
         recovery::rollback(&self.own, branch, position).await
     }
 
-    /// The same as [`Postgres::commit`]: a branch that was told to commit in one phase and is prepared is to be committed,
-    /// and one that is neither prepared nor committed is fenced, whoever asks.
+    /// The same as [`Postgres::commit`]: a branch that was told to commit in one phase and is prepared is to be
+    /// committed, and one that is neither prepared nor committed is fenced, whoever asks.
     async fn prove(&self, branch: &BranchId, position: &LogPosition) -> Result<Fate, Unresolved> {
         self.commit(branch, position).await
     }

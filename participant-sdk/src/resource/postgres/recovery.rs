@@ -1,8 +1,8 @@
 //! Finishing branches that are prepared, and finding out about those that are not.
 //!
-//! The order is that of participants.md: finish the prepared transaction; where there is none, put a fence in; what keeps
-//! the fence out is the evidence. "There is no such prepared transaction" alone says nothing: it is said of branches that
-//! are committed, rolled back, and never were.
+//! Always in this order: finish the prepared transaction; where there is none, put a fence in; what keeps the
+//! fence out is the evidence. "There is no such prepared transaction" alone says nothing: it is
+//! said of branches that are committed, rolled back, and never were.
 //!
 //! Nothing is concluded on a standby: it refuses COMMIT PREPARED and the fence, and the listing asks.
 
@@ -60,11 +60,12 @@ async fn finish(lease: &mut Lease, sql: SqlStr) -> Result<bool, Unresolved> {
 
 /// Makes sure that a branch that is not prepared can't commit any more, or finds that it has.
 ///
-/// A branch that is still being prepared or committed holds the key: the fence waits for it a moment, and then it is not
-/// known. So does one that became prepared since [`finish`] looked.
+/// A branch that is still being prepared or committed holds the key: the fence waits for it a moment, and then
+/// it is not known. So does one that became prepared since [`finish`] looked.
 async fn fence(mut lease: Lease, branch: &BranchId, position: &LogPosition) -> Result<Fate, Unresolved> {
     fail_point!("postgres-before-fence");
-    // Once for the longest time that the branch may have left, and once for one that was begun as late as it could be.
+    // Once for the longest time that the branch may have left, and once for one that was begun as late as it
+    // could be.
     let lifetime = MAX_TIMEOUT * 2;
     let reply =
         lease.run(sql::fence(branch, position, lifetime), OWN_ANSWER_TIMEOUT).await.map_err(unresolved)?;
@@ -88,8 +89,8 @@ pub(super) async fn prepared(
     Ok(reply.rows[1..].iter().filter_map(|row| names(row, cluster, name)).collect())
 }
 
-/// The branch that a listed prepared transaction is, if it is one of `cluster` and of this resource manager. Whatever else
-/// is prepared in this database is somebody else's.
+/// The branch that a listed prepared transaction is, if it is one of `cluster` and of this resource manager.
+/// Whatever else is prepared in this database is somebody else's.
 pub(super) fn names(row: &PgRow, cluster: ClusterId, name: &ResourceManagerName) -> Option<Xid> {
     let gid = row.try_get::<&str, _>("gid").ok()?;
     let branch = sql::branch_of(gid)?.parse::<BranchId>().ok()?;

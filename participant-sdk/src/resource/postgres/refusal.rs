@@ -45,8 +45,8 @@ pub(super) fn words(error: &PgDatabaseError) -> String {
     let code = error.code();
     match Refusal::of(error) {
         Refusal::EndedByService => {
-            "the service ended the branch's local transaction itself (a COMMIT or ROLLBACK on the branch's connection): \
-             what it committed stays committed, what it did afterwards is rolled back"
+            "the service ended the branch's local transaction itself (a COMMIT or ROLLBACK on the branch's \
+             connection): what it committed stays committed, what it did afterwards is rolled back"
                 .to_owned()
         }
         Refusal::ReadOnly => "nothing was written".to_owned(),
@@ -76,15 +76,15 @@ pub(super) fn words_for_finishing(error: &PgDatabaseError) -> String {
 fn advice(code: &str, message: &str) -> &'static str {
     match code {
         IN_FAILED_TRANSACTION => {
-            ": a statement of this branch had failed before, and the service did not say so; it has to return the error, \
-             or to put such a statement into a savepoint"
+            ": a statement of this branch had failed before, and the service did not say so; it has to return \
+             the error, or to put such a statement into a savepoint"
         }
         "40001" | "40P01" => {
             ": another transaction stood in the way; the same work may succeed when it is tried again"
         }
         "53200" if message.contains("prepared transactions") => {
-            ": all slots are taken; look for branches in doubt in pg_prepared_xacts, or raise max_prepared_transactions \
-             (a restart of the server is needed)"
+            ": all slots are taken; look for branches in doubt in pg_prepared_xacts, or raise \
+             max_prepared_transactions (a restart of the server is needed)"
         }
         "55000" => {
             ": set max_prepared_transactions to the number of branches that may be prepared at once (a restart of the \

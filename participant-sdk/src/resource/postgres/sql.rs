@@ -1,11 +1,11 @@
 //! Every statement that is sent to PostgreSQL, built from checked types only.
 //!
-//! Names of prepared transactions can't be bound as parameters, and several statements go out in one round trip, so these
-//! are texts. Nothing is put into them but [`BranchId`], [`ClusterId`], [`ResourceManagerName`] and [`LogPosition`] (their texts
-//! consist of `[0-9a-z._:-]`) and numbers. No other file makes SQL text.
+//! Names of prepared transactions can't be bound as parameters, and several statements go out in one round
+//! trip, so these are texts. Nothing is put into them but [`BranchId`], [`ClusterId`], [`ResourceManagerName`]
+//! and [`LogPosition`] (their texts consist of `[0-9a-z._:-]`) and numbers. No other file makes SQL text.
 //!
-//! What runs on a branch's connection names every schema, down to operators: a handler may have changed `search_path`.
-//! The resource's own connections have one that is known.
+//! What runs on a branch's connection names every schema, down to operators: a handler may have changed
+//! `search_path`. The resource's own connections have one that is known.
 
 use std::fmt::Write as _;
 use std::time::Duration;
@@ -21,9 +21,9 @@ const PREFIX: &str = "lockstep";
 /// The format of our tables. A newer one is refused.
 pub(super) const FORMAT: i16 = 1;
 
-/// Constraints of the evidence table that turn a branch down in the round trip that would have prepared it. PostgreSQL checks
-/// them in the order of their names, so what the service did comes before what follows from it. The names are words,
-/// because the server's log shows them.
+/// Constraints of the evidence table that turn a branch down in the round trip that would have prepared it.
+/// PostgreSQL checks them in the order of their names, so what the service did comes before what follows from
+/// it. The names are words, because the server's log shows them.
 pub(super) const ENDED_BY_SERVICE: &str = "branch_ended_by_its_service";
 /// The same: nothing was written, so there is nothing to prepare.
 pub(super) const READ_ONLY: &str = "branch_read_only_and_not_prepared";
@@ -32,8 +32,8 @@ pub(super) const TOO_LATE: &str = "branch_too_late_to_prepare";
 /// The key of the evidence table: refuses a branch that was fenced.
 pub(super) const EVIDENCE_KEY: &str = "evidence_pkey";
 
-/// Makes our tables. One transaction, one at a time: instances of one service start together, and `IF NOT EXISTS` alone
-/// fails when two of them create the same thing at once.
+/// Makes our tables. One transaction, one at a time: instances of one service start together, and `IF NOT
+/// EXISTS` alone fails when two of them create the same thing at once.
 pub(super) const CREATE_TABLES: &str = concat!(
     "SELECT pg_advisory_xact_lock(x'6c6f636b73746570'::bigint); ",
     "CREATE SCHEMA IF NOT EXISTS lockstep; ",
@@ -64,9 +64,9 @@ pub(super) const GRANTS: &str = "GRANT USAGE ON SCHEMA lockstep TO {role}; \
      GRANT SELECT, INSERT, DELETE ON lockstep.evidence TO {role}; \
      GRANT SELECT, INSERT, UPDATE ON lockstep.identity TO {role};";
 
-/// How a connection of the resource's own is set up, whatever is configured for its role or database: who it is (a role
-/// that prepared branches can be finished by), that what it reads is the newest, that what it writes is durable, and that
-/// no wait is without an end.
+/// How a connection of the resource's own is set up, whatever is configured for its role or database: who it is
+/// (a role that prepared branches can be finished by), that what it reads is the newest, that what it writes is
+/// durable, and that no wait is without an end.
 pub(super) fn set_up_own_connection(lock_wait: Duration, statement: Duration) -> SqlStr {
     text(format!(
         "SET ROLE NONE; \
@@ -158,8 +158,9 @@ pub(super) struct Limits {
 
 /// Begins a branch's local transaction.
 ///
-/// `NOT DEFERRABLE` is refused in a transaction that has already run something: one that was left open on a connection of
-/// the pool. Only utility statements: a query would take the snapshot, and the handler could not choose its isolation level.
+/// `NOT DEFERRABLE` is refused in a transaction that has already run something: one that was left open on a
+/// connection of the pool. Only utility statements: a query would take the snapshot, and the handler could not
+/// choose its isolation level.
 pub(super) fn begin(branch: &BranchId, limits: Limits) -> SqlStr {
     let mut sql = format!(
         "BEGIN READ WRITE NOT DEFERRABLE; \
@@ -187,7 +188,8 @@ pub(super) fn prepare(branch: &BranchId, position: &LogPosition, lifetime: Durat
     ))
 }
 
-/// After a refusal that PREPARE itself may have made: whether the branch is prepared. Refused in a failed transaction.
+/// After a refusal that PREPARE itself may have made: whether the branch is prepared. Refused in a failed
+/// transaction.
 pub(super) fn prepared_after_all(branch: &BranchId) -> SqlStr {
     text(format!("{listed}; BEGIN", listed = listed(branch)))
 }
@@ -201,7 +203,8 @@ pub(super) fn commit_one_phase(branch: &BranchId, position: &LogPosition, lifeti
     ))
 }
 
-/// After a refusal that COMMIT itself may have made: the evidence, if there is any. Refused in a failed transaction.
+/// After a refusal that COMMIT itself may have made: the evidence, if there is any. Refused in a failed
+/// transaction.
 pub(super) fn committed_after_all(branch: &BranchId) -> SqlStr {
     text(format!("{written}; BEGIN", written = written(branch)))
 }
@@ -216,13 +219,14 @@ pub(super) fn rollback_prepared(branch: &BranchId) -> SqlStr {
     text(format!("ROLLBACK PREPARED '{PREFIX}:{branch}'"))
 }
 
-/// Puts a fence in where there is no evidence, and reads what is there then. One transaction; the read has a snapshot of its
-/// own under READ COMMITTED, so it sees the row that kept the fence out.
+/// Puts a fence in where there is no evidence, and reads what is there then. One transaction; the read has a
+/// snapshot of its own under READ COMMITTED, so it sees the row that kept the fence out.
 pub(super) fn fence(branch: &BranchId, position: &LogPosition, lifetime: Duration) -> SqlStr {
     let deadline = format!("clock_timestamp() + interval '{} milliseconds'", millis(lifetime));
     text(format!(
         "INSERT INTO lockstep.evidence ({EVIDENCE_COLUMNS}) \
-         VALUES ('{branch}', 'fence', pg_current_xact_id(), {deadline}, {fixed}) ON CONFLICT (xid) DO NOTHING; {written}",
+         VALUES ('{branch}', 'fence', pg_current_xact_id(), {deadline}, {fixed}) \
+         ON CONFLICT (xid) DO NOTHING; {written}",
         fixed = fixed_columns(branch, position),
         written = written(branch),
     ))
@@ -288,11 +292,12 @@ pub(super) fn forget(name: &ResourceManagerName, branches: &[BranchId]) -> SqlSt
 const EVIDENCE_COLUMNS: &str = "xid, kind, local_xid, deadline, resource_manager, gtrid_uuid, gtrid_epoch, epoch, \
      incarnation, sequence";
 
-/// The evidence of the branch whose transaction this connection is in, and all that must hold for it to be written.
+/// The evidence of the branch whose transaction this connection is in, and all that must hold for it to be
+/// written.
 ///
-/// Before it, deferred constraints are checked under the role that the handler left, and then that role is put down: whoever
-/// owns a prepared transaction is the only one who can finish it, and must not be somebody that only this connection can
-/// become. Commits of one phase must be durable even if the handler asked for less.
+/// Before it, deferred constraints are checked under the role that the handler left, and then that role is put
+/// down: whoever owns a prepared transaction is the only one who can finish it, and must not be somebody that
+/// only this connection can become. Commits of one phase must be durable even if the handler asked for less.
 fn evidence(branch: &BranchId, position: &LogPosition, lifetime: Duration, local_xid: &str) -> String {
     let deadline =
         format!("(pg_catalog.now() OPERATOR(pg_catalog.+) interval '{} milliseconds')", millis(lifetime));

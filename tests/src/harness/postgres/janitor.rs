@@ -1,9 +1,10 @@
 //! Cleans up after a test process that could not.
 //!
-//! A test process may die of SIGKILL, a Ctrl-C or an abort, and no `Drop` runs then. So each server has a janitor: a shell
-//! that waits for the end of a pipe whose other end only this process holds. The kernel closes it, whatever the process
-//! died of; the janitor then kills the server and removes its directory. (A parent-death signal would be simpler, but it
-//! is sent when the *thread* ends that started the child, and tests are threads.)
+//! A test process may die of SIGKILL, a Ctrl-C or an abort, and no `Drop` runs then. So each server has a
+//! janitor: a shell that waits for the end of a pipe whose other end only this process holds. The kernel closes
+//! it, whatever the process died of; the janitor then kills the server and removes its directory. (A
+//! parent-death signal would be simpler, but it is sent when the *thread* ends that started the child, and
+//! tests are threads.)
 
 use std::io;
 use std::os::unix::process::CommandExt as _;
@@ -14,8 +15,8 @@ use rustix::process::Pid;
 
 use super::{PostgresError, Result, text};
 
-/// `$1` is the server's directory. The process id in `postmaster.pid` counts only while it is that of a process that was
-/// started for this directory: after a crash it may be somebody else's.
+/// `$1` is the server's directory. The process id in `postmaster.pid` counts only while it is that of a process
+/// that was started for this directory: after a crash it may be somebody else's.
 const SCRIPT: &str = r#"
 read -r _
 pid=$(head -n 1 "$1/data/postmaster.pid" 2>/dev/null)
