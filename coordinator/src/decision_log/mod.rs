@@ -15,8 +15,6 @@ pub mod group_commit;
 mod rerun;
 pub mod sqlite;
 
-use std::time::Duration;
-
 use futures::future::BoxFuture;
 use lockstep_proto::{ClusterId, Gtrid, LogPosition, ResourceManagerId, ResourceManagerName};
 
@@ -97,8 +95,8 @@ pub struct PruneLimits {
 pub struct LogStatus {
     /// Decisions without an end.
     pub unfinished: u64,
-    /// Records that are kept though they ended.
-    pub ended: u64,
+    /// Transactions with a heuristic outcome on record.
+    pub heuristic: u64,
     /// Bytes on disk.
     pub bytes: u64,
     /// The newest pruned gtrid's time, milliseconds since 1970; 0 if nothing was ever pruned.
@@ -157,6 +155,3 @@ pub trait DecisionLog: Send + Sync + 'static {
     /// Closes it: what was written lazily is on disk then.
     fn close(&self) -> BoxFuture<'_, ()>;
 }
-
-/// How long ended records are kept unless configured otherwise.
-pub const DEFAULT_RETENTION: Duration = Duration::from_secs(60 * 60);

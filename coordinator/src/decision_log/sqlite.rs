@@ -338,10 +338,9 @@ impl DecisionLog for SqliteLog {
     fn status(&self) -> BoxFuture<'_, Result<LogStatus, ReadError>> {
         async move {
             let readers = self.readers()?;
-            let (unfinished, horizon_ms) = read::facts(readers).await?;
-            let ended = read::ended(readers).await?;
+            let (unfinished, heuristic, horizon_ms) = read::facts(readers).await?;
             let bytes = self.dir.log_bytes().map_err(|error| ReadError::Unavailable(error.to_string()))?;
-            Ok(LogStatus { unfinished, ended, bytes, horizon_ms })
+            Ok(LogStatus { unfinished, heuristic, bytes, horizon_ms })
         }
         .boxed()
     }

@@ -175,7 +175,7 @@ impl SqliteLog {
         let checkpoints = opening.connect(SqliteSynchronous::Full).await?;
         let readers = opening.readers().await?;
         let facts = read::facts(&readers).await;
-        let (unfinished, horizon_ms) = facts.map_err(|error| opening.read_error(&error))?;
+        let (unfinished, _heuristic, horizon_ms) = facts.map_err(|error| opening.read_error(&error))?;
         let opened = Opened {
             dir: dir.path().to_owned(),
             created: taken.created,
