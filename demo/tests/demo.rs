@@ -75,7 +75,18 @@ fn until(what: &str, mut done: impl FnMut() -> bool) {
 struct Running {
     temp: TempDir,
     parent: Child,
-    children: Vec<Pid>,
+    children: Children,
+}
+
+/// Ended with the test, if the run has not done so.
+struct Children(Vec<Pid>);
+
+impl Drop for Children {
+    fn drop(&mut self) {
+        for child in self.0.iter().filter(|child| !is_gone(**child)) {
+            let _gone_meanwhile = kill_process(*child, Signal::KILL);
+        }
+    }
 }
 
 impl Running {
@@ -83,15 +94,15 @@ impl Running {
         let temp = TempDir::new().unwrap();
         let mut parent =
             demo(&temp, &[&["--transfers=1000000", "--kills=0"], args].concat()).spawn().unwrap();
-        let mut children = Vec::new();
+        let mut children = Children(Vec::new());
         until("all three processes have a log and say something", || {
             assert!(parent.try_wait().unwrap().is_none(), "the run has ended");
-            children = children_of(&parent);
+            children.0 = children_of(&parent);
             let logs = ["coordinator.log", "bank-a.log", "bank-b.log"];
             let mut dirs = std::fs::read_dir(temp.path()).unwrap();
             let spoke =
                 |dir: &Path| logs.iter().all(|log| dir.join(log).metadata().is_ok_and(|log| log.len() > 0));
-            children.len() == 3 && dirs.any(|dir| spoke(&dir.unwrap().path()))
+            children.0.len() == 3 && dirs.any(|dir| spoke(&dir.unwrap().path()))
         });
         Self { temp, parent, children }
     }
@@ -99,10 +110,6 @@ impl Running {
     fn signal(&self, signal: Signal) {
         let pid = i32::try_from(self.parent.id()).unwrap();
         kill_process(Pid::from_raw(pid).unwrap(), signal).unwrap();
-    }
-
-    fn children_are_gone(&self) {
-        until("no child is left", || self.children.iter().all(|child| is_gone(*child)));
     }
 }
 
@@ -218,7 +225,7 @@ fn a_parent_that_is_killed_leaves_no_process_behind() {
     let mut running = Running::start(&[]);
     running.signal(Signal::KILL);
     running.parent.wait().unwrap();
-    running.children_are_gone();
+    until("no child is left", || running.children.0.iter().all(|child| is_gone(*child)));
 }
 
 #[test]
@@ -228,20 +235,20 @@ fn ctrl_c_leaves_no_process_and_no_file_behind() {
     let (temp, children) = (running.temp, running.children);
     let ran: Ran = running.parent.wait_with_output().unwrap().into();
     assert_eq!((ran.code, &ran.json()["error"]), (1, &"interrupted".into()), "{ran}");
-    assert!(children.into_iter().all(is_gone), "they are reaped before it ends");
+    assert!(children.0.iter().all(|child| is_gone(*child)), "they are reaped before it ends");
     assert_eq!(entries(temp.path()), 0);
 }
 
 #[test]
 fn a_process_that_ends_without_being_killed_by_the_killer_fails_the_run() {
     let running = Running::start(&["--json"]);
-    let [coordinator, ..] = running.children[..] else { panic!("three are running") };
+    let [coordinator, ..] = running.children.0[..] else { panic!("three are running") };
     kill_process(coordinator, Signal::KILL).unwrap();
     let (temp, children) = (running.temp, running.children);
     let ran: Ran = running.parent.wait_with_output().unwrap().into();
     assert_eq!(ran.code, 1, "{ran}");
     assert_eq!(ran.json()["error"], "coordinator ended unexpectedly: signal: 9 (SIGKILL)");
     assert!(ran.stderr.contains("--- the last lines of coordinator\n"), "{ran}");
-    assert!(children.into_iter().all(is_gone), "{ran}");
+    assert!(children.0.iter().all(|child| is_gone(*child)), "{ran}");
     assert_eq!(entries(temp.path()), 1, "its files are kept for whoever looks into it: {ran}");
 }
