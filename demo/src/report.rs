@@ -149,13 +149,13 @@ fn text(report: &Report) -> String {
         (
             "unknown",
             report.unknown_left.to_string(),
-            format!("{} more were learned by asking again", report.unknown_resolved),
+            format!("{} learned by asking again", report.unknown_resolved),
         ),
         ("kill -9", report.kills.to_string(), by_role.join(", ")),
         (
             "",
             report.kills_while_prepared.to_string(),
-            "of them left a transaction in doubt for a while".to_owned(),
+            "of these left a transaction in doubt for a while".to_owned(),
         ),
         ("money", report.money_after.to_string(), format!("{} before", report.money_before)),
         ("violations", report.violations.to_string(), format!("seed {}", report.seed)),
