@@ -50,18 +50,21 @@ pub enum BeginError {
     /// The timeout, the name or a label is outside its limits.
     #[error("no transaction was begun: {0}")]
     Invalid(String),
+    /// The coordinator begins none as it stands: an operator has to act first, as the text says.
+    #[error("no transaction was begun, the coordinator refuses it: {0}")]
+    Refused(String),
     /// The coordinator's answer is none that this version understands.
     #[error("no transaction can be used, the coordinator's answer is not understood: {0}")]
     Protocol(String),
 }
 
 impl BeginError {
-    /// Begin again, or mend the call.
+    /// Begin again, or have the call or the coordinator mended first.
     #[must_use]
     pub const fn advice(&self) -> Advice {
         match self {
             Self::Unavailable(_) | Self::Busy(_) => Advice::Retry,
-            Self::Invalid(_) | Self::Protocol(_) => Advice::GiveUp,
+            Self::Invalid(_) | Self::Refused(_) | Self::Protocol(_) => Advice::GiveUp,
         }
     }
 }
@@ -365,9 +368,11 @@ impl JoinError {
             | Self::Detaching { .. }
             | Self::TooManyBranches { .. }
             | Self::StoreUnavailable { .. }
-            | Self::Expired { .. }
             | Self::RolledBack { .. } => Advice::Retry,
-            Self::ForeignCluster { .. } | Self::StoreUnfit { .. } | Self::Refused { .. } => Advice::GiveUp,
+            Self::ForeignCluster { .. }
+            | Self::Expired { .. }
+            | Self::StoreUnfit { .. }
+            | Self::Refused { .. } => Advice::GiveUp,
         }
     }
 }

@@ -36,6 +36,8 @@ const FIRST_QUESTION: Duration = Duration::from_millis(100);
 const LONGEST_QUESTION: Duration = Duration::from_secs(10);
 /// How long running operations may still take when the participant is going away.
 const LAST_OPERATIONS: Duration = Duration::from_secs(5);
+/// How long a coordinator may take to end its half of the stream then.
+const LAST_WORDS: Duration = Duration::from_secs(2);
 /// Joins that may wait to be looked at.
 pub(super) const JOINS: usize = 1024;
 
@@ -82,7 +84,9 @@ enum Link {
     /// The coordinator is being called.
     Dialling(Outgoing),
     /// Up. Until the greeting is over: by when it has to be.
-    Up { outgoing: Outgoing, incoming: Incoming, welcome_by: Option<Instant>, since: Instant },
+    Up { outgoing: Outgoing, incoming: Box<Incoming>, welcome_by: Option<Instant>, since: Instant },
+    /// Our last words are said, and the coordinator has still to hear them.
+    Ending(Box<Incoming>),
     /// Never again.
     Closed,
 }
@@ -171,10 +175,11 @@ impl<R: Resource> Driver<R> {
             self.take(woken);
             self.write();
         }
-        self.link = Link::Closed;
-        self.attached.send_replace(false);
         self.joins.close();
-        let last = tokio::time::Instant::now() + LAST_OPERATIONS;
+        if let Link::Ending(incoming) = std::mem::replace(&mut self.link, Link::Closed) {
+            hear_out(*incoming).await;
+        }
+        let last = tokio::time::Instant::from(clock::now() + LAST_OPERATIONS);
         while self.operations.running() > 0 {
             match tokio::time::timeout_at(last, self.reports.recv()).await {
                 Ok(Some(report)) => self.report(report),
@@ -187,9 +192,9 @@ impl<R: Resource> Driver<R> {
         let wake = self.next_wake();
         let reads = !self.session.is_binding();
         let (outgoing, incoming) = match &mut self.link {
-            Link::Up { outgoing, incoming, .. } => (Some(&*outgoing), Some(incoming)),
+            Link::Up { outgoing, incoming, .. } => (Some(&*outgoing), Some(&mut **incoming)),
             Link::Dialling(outgoing) => (Some(&*outgoing), None),
-            Link::Waiting(_) | Link::Store | Link::Closed => (None, None),
+            Link::Waiting(_) | Link::Store | Link::Ending(_) | Link::Closed => (None, None),
         };
         tokio::select! {
             join = self.joins.recv() => Woken::Join(join),
@@ -206,7 +211,7 @@ impl<R: Resource> Driver<R> {
         let link = match &self.link {
             Link::Waiting(until) => Some(*until),
             Link::Up { welcome_by, .. } => *welcome_by,
-            Link::Store | Link::Dialling(_) | Link::Closed => None,
+            Link::Store | Link::Dialling(_) | Link::Ending(_) | Link::Closed => None,
         };
         [session, link].into_iter().flatten().min()
     }
@@ -330,7 +335,12 @@ impl<R: Resource> Driver<R> {
             Link::Up { welcome_by: Some(by), .. } if *by <= now => {
                 self.lost(Closing::Broken("the coordinator did not welcome us in time".to_owned()));
             }
-            Link::Waiting(_) | Link::Store | Link::Dialling(_) | Link::Up { .. } | Link::Closed => {}
+            Link::Waiting(_)
+            | Link::Store
+            | Link::Dialling(_)
+            | Link::Up { .. }
+            | Link::Ending(_)
+            | Link::Closed => {}
         }
     }
 
@@ -364,11 +374,15 @@ impl<R: Resource> Driver<R> {
         match (std::mem::replace(&mut self.link, Link::Closed), result) {
             (Link::Dialling(outgoing), Ok(incoming)) => {
                 let welcome_by = Some(now + GREETING_TIMEOUT);
+                let incoming = Box::new(incoming);
                 self.link = Link::Up { outgoing, incoming, welcome_by, since: now };
             }
             (Link::Dialling(_), Err(status)) => self.lost(judged(&status)),
             // The participant was detached meanwhile.
-            (link @ (Link::Waiting(_) | Link::Store | Link::Up { .. } | Link::Closed), _) => self.link = link,
+            (
+                link @ (Link::Waiting(_) | Link::Store | Link::Up { .. } | Link::Ending(_) | Link::Closed),
+                _,
+            ) => self.link = link,
         }
     }
 
@@ -390,7 +404,7 @@ impl<R: Resource> Driver<R> {
 
     fn wait(&mut self, why: &Closing) {
         if let Link::Up { since, .. } = &self.link
-            && since.elapsed() >= GOOD_SESSION
+            && clock::now().saturating_duration_since(*since) >= GOOD_SESSION
         {
             self.failed = 0;
         }
@@ -406,12 +420,22 @@ impl<R: Resource> Driver<R> {
                 wait
             }
             Closing::Detached => {
-                self.link = Link::Closed;
+                self.end();
                 return;
             }
         };
         self.failed = self.failed.saturating_add(1);
         self.link = Link::Waiting(clock::now() + wait);
+    }
+
+    /// Closes our half of the stream behind everything that is to be said.
+    fn end(&mut self) {
+        self.write();
+        self.link = match std::mem::replace(&mut self.link, Link::Closed) {
+            Link::Up { incoming, .. } => Link::Ending(incoming),
+            other @ Link::Ending(_) => other,
+            Link::Waiting(_) | Link::Store | Link::Dialling(_) | Link::Closed => Link::Closed,
+        };
     }
 
     /// Whoever waits for the first attach is told, and the participant ends: its handle was never given out.
@@ -425,7 +449,7 @@ impl<R: Resource> Driver<R> {
     fn write(&mut self) {
         match &mut self.link {
             Link::Dialling(outgoing) | Link::Up { outgoing, .. } => outgoing.flush(),
-            Link::Waiting(_) | Link::Store | Link::Closed => {}
+            Link::Waiting(_) | Link::Store | Link::Ending(_) | Link::Closed => {}
         }
     }
 
@@ -506,7 +530,7 @@ impl<R: Resource> Driver<R> {
         let pushed = match &mut self.link {
             Link::Dialling(outgoing) | Link::Up { outgoing, .. } => outgoing.push(message),
             // An earlier effect of the same step has ended the stream.
-            Link::Waiting(_) | Link::Store | Link::Closed => Ok(()),
+            Link::Waiting(_) | Link::Store | Link::Ending(_) | Link::Closed => Ok(()),
         };
         if let Err(stream::Overflow) = pushed {
             // Its loss is told to the session behind the effects of this step.
@@ -529,6 +553,13 @@ impl<R: Resource> Driver<R> {
             let _gone = reports.send(Report::AskAgain(xid));
         });
     }
+}
+
+/// Waits until the coordinator has ended its half of the stream too: dropped before, what was sent last might be lost.
+async fn hear_out(mut incoming: Incoming) {
+    let end = async { while let Ok(Some(_)) = incoming.message().await {} };
+    // A coordinator that does not end it will notice later.
+    let _elapsed = tokio::time::timeout(LAST_WORDS, end).await;
 }
 
 /// Whether a new attempt may do better than the one that ended with this status.

@@ -213,6 +213,7 @@ pub trait Resource: Send + Sync + 'static {
 
 /// The wall clock: only for what people read and for a store's own bookkeeping, never for a decision.
 #[must_use]
+#[expect(clippy::disallowed_methods, reason = "the one place where stores read it")]
 pub fn wall_clock() -> SystemTime {
     SystemTime::now()
 }

@@ -63,7 +63,7 @@ impl Session {
     fn become_attached(&mut self, now: Duration, attachment: Attachment, welcome: Welcome) {
         self.effects.push(Effect::Attached(welcome.cluster));
         self.reports.start(now, welcome.report_interval);
-        self.phase = Phase::Attached { attachment, welcome, draining: false };
+        self.phase = Phase::Attached { attachment, welcome };
     }
 }
 

@@ -86,7 +86,7 @@ pub enum Event {
     Forgotten(u64, Result<(), Unresolved>),
     /// Time has passed.
     Tick,
-    /// The participant is to go away: at once when no branch is open any more, and then in any case.
+    /// The participant is to go away: at once when every branch it holds has ended, and then in any case.
     Detach(Duration),
 }
 
@@ -191,12 +191,7 @@ enum Phase {
     /// The welcome fits, and the store is being bound to the cluster.
     Binding(Attachment, Welcome),
     /// Attached.
-    Attached {
-        attachment: Attachment,
-        welcome: Welcome,
-        /// The coordinator is going away: nothing new begins.
-        draining: bool,
-    },
+    Attached { attachment: Attachment, welcome: Welcome },
     /// Told to go, and gone.
     Detached,
 }
@@ -216,6 +211,8 @@ pub struct Session {
     open: BTreeMap<Gtrid, Xid>,
     /// Branches that have a connection: open and doomed ones.
     holding: usize,
+    /// Branches that have not ended, prepared ones included.
+    unsettled: usize,
     deadlines: BTreeSet<(Duration, Xid)>,
     waiting: VecDeque<Waiting>,
     /// The oldest first.
@@ -238,6 +235,7 @@ impl Session {
             branches: BTreeMap::new(),
             open: BTreeMap::new(),
             holding: 0,
+            unsettled: 0,
             deadlines: BTreeSet::new(),
             waiting: VecDeque::new(),
             ended: VecDeque::new(),
@@ -301,7 +299,7 @@ impl Session {
         self.list_if_due(now);
         if let Some(by) = self.detach_by
             && !self.is_detached()
-            && (self.holding == 0 || by <= now)
+            && (self.unsettled == 0 || by <= now)
         {
             self.close(Closing::Detached);
         }
@@ -395,13 +393,8 @@ impl Session {
             FromCoordinator::Refused(xid, why) => {
                 self.warn(format!("the coordinator did not act on {xid}: {why}"))
             }
-            FromCoordinator::Drain => self.drain(),
-        }
-    }
-
-    fn drain(&mut self) {
-        if let Phase::Attached { draining, .. } = &mut self.phase {
-            *draining = true;
+            // It begins nothing new. What it has begun may still be joined, prepared and decided until the stream ends.
+            FromCoordinator::Drain => self.warn("the coordinator is going away".to_owned()),
         }
     }
 
