@@ -61,6 +61,8 @@ mod context;
 mod error;
 mod layers;
 mod participant;
+#[cfg(test)]
+mod pure;
 pub mod resource;
 pub mod session;
 mod status;
