@@ -76,5 +76,7 @@ pub use error::{
 pub use layers::{ContextLayer, ContextService, InjectContext, InjectContextLayer};
 pub use lockstep_proto::{ClusterId, Gtrid};
 pub use participant::{Branch, Participant, ParticipantBuilder};
+#[cfg(feature = "postgres")]
+pub use resource::postgres::Postgres;
 #[cfg(feature = "sqlite")]
 pub use resource::sqlite::Sqlite;

@@ -1,12 +1,24 @@
 //! Delivering decisions: to each resource manager in its own queue, until each is acknowledged.
 //!
+//! A decision that is durable must arrive, whatever breaks on the way; so a delivery leaves its queue only when its branch has
+//! ended. Until then it is in exactly one of three places:
+//!
+//! ```text
+//!               a session has room                 acknowledged
+//!   ready ───────────────────────────▶ in flight ───────────────▶ gone
+//!     ▲                                 │     │
+//!     ├── no answer in time, or the ────┘     │ "not yet"
+//!     │   session broke                       ▼
+//!     └──────── its time has come ─────── backing off
+//!               or an instance attached
+//! ```
+//!
 //! A queue sends at most [`WINDOW`] decisions ahead of their acknowledgements, so that ten thousand in-doubt branches after a
-//! restart do not flood a participant. What cannot be delivered waits with a capped, jittered backoff, or for the resource manager to
-//! attach, and never stands behind another resource manager's. Pure: time comes in as an argument, and the jitter follows from the
-//! branch's name, so that a run repeats exactly.
+//! restart do not flood a participant. What cannot be delivered waits with a capped, jittered backoff, or for the resource
+//! manager to attach, and never stands behind another resource manager's. Pure: time comes in as an argument, and the jitter
+//! follows from the branch's name, so that a run repeats exactly.
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
-use std::hash::{DefaultHasher, Hash, Hasher};
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use lockstep_proto::{ResourceManagerName, Xid};
@@ -24,16 +36,19 @@ pub type Monotonic = Duration;
 /// few enough to be handled within [`PATIENCE`] by one that needs 10 ms for each.
 pub const WINDOW: usize = 512;
 /// A decision that nobody acknowledged for so long is sent again: a participant may repeat the work, its evidence tells it
-/// that it has done it.
+/// that it has done it. Twice as long each time, up to [`LONGEST_PATIENCE`]: what is slow already must not be given the same work
+/// again and again.
 pub const PATIENCE: Duration = Duration::from_secs(15);
+/// The longest time without an answer.
+pub const LONGEST_PATIENCE: Duration = Duration::from_secs(120);
 const FIRST_BACKOFF: Duration = Duration::from_millis(100);
 const LONGEST_BACKOFF: Duration = Duration::from_secs(30);
 
 /// Where a delivery stands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Place {
-    /// In the ready queue.
-    Ready,
+    /// Its turn among those that are ready.
+    Ready(u64),
     /// Sent over this session, to be sent again at this time.
     InFlight(SessionId, Monotonic),
     /// Failed; to be tried again at this time.
@@ -43,8 +58,10 @@ enum Place {
 #[derive(Debug, Clone)]
 struct Delivery {
     message: Message,
-    /// The instance that holds the branch open, and finishes it fastest.
+    /// The instance that holds the branch, and finishes it fastest.
     preferred: Option<SessionId>,
+    /// Where it was sent the last time.
+    sent_over: Option<SessionId>,
     attempts: u32,
     last_error: String,
     place: Place,
@@ -61,17 +78,6 @@ pub struct DeliveryView {
     pub last_error: String,
 }
 
-/// One resource manager's queue.
-#[derive(Debug, Default)]
-struct Queue {
-    sessions: Vec<SessionId>,
-    deliveries: BTreeMap<Xid, Delivery>,
-    ready: VecDeque<Xid>,
-    timers: BTreeSet<(Monotonic, Xid)>,
-    in_flight: usize,
-    next_session: usize,
-}
-
 /// A decision that is to be sent now.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Due {
@@ -83,95 +89,128 @@ pub struct Due {
     pub message: Message,
 }
 
+type Timers = BTreeSet<(Monotonic, Xid)>;
+
 /// All queues of one shard.
 #[derive(Debug, Default)]
 pub struct Deliveries {
     queues: BTreeMap<ResourceManagerName, Queue>,
+    sessions: BTreeMap<SessionId, ResourceManagerName>,
+    /// When something in flight, or backing off, is ready again.
+    timers: Timers,
+    /// Queues that may have something to send since the last pump: a shard takes very many inputs, and most concern none.
+    touched: BTreeSet<ResourceManagerName>,
+}
+
+/// One resource manager's queue. Each delivery is in the index of the place where it is, and in no other.
+#[derive(Debug, Default)]
+struct Queue {
+    sessions: Vec<SessionId>,
+    next_session: usize,
+    deliveries: BTreeMap<Xid, Delivery>,
+    ready: BTreeMap<u64, Xid>,
+    next_turn: u64,
+    in_flight: BTreeSet<(SessionId, Xid)>,
+    backing_off: BTreeSet<Xid>,
 }
 
 impl Deliveries {
-    /// A new decision to deliver. It goes out with the next [`Deliveries::pump`].
+    /// A new decision to deliver. It goes out with the next [`Deliveries::pump`]. A message that is still being delivered to
+    /// the same branch is replaced.
     pub fn enqueue(&mut self, xid: Xid, message: Message, preferred: Option<SessionId>) {
-        let queue = self.queues.entry(xid.bqual.resource_manager()).or_default();
-        // A rollback may follow an earlier message of the same branch; the newest one counts.
-        queue.remove(&xid);
-        let delivery =
-            Delivery { message, preferred, attempts: 0, last_error: String::new(), place: Place::Ready };
-        queue.ready.push_back(xid.clone());
-        queue.deliveries.insert(xid, delivery);
+        let name = xid.bqual.resource_manager();
+        let queue = self.queues.entry(name.clone()).or_default();
+        queue.remove(&xid, &mut self.timers);
+        queue.add(xid, message, preferred);
+        self.touched.insert(name);
     }
 
-    /// A session of this resource manager attached: everything that waited for one may go.
+    /// A session of this resource manager attached: everything that waited for one may go, also what failed elsewhere.
     pub fn attached(&mut self, session: SessionId, resource_manager: ResourceManagerName) {
-        let queue = self.queues.entry(resource_manager).or_default();
+        self.sessions.insert(session, resource_manager.clone());
+        let queue = self.queues.entry(resource_manager.clone()).or_default();
         queue.sessions.push(session);
-        let waiting: Vec<Xid> = queue.timers.iter().map(|(_, xid)| xid.clone()).collect();
-        for xid in waiting {
-            if let Some(Place::BackingOff(_)) = queue.deliveries.get(&xid).map(|delivery| delivery.place) {
-                queue.make_ready(&xid);
-            }
+        for xid in queue.backing_off.clone() {
+            queue.make_ready(&xid, &mut self.timers);
         }
+        self.touched.insert(resource_manager);
     }
 
     /// A session ended: what it had in flight may have arrived or not, and is sent again over another one.
     pub fn detached(&mut self, session: SessionId) {
-        for queue in self.queues.values_mut() {
-            queue.sessions.retain(|other| *other != session);
-            let over_it =
-                |delivery: &Delivery| matches!(delivery.place, Place::InFlight(over, _) if over == session);
-            let unsure: Vec<Xid> = queue
-                .deliveries
-                .iter()
-                .filter(|(_, delivery)| over_it(delivery))
-                .map(|(xid, _)| xid.clone())
-                .collect();
-            for xid in unsure {
-                queue.fail(&xid, "the session broke before it was acknowledged");
-                queue.make_ready(&xid);
-            }
+        let Some(name) = self.sessions.remove(&session) else { return };
+        let queue = self.queues.get_mut(&name).expect("an attached resource manager has a queue");
+        queue.sessions.retain(|other| *other != session);
+        for xid in queue.in_flight_over(session) {
+            queue.note_error(&xid, "the session broke before it was acknowledged");
+            queue.make_ready(&xid, &mut self.timers);
         }
-        self.queues.retain(|_, queue| !queue.is_idle());
+        self.touched.insert(name.clone());
+        self.remove_if_idle(&name);
     }
 
     /// The branch has ended: nothing is left to deliver to it.
     pub fn remove(&mut self, xid: &Xid) {
         let name = xid.bqual.resource_manager();
-        if let Some(queue) = self.queues.get_mut(&name) {
-            queue.remove(xid);
-            if queue.is_idle() {
-                self.queues.remove(&name);
-            }
+        let Some(queue) = self.queues.get_mut(&name) else { return };
+        if queue.remove(xid, &mut self.timers) {
+            self.touched.insert(name.clone());
+            self.remove_if_idle(&name);
         }
     }
 
-    /// The participant cannot do it now, and says why. It is sent again after a backoff.
+    fn remove_if_idle(&mut self, name: &ResourceManagerName) {
+        let idle = |queue: &Queue| queue.sessions.is_empty() && queue.deliveries.is_empty();
+        if self.queues.get(name).is_some_and(idle) {
+            self.queues.remove(name);
+        }
+    }
+
+    /// The participant cannot do it now, and says why. It is sent again after a backoff. Nothing happens unless it is in
+    /// flight: the answer came late.
     pub fn not_yet(&mut self, xid: &Xid, why: &str, now: Monotonic) {
-        let Some(queue) = self.queues.get_mut(&xid.bqual.resource_manager()) else {
-            return;
-        };
-        let Some(Place::InFlight(..)) = queue.deliveries.get(xid).map(|delivery| delivery.place) else {
-            return;
-        };
-        queue.fail(xid, why);
-        let attempts = queue.deliveries[xid].attempts;
-        queue.place(xid, Place::BackingOff(now + backoff(xid, attempts)));
+        let name = xid.bqual.resource_manager();
+        let Some(queue) = self.queues.get_mut(&name) else { return };
+        let Some(delivery) = queue.deliveries.get(xid) else { return };
+        if let Place::InFlight(..) = delivery.place {
+            let again = now + backoff(xid, delivery.attempts);
+            queue.note_error(xid, why);
+            queue.back_off(xid, again, &mut self.timers);
+            self.touched.insert(name);
+        }
     }
 
     /// When [`Deliveries::pump`] has to be called again though nothing else happened.
     #[must_use]
     pub fn next_timer(&self) -> Option<Monotonic> {
-        self.queues.values().filter_map(|queue| queue.timers.first().map(|(at, _)| *at)).min()
+        self.timers.first().map(|(at, _)| *at)
     }
 
     /// Everything that may be sent now.
     #[must_use = "what is returned counts as sent"]
     pub fn pump(&mut self, now: Monotonic) -> Vec<Due> {
+        self.wake(now);
         let mut due = Vec::new();
-        for queue in self.queues.values_mut() {
-            queue.wake(now);
-            queue.send(now, &mut due);
+        for name in std::mem::take(&mut self.touched) {
+            if let Some(queue) = self.queues.get_mut(&name) {
+                queue.send(now, &mut self.timers, &mut due);
+            }
         }
         due
+    }
+
+    /// Makes everything ready whose time has come.
+    fn wake(&mut self, now: Monotonic) {
+        while self.timers.first().is_some_and(|(at, _)| *at <= now) {
+            let (_, xid) = self.timers.pop_first().expect("there is a first one");
+            let name = xid.bqual.resource_manager();
+            let queue = self.queues.get_mut(&name).expect("a timer is of a delivery");
+            if let Place::InFlight(..) = queue.deliveries[&xid].place {
+                queue.note_error(&xid, "it was not acknowledged in time");
+            }
+            queue.make_ready(&xid, &mut self.timers);
+            self.touched.insert(name);
+        }
     }
 
     /// What people see of the delivery to this branch, if there is one.
@@ -179,13 +218,12 @@ impl Deliveries {
     pub fn view(&self, xid: &Xid, now: Monotonic) -> Option<DeliveryView> {
         let queue = self.queues.get(&xid.bqual.resource_manager())?;
         let delivery = queue.deliveries.get(xid)?;
-        let next_in = match delivery.place {
-            Place::Ready => None,
-            Place::InFlight(_, at) | Place::BackingOff(at) => Some(at.saturating_sub(now)),
+        let (next_in, waits) = match delivery.place {
+            Place::Ready(_) => (None, queue.sessions.is_empty()),
+            Place::InFlight(_, at) | Place::BackingOff(at) => (Some(at.saturating_sub(now)), false),
         };
-        let waits = queue.sessions.is_empty() && delivery.place == Place::Ready;
-        let last_error = if waits { "no instance attached".to_owned() } else { delivery.last_error.clone() };
-        Some(DeliveryView { attempts: delivery.attempts, next_in, last_error })
+        let last_error = if waits { "no instance attached" } else { &delivery.last_error };
+        Some(DeliveryView { attempts: delivery.attempts, next_in, last_error: last_error.to_owned() })
     }
 
     /// How many decisions are not acknowledged.
@@ -197,116 +235,174 @@ impl Deliveries {
     /// Whether every decision is acknowledged.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        self.len() == 0
+        self.queues.values().all(|queue| queue.deliveries.is_empty())
     }
 }
 
 impl Queue {
-    fn is_idle(&self) -> bool {
-        self.sessions.is_empty() && self.deliveries.is_empty()
+    fn add(&mut self, xid: Xid, message: Message, preferred: Option<SessionId>) {
+        let place = Place::Ready(self.next_turn);
+        self.ready.insert(self.next_turn, xid.clone());
+        self.next_turn += 1;
+        let delivery =
+            Delivery { message, preferred, sent_over: None, attempts: 0, last_error: String::new(), place };
+        self.deliveries.insert(xid, delivery);
     }
 
-    /// Moves a delivery, keeping the timers and the window right.
-    fn place(&mut self, xid: &Xid, to: Place) {
-        let Some(delivery) = self.deliveries.get_mut(xid) else {
-            return;
-        };
-        match delivery.place {
-            Place::Ready => {}
-            Place::InFlight(_, at) => {
-                self.in_flight -= 1;
-                self.timers.remove(&(at, xid.clone()));
-            }
-            Place::BackingOff(at) => {
-                self.timers.remove(&(at, xid.clone()));
-            }
-        }
-        match to {
-            Place::Ready => self.ready.push_back(xid.clone()),
-            Place::InFlight(_, at) => {
-                self.in_flight += 1;
-                self.timers.insert((at, xid.clone()));
-            }
-            Place::BackingOff(at) => {
-                self.timers.insert((at, xid.clone()));
-            }
-        }
-        delivery.place = to;
+    /// Whether it was there.
+    fn remove(&mut self, xid: &Xid, timers: &mut Timers) -> bool {
+        self.leave_place(xid, timers);
+        self.deliveries.remove(xid).is_some()
     }
 
-    fn make_ready(&mut self, xid: &Xid) {
-        self.place(xid, Place::Ready);
-    }
-
-    fn fail(&mut self, xid: &Xid, why: &str) {
-        if let Some(delivery) = self.deliveries.get_mut(xid) {
-            why.clone_into(&mut delivery.last_error);
-        }
-    }
-
-    fn remove(&mut self, xid: &Xid) {
+    /// Takes a delivery out of the index of the place where it is.
+    fn leave_place(&mut self, xid: &Xid, timers: &mut Timers) {
         match self.deliveries.get(xid).map(|delivery| delivery.place) {
-            // A name left in the ready queue does no harm: `send` passes over it, and searching for it would cost more.
-            None | Some(Place::Ready) => {}
-            Some(Place::InFlight(_, at)) => {
-                self.in_flight -= 1;
-                self.timers.remove(&(at, xid.clone()));
+            None => {}
+            Some(Place::Ready(turn)) => {
+                self.ready.remove(&turn);
+            }
+            Some(Place::InFlight(session, at)) => {
+                self.in_flight.remove(&(session, xid.clone()));
+                timers.remove(&(at, xid.clone()));
             }
             Some(Place::BackingOff(at)) => {
-                self.timers.remove(&(at, xid.clone()));
+                self.backing_off.remove(xid);
+                timers.remove(&(at, xid.clone()));
             }
-        }
-        self.deliveries.remove(xid);
-    }
-
-    /// Makes everything ready whose time has come.
-    fn wake(&mut self, now: Monotonic) {
-        while let Some((at, xid)) = self.timers.first().cloned() {
-            if at > now {
-                return;
-            }
-            if let Some(Place::InFlight(..)) = self.deliveries.get(&xid).map(|delivery| delivery.place) {
-                self.fail(&xid, "it was not acknowledged in time");
-            }
-            self.make_ready(&xid);
         }
     }
 
-    fn send(&mut self, now: Monotonic, due: &mut Vec<Due>) {
-        while self.in_flight < WINDOW && !self.sessions.is_empty() {
-            let Some(xid) = self.ready.pop_front() else { return };
-            let is_ready = self.deliveries.get(&xid).is_some_and(|delivery| delivery.place == Place::Ready);
-            if !is_ready {
-                continue;
-            }
+    fn arrive(&mut self, xid: &Xid, place: Place) {
+        self.deliveries.get_mut(xid).expect("only what is here moves").place = place;
+    }
+
+    /// To the end of what is ready, so that what keeps failing does not stand before the rest.
+    fn make_ready(&mut self, xid: &Xid, timers: &mut Timers) {
+        self.leave_place(xid, timers);
+        self.ready.insert(self.next_turn, xid.clone());
+        self.arrive(xid, Place::Ready(self.next_turn));
+        self.next_turn += 1;
+    }
+
+    fn back_off(&mut self, xid: &Xid, until: Monotonic, timers: &mut Timers) {
+        self.leave_place(xid, timers);
+        self.backing_off.insert(xid.clone());
+        timers.insert((until, xid.clone()));
+        self.arrive(xid, Place::BackingOff(until));
+    }
+
+    fn put_in_flight(&mut self, xid: &Xid, session: SessionId, until: Monotonic, timers: &mut Timers) {
+        self.leave_place(xid, timers);
+        self.in_flight.insert((session, xid.clone()));
+        timers.insert((until, xid.clone()));
+        self.arrive(xid, Place::InFlight(session, until));
+    }
+
+    fn in_flight_over(&self, session: SessionId) -> Vec<Xid> {
+        let over_it = self.in_flight.iter().filter(|(over, _)| *over == session);
+        over_it.map(|(_, xid)| xid.clone()).collect()
+    }
+
+    fn note_error(&mut self, xid: &Xid, why: &str) {
+        let delivery = self.deliveries.get_mut(xid).expect("only what is here fails");
+        why.clone_into(&mut delivery.last_error);
+    }
+
+    fn send(&mut self, now: Monotonic, timers: &mut Timers, due: &mut Vec<Due>) {
+        while self.in_flight.len() < WINDOW && !self.sessions.is_empty() {
+            let Some(xid) = self.ready.first_key_value().map(|(_, xid)| xid.clone()) else { return };
             let session = self.choose_session(&xid);
-            let Some(delivery) = self.deliveries.get_mut(&xid) else {
-                continue;
-            };
-            delivery.attempts += 1;
-            let message = delivery.message;
-            self.place(&xid, Place::InFlight(session, now + PATIENCE));
+            let delivery = self.deliveries.get_mut(&xid).expect("what is ready is here");
+            delivery.attempts = delivery.attempts.saturating_add(1);
+            delivery.sent_over = Some(session);
+            let (message, until) = (delivery.message, now + patience(delivery.attempts));
+            self.put_in_flight(&xid, session, until, timers);
             due.push(Due { session, xid, message });
         }
     }
 
-    /// The instance that has the branch, or else each in turn.
+    /// The first time the instance that has the branch. After a failure another one, each in turn: that one may be cut off from
+    /// its database while the others are not.
     fn choose_session(&mut self, xid: &Xid) -> SessionId {
-        let preferred = self.deliveries.get(xid).and_then(|delivery| delivery.preferred);
-        if let Some(preferred) = preferred.filter(|session| self.sessions.contains(session)) {
+        let delivery = &self.deliveries[xid];
+        if let Some(preferred) = delivery.preferred
+            && delivery.sent_over.is_none()
+            && self.sessions.contains(&preferred)
+        {
             return preferred;
         }
+        let failed = delivery.sent_over;
+        let next = self.next_in_turn();
+        if Some(next) == failed { self.next_in_turn() } else { next }
+    }
+
+    fn next_in_turn(&mut self) -> SessionId {
         self.next_session = (self.next_session + 1) % self.sessions.len();
         self.sessions[self.next_session]
     }
 }
 
-/// Doubles from [`FIRST_BACKOFF`] to [`LONGEST_BACKOFF`], and takes between half and all of it: branches that failed
-/// together do not come back together.
+/// `first`, doubled with each attempt after the first one, up to `longest`.
+fn doubled(first: Duration, longest: Duration, attempts: u32) -> Duration {
+    first.saturating_mul(1 << attempts.saturating_sub(1).min(16)).min(longest)
+}
+
+fn patience(attempts: u32) -> Duration {
+    doubled(PATIENCE, LONGEST_PATIENCE, attempts)
+}
+
+/// Between half and all of the doubled time: branches that failed together do not come back together.
 fn backoff(xid: &Xid, attempts: u32) -> Duration {
-    let doubled = FIRST_BACKOFF.saturating_mul(1 << attempts.saturating_sub(1).min(16)).min(LONGEST_BACKOFF);
-    let mut hasher = DefaultHasher::new();
-    (xid, attempts).hash(&mut hasher);
-    let share = u32::try_from(hasher.finish() % 1024).expect("below 1024");
-    doubled / 2 + (doubled / 2) * share / 1024
+    let longest = doubled(FIRST_BACKOFF, LONGEST_BACKOFF, attempts);
+    // FNV-1a. The standard library's hash may change with its version, and with it every recorded run.
+    let fold = |hash: u64, byte: u8| (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3);
+    let hash = xid.bqual.as_str().bytes().fold(xid.gtrid.spread() ^ u64::from(attempts), fold);
+    let share = u32::try_from(hash >> 54).expect("10 bits");
+    longest / 2 + (longest / 2) * share / 1024
+}
+
+#[cfg(test)]
+impl Deliveries {
+    /// Asserts that every delivery is in exactly the indexes of its place, and nothing else is in any.
+    pub(super) fn assert_whole(&self) {
+        let mut timers = Timers::new();
+        for (name, queue) in &self.queues {
+            let mut places = (BTreeMap::new(), BTreeSet::new(), BTreeSet::new());
+            for (xid, delivery) in &queue.deliveries {
+                assert_eq!(
+                    xid.bqual.resource_manager(),
+                    *name,
+                    "a delivery is in its resource manager's queue"
+                );
+                match delivery.place {
+                    Place::Ready(turn) => assert!(places.0.insert(turn, xid.clone()).is_none()),
+                    Place::InFlight(session, at) => {
+                        assert!(queue.sessions.contains(&session), "what is in flight is so over a session");
+                        places.1.insert((session, xid.clone()));
+                        timers.insert((at, xid.clone()));
+                    }
+                    Place::BackingOff(at) => {
+                        places.2.insert(xid.clone());
+                        timers.insert((at, xid.clone()));
+                    }
+                }
+            }
+            assert_eq!(
+                (&queue.ready, &queue.in_flight, &queue.backing_off),
+                (&places.0, &places.1, &places.2)
+            );
+            assert!(queue.in_flight.len() <= WINDOW, "no more than a window is in flight");
+            let idle_for_nothing =
+                !queue.ready.is_empty() && !queue.sessions.is_empty() && queue.in_flight.len() < WINDOW;
+            assert!(!idle_for_nothing, "after a pump whatever may be sent is sent");
+            assert!(!queue.sessions.is_empty() || !queue.deliveries.is_empty(), "an idle queue goes");
+        }
+        assert_eq!(self.timers, timers, "a timer for everything that waits, and no other");
+    }
+
+    /// The branches that something is delivered to.
+    pub(super) fn xids(&self) -> impl Iterator<Item = &Xid> {
+        self.queues.values().flat_map(|queue| queue.deliveries.keys())
+    }
 }

@@ -11,13 +11,9 @@ use super::handle::{Engine, EngineError};
 use super::input::{Answer, Input};
 use super::shard::shard_of;
 use super::shell::{Stopped, StrayAcknowledgement};
-use crate::decision_log::{Batch, LookUp, Recorded};
+use crate::decision_log::{Batch, LookUp};
 use crate::protocol::event::Applied;
-use crate::protocol::outcome::{BranchEnd, Heuristic, Outcome};
-use crate::protocol::presumption::{
-    PreparedFate, RowJudgement, conclude, judge_row, late_heuristic, prepared_fate,
-};
-use crate::protocol::record::{About, EndRecord};
+use crate::protocol::presumption::{Judgement, PreparedFate, judge, late_end, prepared_fate};
 use crate::protocol::transaction::PreparedAnswer;
 
 /// What a participant does with a branch that it listed as prepared.
@@ -51,23 +47,13 @@ pub async fn answer_prepared(engine: &Engine, xids: &[Xid]) -> Result<Vec<Branch
     };
     let mut answers: Vec<BranchAnswer> = live.into_iter().map(from_shard).collect();
     for (index, look_up) in unknown.into_iter().zip(&look_ups) {
-        answers[index] = match prepared_fate(&conclude(look_up, behind), names(look_up, &xids[index])) {
+        answers[index] = match prepared_fate(look_up, behind, &xids[index].bqual) {
             PreparedFate::Commit => BranchAnswer::Commit,
             PreparedFate::Rollback => BranchAnswer::Rollback,
             PreparedFate::Unknown(why) => BranchAnswer::Unknown(why),
         };
     }
     Ok(answers)
-}
-
-/// Whether the recorded decision is about this branch.
-fn names(look_up: &LookUp, xid: &Xid) -> bool {
-    match &look_up.recorded {
-        Recorded::Absent | Recorded::Ended(None, _) => false,
-        Recorded::Decided(decision) | Recorded::Ended(Some(decision), _) => {
-            decision.branches.contains(&xid.bqual)
-        }
-    }
 }
 
 /// For each branch what its live transaction says, or `None`.
@@ -91,8 +77,8 @@ async fn ask_shards(engine: &Engine, xids: &[Xid]) -> Result<Vec<Option<Prepared
     Ok(answers)
 }
 
-/// Judges evidence rows that are old enough to go: those returned may. A branch that committed although its transaction did not is
-/// put on record first (P19).
+/// Judges evidence rows that are old enough to go: those returned may. A branch that ended otherwise than its transaction is put on
+/// record first (P19).
 ///
 /// # Errors
 /// [`EngineError`]: no row may go then; the participant asks again.
@@ -106,14 +92,14 @@ pub async fn reconcile(engine: &Engine, rows: &[(Xid, bool)]) -> Result<Vec<Xid>
 
     let mut forget = Vec::new();
     for ((xid, committed), look_up) in over.into_iter().zip(&look_ups) {
-        match judge_row(look_up, engine.is_behind(), *committed) {
-            RowJudgement::Keep => {}
-            RowJudgement::Forget => forget.push(xid.clone()),
-            RowJudgement::HeuristicCommit => {
-                if record_heuristic(engine, xid, Applied::Committed, look_up).await {
-                    forget.push(xid.clone());
-                }
-            }
+        let applied = if *committed { Applied::Committed } else { Applied::RolledBack };
+        let may_go = match judge(look_up, engine.is_behind(), &xid.bqual, applied) {
+            Judgement::Agrees => true,
+            Judgement::Open => false,
+            Judgement::Differs => record_heuristic(engine, xid, applied, look_up).await,
+        };
+        if may_go {
+            forget.push(xid.clone());
         }
     }
     Ok(forget)
@@ -140,45 +126,20 @@ pub async fn judge_strays(engine: Engine, mut strays: tokio::sync::mpsc::Receive
 }
 
 async fn judge_stray(engine: &Engine, stray: &StrayAcknowledgement, look_up: &LookUp) {
-    let fits = match &look_up.recorded {
-        // Its shard has it, or is about to say so again.
-        Recorded::Decided(_) => true,
-        Recorded::Ended(_, end) => match end.outcome {
-            Outcome::Committed => stray.applied == Applied::Committed || !names(look_up, &stray.xid),
-            Outcome::RolledBack | Outcome::NothingToCommit => stray.applied == Applied::RolledBack,
-            // On record already.
-            Outcome::Heuristic(_) | Outcome::Unknown => true,
-        },
-        Recorded::Absent => stray.applied == Applied::RolledBack,
-    };
-    if !fits {
-        record_heuristic(engine, &stray.xid, stray.applied, look_up).await;
+    match judge(look_up, engine.is_behind(), &stray.xid.bqual, stray.applied) {
+        // Where it is open, the branch's shard has it, or its evidence will be compared again before it goes.
+        Judgement::Agrees | Judgement::Open => {}
+        Judgement::Differs => {
+            // Not on record yet: its evidence will be compared again before it goes.
+            let _on_record = record_heuristic(engine, &stray.xid, stray.applied, look_up).await;
+        }
     }
 }
 
 /// Puts on record that this branch ended differently from its transaction. Whether it is durable.
 async fn record_heuristic(engine: &Engine, xid: &Xid, applied: Applied, look_up: &LookUp) -> bool {
-    let (mut branches, about, decided_commit) = match &look_up.recorded {
-        Recorded::Ended(_, end) => {
-            (end.branches.clone(), end.about.clone(), matches!(end.outcome, Outcome::Committed))
-        }
-        Recorded::Absent | Recorded::Decided(_) => (Vec::new(), About::default(), false),
-    };
-    branches.retain(|(bqual, _)| *bqual != xid.bqual);
-    let others: Vec<BranchEnd> = branches.iter().map(|(_, end)| *end).collect();
-    let heuristic = match applied {
-        Applied::Hazard => Heuristic::Hazard,
-        Applied::Committed => late_heuristic(&others),
-        Applied::RolledBack if others.contains(&BranchEnd::Committed) => Heuristic::Mixed,
-        Applied::RolledBack => Heuristic::Rollback,
-    };
-    let decided = if decided_commit { "commit" } else { "rollback" };
-    let detail =
-        format!("the decision was {decided}, and later branch {} turned out to be {applied}", xid.bqual);
-    tracing::error!(gtrid = %xid.gtrid, bqual = %xid.bqual, %applied, "heuristic outcome: {detail}");
-    branches.push((xid.bqual.clone(), applied.into()));
-    let outcome = Outcome::Heuristic(heuristic);
-    let record = EndRecord { gtrid: xid.gtrid, outcome, detail, branches, ended_ms: clock::unix_ms(), about };
+    let record = late_end(look_up, xid, applied, clock::unix_ms());
+    tracing::error!(gtrid = %xid.gtrid, bqual = %xid.bqual, %applied, "heuristic outcome: {}", record.detail);
     match engine.log().force(&Batch { decisions: Vec::new(), ends: vec![record] }).await {
         Ok(_position) => true,
         Err(error) => {

@@ -65,3 +65,23 @@ impl BranchEnd {
         }
     }
 }
+
+impl Heuristic {
+    /// How branches that ended so differ from the decision, if any does. What is known to be mixed stays so whatever a hazard
+    /// did.
+    #[must_use]
+    pub fn of(decision: Decision, ends: &[BranchEnd]) -> Option<Self> {
+        let committed = ends.contains(&BranchEnd::Committed);
+        let rolled_back = ends.contains(&BranchEnd::RolledBack) || ends.contains(&BranchEnd::Lost);
+        if committed && rolled_back {
+            return Some(Self::Mixed);
+        }
+        if ends.contains(&BranchEnd::Hazard) {
+            return Some(Self::Hazard);
+        }
+        match decision {
+            Decision::Commit => rolled_back.then_some(Self::Rollback),
+            Decision::Rollback => committed.then_some(Self::Commit),
+        }
+    }
+}

@@ -4,10 +4,10 @@
 //! has been removed. Protocol rules P4, P7, P8 and P9 say when; this is their one place. Whether the transaction is live
 //! was looked at *before* the log was read (P4): otherwise a commit that is decided in between would be denied.
 
-use lockstep_proto::Bqual;
+use lockstep_proto::{Bqual, Xid};
 
 use super::event::Applied;
-use super::outcome::{BranchEnd, Heuristic, Outcome};
+use super::outcome::{BranchEnd, Decision, Heuristic, Outcome};
 use super::record::{DecisionKind, DecisionRecord, EndRecord};
 
 /// What the log knows of an epoch.
@@ -61,6 +61,11 @@ impl Recorded {
 
     fn is_commit(&self) -> bool {
         self.decision().is_some_and(|decision| decision.kind == DecisionKind::Commit)
+    }
+
+    fn is_intent_of(&self, bqual: &Bqual) -> bool {
+        self.names(bqual)
+            && self.decision().is_some_and(|decision| decision.kind == DecisionKind::OnePhaseIntent)
     }
 
     fn end_of(&self, bqual: &Bqual) -> Option<BranchEnd> {
@@ -142,11 +147,11 @@ pub fn prepared_fate(look_up: &LookUp, behind: bool, bqual: &Bqual) -> PreparedF
         Known::Ended(Outcome::RolledBack | Outcome::NothingToCommit, _) | Known::PresumedRolledBack => {
             PreparedFate::Rollback
         }
-        // What other branches did does not change the decision, if it was to commit.
-        Known::Ended(Outcome::Heuristic(_), _) if look_up.recorded.is_commit() => by_decision,
-        Known::Ended(Outcome::Heuristic(_) | Outcome::Unknown, _) => {
-            PreparedFate::Unknown("the transaction has a heuristic outcome on record: an operator decides")
-        }
+        // What other branches did does not change the decision. An intent decides nothing by itself.
+        Known::Ended(Outcome::Heuristic(_), _) if !look_up.recorded.is_intent_of(bqual) => by_decision,
+        Known::Ended(Outcome::Heuristic(_) | Outcome::Unknown, _) => PreparedFate::Unknown(
+            "its one-phase commit has a heuristic outcome on record: an operator decides",
+        ),
         Known::Unknown(why) => PreparedFate::Unknown(why),
     }
 }
@@ -192,10 +197,38 @@ fn judge_unknown(look_up: &LookUp, behind: bool) -> Judgement {
     }
 }
 
-/// The heuristic outcome of a rolled-back transaction of which one branch turns out to have committed, given how the
-/// others ended as far as it is recorded.
+/// The end record of a transaction of which one branch turns out, after its end, to have ended otherwise ([`Judgement::Differs`]):
+/// what was recorded of the others, this branch as it is proved now, and a heuristic outcome.
 #[must_use]
-pub fn late_heuristic(others: &[BranchEnd]) -> Heuristic {
-    let rolled_back = |end: &BranchEnd| matches!(end, BranchEnd::RolledBack | BranchEnd::Lost);
-    if others.iter().any(rolled_back) { Heuristic::Mixed } else { Heuristic::Commit }
+pub fn late_end(look_up: &LookUp, xid: &Xid, applied: Applied, now_ms: u64) -> EndRecord {
+    let recorded = &look_up.recorded;
+    let earlier = recorded.end();
+    let others = earlier.map(|end| end.branches.as_slice()).unwrap_or_default();
+    let mut branches: Vec<_> = others.iter().filter(|(bqual, _)| *bqual != xid.bqual).cloned().collect();
+    branches.push((xid.bqual.clone(), applied.into()));
+    let ends: Vec<BranchEnd> = branches.iter().map(|(_, end)| *end).collect();
+
+    let was_committed = earlier.is_some_and(|end| end.outcome == Outcome::Committed);
+    let decision = if was_committed || recorded.is_commit() { Decision::Commit } else { Decision::Rollback };
+    // Where they all agree, this one was not to take part, or was a hazard that has been resolved since.
+    let heuristic = Heuristic::of(decision, &ends).unwrap_or(match applied {
+        Applied::Committed => Heuristic::Commit,
+        Applied::RolledBack => Heuristic::Rollback,
+        Applied::Hazard => Heuristic::Hazard,
+    });
+    let decided = match decision {
+        Decision::Commit => "commit",
+        Decision::Rollback => "rollback",
+    };
+    EndRecord {
+        gtrid: xid.gtrid,
+        outcome: Outcome::Heuristic(heuristic),
+        detail: format!(
+            "the decision was {decided}, and later branch {} turned out to be {applied}",
+            xid.bqual
+        ),
+        branches,
+        ended_ms: now_ms,
+        about: earlier.map(|end| end.about.clone()).unwrap_or_default(),
+    }
 }

@@ -7,6 +7,8 @@
 //! Three answers that must never be mixed up, and so have three types: *done* ([`Fate`]), *refused* ([`Prepared::No`])
 //! and *not known* ([`Unresolved`]). The evidence row (protocol.md, P15 to P19) is what makes the first one provable.
 
+#[cfg(feature = "postgres")]
+pub mod postgres;
 #[cfg(feature = "sqlite")]
 pub mod sqlite;
 

@@ -12,7 +12,6 @@ use sqlx::SqliteConnection;
 use super::hex::{Hex, json};
 use super::rows;
 use super::transaction::Fault;
-use crate::decision_log::Batch;
 use crate::protocol::outcome::Outcome;
 use crate::protocol::record::{DecisionKind, DecisionRecord, EndRecord};
 
@@ -29,10 +28,16 @@ struct Change {
     end: Option<(i64, Vec<u8>)>,
 }
 
-/// Writes the batch inside an open transaction. Bytes of the records that were new.
-pub(super) async fn append(connection: &mut SqliteConnection, batch: &Batch) -> Result<u64, Fault> {
-    let stored = stored(connection, batch).await?;
-    let changes = plan(stored, batch)?;
+/// Writes decisions, then ends, inside an open transaction. Bytes of the records that were new.
+pub(super) async fn append(
+    connection: &mut SqliteConnection,
+    decisions: &[DecisionRecord],
+    ends: &[EndRecord],
+) -> Result<u64, Fault> {
+    let decided = decisions.iter().map(|decision| decision.gtrid);
+    let ended = ends.iter().map(|end| end.gtrid);
+    let stored = stored(connection, decided.chain(ended)).await?;
+    let changes = plan(stored, decisions, ends)?;
     if changes.is_empty() {
         return Ok(0);
     }
@@ -58,10 +63,11 @@ pub(super) async fn append(connection: &mut SqliteConnection, batch: &Batch) -> 
     Ok(bytes as u64)
 }
 
-async fn stored(connection: &mut SqliteConnection, batch: &Batch) -> Result<HashMap<Gtrid, Stored>, Fault> {
-    let decided = batch.decisions.iter().map(|decision| decision.gtrid);
-    let ended = batch.ends.iter().map(|end| end.gtrid);
-    let keys = json(decided.chain(ended).map(|gtrid| Hex::of(gtrid.to_bytes())));
+async fn stored(
+    connection: &mut SqliteConnection,
+    gtrids: impl Iterator<Item = Gtrid>,
+) -> Result<HashMap<Gtrid, Stored>, Fault> {
+    let keys = json(gtrids.map(|gtrid| Hex::of(gtrid.to_bytes())));
     let found: Vec<(Vec<u8>, Option<Vec<u8>>, bool)> = sqlx::query_as(
         "SELECT gtrid, decision, ended_ms IS NOT NULL FROM transactions \
          WHERE gtrid IN (SELECT unhex(value) FROM json_each(?1))",
@@ -81,13 +87,14 @@ async fn stored(connection: &mut SqliteConnection, batch: &Batch) -> Result<Hash
     Ok(stored)
 }
 
-/// What is new in the batch, in the order of the keys: neighbours lie on one page.
+/// What is new, in the order of the keys: neighbours lie on one page.
 fn plan(
     mut stored: HashMap<Gtrid, Stored>,
-    batch: &Batch,
+    decisions: &[DecisionRecord],
+    ends: &[EndRecord],
 ) -> Result<BTreeMap<[u8; Gtrid::BYTES], Change>, Fault> {
     let mut changes = BTreeMap::<_, Change>::new();
-    for decision in &batch.decisions {
+    for decision in decisions {
         let gtrid = decision.gtrid;
         match stored.get(&gtrid) {
             Some(Stored { decision: Some(same), .. }) if same == decision => continue,
@@ -97,7 +104,7 @@ fn plan(
         changes.entry(gtrid.to_bytes()).or_default().decision = Some(rows::encode_decision(decision));
         stored.insert(gtrid, Stored { decision: Some(decision.clone()), ended: false });
     }
-    for end in &batch.ends {
+    for end in ends {
         let before = stored.entry(end.gtrid).or_insert(Stored { decision: None, ended: false });
         if before.ended {
             continue;

@@ -54,7 +54,7 @@ pub struct Opened {
     pub cluster: ClusterId,
     /// The epoch that was taken; no batch is forced under it yet.
     pub position: LogPosition,
-    /// Earlier epochs that had not been sealed: 1 after a crash, 0 only in a new log.
+    /// Earlier epochs that were not sealed yet: the one before this; none in a new log.
     pub sealed_epochs: usize,
     /// Decisions without an end, for recovery to deliver.
     pub unfinished: u64,

@@ -1,3 +1,5 @@
-//! Tests of the pure part of the engine: golden scripts for its behaviour.
+//! Tests of the pure part of the engine: golden scripts for its behaviour, random histories for its safety.
 
 mod golden;
+mod properties;
+mod world;

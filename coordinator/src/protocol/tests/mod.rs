@@ -6,3 +6,5 @@ pub(crate) mod names;
 mod presumption;
 pub(crate) mod scripts;
 pub(crate) mod show;
+mod table;
+mod walk;

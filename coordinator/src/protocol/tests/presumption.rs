@@ -1,11 +1,12 @@
 //! What the log's answers mean, as tables: every record, in every state of its epoch, for every question.
 
+use lockstep_proto::Xid;
+
 use super::names::{bqual, gtrid};
 use crate::protocol::event::Applied;
 use crate::protocol::outcome::{BranchEnd, Heuristic, Outcome};
 use crate::protocol::presumption::{
-    EpochState, Judgement, Known, LookUp, PreparedFate, Recorded, conclude, judge, late_heuristic,
-    prepared_fate,
+    EpochState, Judgement, Known, LookUp, PreparedFate, Recorded, conclude, judge, late_end, prepared_fate,
 };
 use crate::protocol::record::{About, DecisionKind, DecisionRecord, EndRecord};
 
@@ -118,7 +119,7 @@ fn a_record_is_what_it_says() {
 #[test]
 fn a_prepared_branch_follows_the_decision_that_names_it() {
     use PreparedFate::{Commit, Rollback, Unknown};
-    let operator = Unknown("the transaction has a heuristic outcome on record: an operator decides");
+    let operator = Unknown("its one-phase commit has a heuristic outcome on record: an operator decides");
     let table = [
         ("commit", Commit, Rollback),
         ("intent", Commit, Rollback),
@@ -128,9 +129,9 @@ fn a_prepared_branch_follows_the_decision_that_names_it() {
         ("intent, committed", Commit, Rollback),
         ("intent, rolled back", Rollback, Rollback),
         ("intent, nothing to commit", Rollback, Rollback),
-        ("intent, heuristic, a hazard", operator, operator),
+        ("intent, heuristic, a hazard", operator, Rollback),
         ("rolled back, a lost", Rollback, Rollback),
-        ("heuristic, a committed", operator, operator),
+        ("heuristic, a committed", Rollback, Rollback),
     ];
     for (name, a, b) in table {
         for (look_up, behind) in look_ups(&record(name)) {
@@ -193,16 +194,40 @@ fn a_late_end_without_a_record_is_judged_only_by_a_log_that_can() {
     }
 }
 
+/// What goes on record when `a`, or `b`, which the decision does not name, turns out to have ended so.
 #[test]
-fn a_late_commit_is_mixed_where_another_branch_rolled_back() {
-    let table: [(&[BranchEnd], Heuristic); 5] = [
-        (&[], Heuristic::Commit),
-        (&[BranchEnd::ReadOnly, BranchEnd::Committed], Heuristic::Commit),
-        (&[BranchEnd::RolledBack], Heuristic::Mixed),
-        (&[BranchEnd::Lost], Heuristic::Mixed),
-        (&[BranchEnd::Committed, BranchEnd::RolledBack], Heuristic::Mixed),
+fn a_late_end_that_differs_is_heuristic() {
+    use Applied::{Committed, Hazard, RolledBack};
+    let table = [
+        ("commit, committed", "a", RolledBack, Heuristic::Rollback),
+        ("commit, committed", "a", Hazard, Heuristic::Hazard),
+        ("commit, committed", "b", Committed, Heuristic::Commit),
+        ("commit, committed", "b", Hazard, Heuristic::Hazard),
+        ("commit, heuristic, a rolled back", "a", Committed, Heuristic::Commit),
+        ("commit, heuristic, a rolled back", "b", Committed, Heuristic::Mixed),
+        ("intent, committed", "a", RolledBack, Heuristic::Rollback),
+        ("intent, rolled back", "a", Committed, Heuristic::Commit),
+        ("intent, heuristic, a hazard", "a", Committed, Heuristic::Commit),
+        ("rolled back, a lost", "a", Committed, Heuristic::Commit),
+        ("rolled back, a lost", "b", Committed, Heuristic::Mixed),
+        ("heuristic, a committed", "b", Committed, Heuristic::Commit),
     ];
-    for (others, expected) in table {
-        assert_eq!(late_heuristic(others), expected, "{others:?}");
+    let absent = [("a", Committed, Heuristic::Commit), ("a", Hazard, Heuristic::Hazard)];
+    let recorded = table.map(|(name, branch, applied, expected)| (record(name), branch, applied, expected));
+    let absent = absent.map(|(branch, applied, expected)| (Recorded::Absent, branch, applied, expected));
+    for (recorded, branch, applied, expected) in recorded.into_iter().chain(absent) {
+        let look_up = LookUp { recorded, epoch: EpochState::Own, below_horizon: false };
+        let xid = Xid { gtrid: gtrid(1), bqual: bqual(branch) };
+        assert_eq!(judge(&look_up, false, &xid.bqual, applied), Judgement::Differs, "{look_up:?}");
+        let end = late_end(&look_up, &xid, applied, 9);
+        assert_eq!(end.outcome, Outcome::Heuristic(expected), "{look_up:?}, {branch} {applied}");
+
+        // Once that is on record, the same is no news any more, and what the others did is still there.
+        let decision = look_up.recorded.decision().cloned();
+        let others = end.branches.len();
+        let again = LookUp { recorded: Recorded::Ended(decision, end), ..look_up.clone() };
+        assert_eq!(judge(&again, false, &xid.bqual, applied), Judgement::Agrees, "{again:?}");
+        let recorded = look_up.recorded.end().map_or(0, |end| end.branches.len());
+        assert_eq!(others, recorded + usize::from(branch == "b" || recorded == 0), "{again:?}");
     }
 }

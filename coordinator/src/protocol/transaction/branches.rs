@@ -101,12 +101,15 @@ impl Transaction {
     /// A branch that was told the decision says how it ended.
     pub(super) fn acknowledge(&mut self, bqual: &Bqual, applied: Applied) -> Result<(), Rejected> {
         let end = match self.known(bqual)?.state {
-            BranchState::Told | BranchState::ToldOpen => applied.into(),
+            BranchState::Told | BranchState::ToldOpen => Some(applied.into()),
             BranchState::Ended(before) => after_another(before, applied),
             BranchState::Enlisted | BranchState::Preparing | BranchState::Prepared | BranchState::InDoubt => {
-                let event = Event::Acknowledged(bqual.clone(), applied);
-                return self.reject(event, "no decision was sent to this branch");
+                None
             }
+        };
+        let Some(end) = end else {
+            let event = Event::Acknowledged(bqual.clone(), applied);
+            return self.reject(event, "no decision was sent to this branch");
         };
         self.branch_mut(bqual).state = BranchState::Ended(end);
         Ok(())
@@ -132,16 +135,18 @@ impl Transaction {
 }
 
 /// How a branch ended that said, or was taken, to have ended one way, and now acknowledges another. Whoever claims both ends has
-/// proved neither: a hazard, which a person has to look at. That a branch went with its session was only assumed.
-fn after_another(before: BranchEnd, applied: Applied) -> BranchEnd {
+/// proved neither: a hazard, which a person has to look at. That a branch went with its session was only assumed. `None`: it left
+/// with a read-only vote, was told nothing, and has nothing to say; if it did write, its evidence will tell (P19).
+fn after_another(before: BranchEnd, applied: Applied) -> Option<BranchEnd> {
     match (before, applied) {
-        (BranchEnd::Lost, proved) => proved.into(),
+        (BranchEnd::Lost, proved) => Some(proved.into()),
         (BranchEnd::Committed, Applied::Committed)
-        | (BranchEnd::RolledBack | BranchEnd::ReadOnly, Applied::RolledBack) => before,
+        | (BranchEnd::RolledBack | BranchEnd::ReadOnly, Applied::RolledBack) => Some(before),
         (BranchEnd::Committed, Applied::RolledBack | Applied::Hazard)
-        | (BranchEnd::RolledBack | BranchEnd::ReadOnly, Applied::Committed | Applied::Hazard)
+        | (BranchEnd::RolledBack, Applied::Committed | Applied::Hazard)
         | (BranchEnd::Hazard, Applied::Committed | Applied::RolledBack | Applied::Hazard) => {
-            BranchEnd::Hazard
+            Some(BranchEnd::Hazard)
         }
+        (BranchEnd::ReadOnly, Applied::Committed | Applied::Hazard) => None,
     }
 }

@@ -113,6 +113,12 @@ impl Transaction {
         (transaction, effects)
     }
 
+    /// One in any state, for tests of the table.
+    #[cfg(test)]
+    pub(super) fn in_state(gtrid: Gtrid, state: State, branches: Vec<Branch>) -> Self {
+        Self { gtrid, about: About::default(), state, branches }
+    }
+
     /// Its id.
     #[must_use]
     pub fn gtrid(&self) -> Gtrid {

@@ -177,7 +177,8 @@ impl Transaction {
             // The engine answers that it is too late.
             Event::RollbackRequested(_) => Ok(reply(Reply::Decided(Outcome::Committed, String::new()))),
             Event::Enlist(bqual) => Ok(refuse(bqual, EnlistRefusal::CommitRequested)),
-            Event::DeadlinePassed | Event::BranchLost(_) => Ok(Effects::none()),
+            Event::DeadlinePassed => Ok(Effects::none()),
+            Event::BranchLost(bqual) => self.too_late_for(&bqual),
             Event::LogForced
             | Event::LogRefused(_)
             | Event::LogUnknown(_)
@@ -199,10 +200,10 @@ impl Transaction {
             }
             Event::Enlist(bqual) => Ok(refuse(bqual, EnlistRefusal::CommitRequested)),
             // Only evidence ends it: whoever asked waits (P10).
-            Event::CommitRequested
-            | Event::RollbackRequested(_)
-            | Event::DeadlinePassed
-            | Event::BranchLost(_) => Ok(Effects::none()),
+            Event::CommitRequested | Event::RollbackRequested(_) | Event::DeadlinePassed => {
+                Ok(Effects::none())
+            }
+            Event::BranchLost(bqual) => self.too_late_for(&bqual),
             Event::LogForced
             | Event::LogRefused(_)
             | Event::LogUnknown(_)
@@ -255,15 +256,10 @@ impl Transaction {
                 Ok(Effects { log: Some(LogWrite::ForceEnd(record.clone())), ..Effects::none() })
             }
             Event::Enlist(bqual) => Ok(refuse(bqual, EnlistRefusal::Ended)),
-            Event::CommitRequested
-            | Event::RollbackRequested(_)
-            | Event::DeadlinePassed
-            | Event::BranchLost(_) => Ok(Effects::none()),
-            // Too late to say anything.
-            Event::Voted(bqual, _) => {
-                self.known(&bqual)?;
+            Event::CommitRequested | Event::RollbackRequested(_) | Event::DeadlinePassed => {
                 Ok(Effects::none())
             }
+            Event::BranchLost(bqual) | Event::Voted(bqual, _) => self.too_late_for(&bqual),
             Event::Acknowledged(bqual, applied) => {
                 self.acknowledge_again(&bqual, applied)?;
                 Ok(Effects::none())
@@ -278,11 +274,8 @@ impl Transaction {
             Event::CommitRequested | Event::RollbackRequested(_) => {
                 Ok(reply(Reply::Ended(*outcome, detail.clone())))
             }
-            Event::DeadlinePassed | Event::BranchLost(_) => Ok(Effects::none()),
-            Event::Voted(bqual, _) => {
-                self.known(&bqual)?;
-                Ok(Effects::none())
-            }
+            Event::DeadlinePassed => Ok(Effects::none()),
+            Event::BranchLost(bqual) | Event::Voted(bqual, _) => self.too_late_for(&bqual),
             Event::Acknowledged(bqual, applied) => {
                 self.acknowledge_again(&bqual, applied)?;
                 Ok(Effects::none())
@@ -297,6 +290,12 @@ impl Transaction {
     }
 
     // ---- what the states share ----
+
+    /// Nothing that happens to this branch in this way changes anything any more.
+    fn too_late_for(&self, bqual: &Bqual) -> Stepped {
+        self.known(bqual)?;
+        Ok(Effects::none())
+    }
 
     fn enlist(&mut self, bqual: Bqual) -> Effects {
         if self.branch(&bqual).is_some() {

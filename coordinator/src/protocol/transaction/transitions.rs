@@ -150,7 +150,8 @@ impl Transaction {
         if self.pending() > 0 {
             return Effects::none();
         }
-        match (self.heuristic(decision), decision) {
+        let ends: Vec<BranchEnd> = self.branches.iter().filter_map(Branch::ended).collect();
+        match (Heuristic::of(decision, &ends), decision) {
             (Some(heuristic), _) => self.become_recording(decision, heuristic, now_ms),
             (None, Decision::Commit) => self.end_on_record(Outcome::Committed, "", now_ms),
             (None, Decision::Rollback) => self.end_on_record(Outcome::RolledBack, why, now_ms),
@@ -178,23 +179,6 @@ impl Transaction {
         let mut effects = self.become_ended(outcome, why.to_owned());
         effects.log = Some(LogWrite::LazyEnd(record));
         effects
-    }
-
-    /// How the branches differ from the decision, if any does. What is known to be mixed stays so whatever a hazard did.
-    fn heuristic(&self, decision: Decision) -> Option<Heuristic> {
-        let ended = |end| self.branches.iter().any(|branch| branch.state == BranchState::Ended(end));
-        let committed = ended(BranchEnd::Committed);
-        let rolled_back = ended(BranchEnd::RolledBack) || ended(BranchEnd::Lost);
-        if committed && rolled_back {
-            return Some(Heuristic::Mixed);
-        }
-        if ended(BranchEnd::Hazard) {
-            return Some(Heuristic::Hazard);
-        }
-        match decision {
-            Decision::Commit => rolled_back.then_some(Heuristic::Rollback),
-            Decision::Rollback => committed.then_some(Heuristic::Commit),
-        }
     }
 
     fn end_record(&self, outcome: Outcome, why: &str, now_ms: u64) -> EndRecord {

@@ -5,8 +5,8 @@ use lockstep_proto::Gtrid;
 use super::opening::tamper;
 use super::{TempSqlite, open};
 use crate::decision_log::contract::{Store, commit, committed, decisions, ends, gtrid, manager, rolled_back};
+use crate::decision_log::sqlite::OpenError;
 use crate::decision_log::sqlite::SqliteLog;
-use crate::decision_log::sqlite::open::OpenError;
 use crate::decision_log::{AppendError, DecisionLog, PruneLimits, ReadError};
 
 /// One decision that is unfinished, then changed by `sql`.

@@ -1,0 +1,157 @@
+//! What applications and operators ask of a shard: begin, end, and what is known.
+
+use std::time::Duration;
+
+use lockstep_proto::{Gtrid, Xid};
+
+use super::{Live, Shard, Timer};
+use crate::engine::input::{Answer, BranchView, Now, OutcomeAnswer, Summary, TransactionView, Wait};
+use crate::protocol::branch::Branch;
+use crate::protocol::event::Event;
+use crate::protocol::outcome::Outcome;
+use crate::protocol::record::About;
+use crate::protocol::transaction::{State, Transaction};
+
+impl<R> Shard<R> {
+    pub(super) fn begin(&mut self, random: [u8; 10], timeout: Duration, about: About, reply: R, now: Now) {
+        if self.live.len() >= self.config.max_live {
+            self.reply(reply, Answer::Full);
+            return;
+        }
+        let gtrid = Gtrid::new(self.config.epoch, now.unix_ms, random);
+        let deadline = now.monotonic + timeout;
+        let timeout_ms = u64::try_from(timeout.as_millis()).expect("a timeout is at most a day");
+        let live = Live {
+            deadline: Some(deadline),
+            deadline_ms: now.unix_ms + timeout_ms,
+            ..Live::new(Transaction::new(gtrid, about))
+        };
+        let earlier = self.live.insert(gtrid, live);
+        assert!(earlier.is_none(), "a gtrid is never given out twice: {gtrid}");
+        self.timers.insert((deadline, Timer::Deadline(gtrid)));
+        self.reply(reply, Answer::Begun(gtrid));
+    }
+
+    /// A client asks for an end, and waits for the outcome.
+    pub(super) fn ask(&mut self, gtrid: Gtrid, event: Event, wait: Wait, reply: R, now: Now) {
+        let Some(live) = self.live.get_mut(&gtrid) else {
+            self.reply(reply, Answer::NotLive);
+            return;
+        };
+        // Until the deadline there may be no decision; from the decision on `answer` shortens it.
+        let from = live.deadline.map_or(now.monotonic, |deadline| deadline.max(now.monotonic));
+        live.waiters.add(wait, from + self.config.apply_wait, reply);
+        self.step_own(gtrid, event, now);
+        self.limit_waiters(gtrid);
+    }
+
+    fn limit_waiters(&mut self, gtrid: Gtrid) {
+        let Some(live) = self.live.get_mut(&gtrid) else { return };
+        if let Some(reply) = live.waiters.take_excess() {
+            let answer = Answer::Outcome(known(&live.transaction));
+            self.reply(reply, answer);
+        }
+        self.set_wait_timer(gtrid);
+    }
+
+    /// Who has waited long enough is told what is known by now.
+    pub(super) fn waited_long_enough(&mut self, gtrid: Gtrid, now: Now) {
+        let live = self.live_mut(gtrid);
+        live.wait_until = None;
+        let answer = known(&live.transaction);
+        for reply in live.waiters.take_late(now.monotonic) {
+            self.reply(reply, Answer::Outcome(answer.clone()));
+        }
+        self.set_wait_timer(gtrid);
+    }
+
+    pub(super) fn inquire(&mut self, gtrid: Gtrid, reply: R) {
+        let live = self.live.get(&gtrid);
+        let answer = live.map_or(Answer::NotLive, |live| Answer::Outcome(known(&live.transaction)));
+        self.reply(reply, answer);
+    }
+
+    pub(super) fn ask_prepared(&mut self, xids: &[Xid], reply: R) {
+        let answer = |xid: &Xid| Some(self.live.get(&xid.gtrid)?.transaction.answer_prepared(&xid.bqual));
+        let answers = xids.iter().map(answer).collect();
+        self.reply(reply, Answer::Prepared(answers));
+    }
+
+    // ---- for people ----
+
+    pub(super) fn list(&mut self, limit: usize, reply: R, now: Now) {
+        let newest = self.live.values().rev().take(limit);
+        let views = newest.map(|live| self.view(live, now)).collect();
+        self.reply(reply, Answer::Listing(views));
+    }
+
+    pub(super) fn find(&mut self, prefix: &str, limit: usize, reply: R, now: Now) {
+        let begins = |gtrid: &Gtrid| {
+            let text = gtrid.to_string();
+            text.starts_with(prefix) || text.split_once('.').is_some_and(|(_, hex)| hex.starts_with(prefix))
+        };
+        let found = self.live.iter().filter(|(gtrid, _)| begins(gtrid)).take(limit);
+        let views = found.map(|(_, live)| self.view(live, now)).collect();
+        self.reply(reply, Answer::Listing(views));
+    }
+
+    pub(super) fn summarize(&mut self, reply: R) {
+        let undecided = self.live.values().filter(|live| is_undecided(&live.transaction)).count();
+        let undelivered = self.live.len() - undecided;
+        let oldest = self.live.keys().next().copied();
+        let summary = Summary { live: self.live.len(), undecided, undelivered, oldest };
+        self.reply(reply, Answer::Summary(summary));
+    }
+
+    fn view(&self, live: &Live<R>, now: Now) -> TransactionView {
+        let transaction = &live.transaction;
+        let gtrid = transaction.gtrid();
+        let branch = |branch: &Branch| {
+            let bqual = branch.bqual.clone();
+            let xid = Xid { gtrid, bqual: bqual.clone() };
+            let delivery = self.deliveries.view(&xid, now.monotonic).unwrap_or_default();
+            BranchView { bqual, state: branch.state_name(), delivery }
+        };
+        TransactionView {
+            gtrid,
+            about: transaction.about().clone(),
+            state: transaction.state().clone(),
+            deadline_ms: if transaction.deadline_applies() { live.deadline_ms } else { 0 },
+            decided_ms: if is_undecided(transaction) { 0 } else { live.decided_ms },
+            branches: transaction.branches().iter().map(branch).collect(),
+        }
+    }
+}
+
+/// Whether the outcome is still open, or may not be told yet.
+fn is_undecided(transaction: &Transaction) -> bool {
+    match transaction.state() {
+        State::Active | State::Preparing | State::Deciding(_) | State::DecisionUnknown(_) => true,
+        State::RollbackOnly(_)
+        | State::Committing
+        | State::CommittingOnePhase
+        | State::RollingBack(_)
+        | State::Recording(_)
+        | State::Ended(..) => false,
+    }
+}
+
+/// What may be told of a live transaction.
+fn known(transaction: &Transaction) -> OutcomeAnswer {
+    let (outcome, detail) = match transaction.state() {
+        State::Active | State::Preparing => (None, "no decision yet"),
+        State::Deciding(_) => (None, "the decision is on its way to the log"),
+        State::DecisionUnknown(_) => (None, "whether the decision is in the log is not known yet"),
+        State::CommittingOnePhase => (None, "its only branch commits by itself and has not answered yet"),
+        State::Recording(_) => (None, "a heuristic outcome is being recorded"),
+        State::Committing => (Some(Outcome::Committed), ""),
+        State::RollbackOnly(why) | State::RollingBack(why) => (Some(Outcome::RolledBack), why.as_str()),
+        State::Ended(outcome, detail) => (Some(*outcome), detail.as_str()),
+    };
+    OutcomeAnswer {
+        outcome,
+        detail: detail.to_owned(),
+        branches: transaction.branches().len(),
+        pending: transaction.pending(),
+    }
+}
