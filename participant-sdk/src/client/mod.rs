@@ -21,7 +21,8 @@ pub use transaction::{Committed, Transaction};
 
 use crate::clock;
 use crate::context::Context;
-use crate::error::{BeginError, ConnectError, InquireError, TransactionError, is_transient, sentence};
+use crate::error::{BeginError, ConnectError, InquireError, TransactionError};
+use crate::status::{is_transient, sentence};
 
 /// How long a call is repeated unless configured otherwise.
 pub const DEFAULT_PATIENCE: Duration = Duration::from_secs(10);

@@ -5,6 +5,7 @@
 //! - `driver`: the task behind it. [`crate::session`] and [`crate::branch`] have the rules.
 
 mod driver;
+mod link;
 mod operations;
 mod stream;
 mod wire;

@@ -55,8 +55,8 @@ pub enum Event {
     Received(FromCoordinator),
     /// The stream is over.
     Disconnected,
-    /// The cluster is stored, or could not be.
-    Bound(Result<(), Unresolved>),
+    /// The cluster is stored, for the session of that number, or could not be.
+    Bound(u64, Result<(), Unresolved>),
     /// A handler wants to work in a transaction.
     Join {
         /// Its number.
@@ -138,8 +138,9 @@ pub enum Effect {
     AnswerFinish(HandlerId, Result<(), FinishError>),
     /// Bring [`Event::AskAgain`] after a wait that grows with the number of failed attempts.
     AskLater(Xid, u32),
-    /// Store the cluster, and bring [`Event::Bound`]. Nothing is read from the stream before.
-    Bind(ClusterId),
+    /// Store the cluster, see that it is the one that is stored then, and bring [`Event::Bound`] with this number. Nothing is
+    /// read from the stream before.
+    Bind(u64, ClusterId),
     /// List the store, and bring [`Event::Listed`] with this number.
     List {
         /// The session's number.
@@ -254,7 +255,7 @@ impl Session {
             Event::Dialled(attachment) => self.greet(attachment),
             Event::Received(message) => self.receive(now, message),
             Event::Disconnected => self.disconnect(),
-            Event::Bound(result) => self.bound(now, result),
+            Event::Bound(session, result) => self.bound(now, session, result),
             Event::Join { handler, cluster, gtrid, deadline, random } => {
                 self.join(now, handler, cluster, gtrid, deadline, random);
             }

@@ -87,8 +87,8 @@ impl Script {
                 report_interval: Duration::from_secs(number(key(&mut arguments, "interval"), 60)?.into()),
                 ..welcome(epoch)
             })),
-            "bound" => Event::Bound(Ok(())),
-            "bound-fails" => Event::Bound(Err(unresolved())),
+            "bound" => Event::Bound(self.session.number, Ok(())),
+            "bound-fails" => Event::Bound(self.session.number, Err(unresolved())),
             "disconnected" => Event::Disconnected,
             "wait" => Event::Tick,
             "detach" => Event::Detach(self.now + Duration::from_secs(seconds.into())),
@@ -279,7 +279,7 @@ fn show_effect(effect: &Effect) -> String {
         Effect::AskLater(xid, failed) => {
             format!("ask again about {} later, {failed} failed before", show_xid(xid))
         }
-        Effect::Bind(_) => "store: bind".to_owned(),
+        Effect::Bind(..) => "store: bind".to_owned(),
         Effect::List { again, .. } => format!("store: {}list", if *again { "attach again and " } else { "" }),
         Effect::FindOldEvidence { limit, .. } => format!("store: find old evidence, at most {limit}"),
         Effect::Forget(_, branches) => {

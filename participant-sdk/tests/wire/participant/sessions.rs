@@ -36,7 +36,7 @@ async fn a_first_hello_names_no_cluster_and_the_next_one_does() {
 async fn the_store_is_bound_before_it_is_listed_and_its_evidence_is_read_last() {
     let bank = Bank::attached().await;
     // The other way round, a branch that commits in between would be in neither list (P7).
-    assert_eq!(bank.store.questions(), ["attach", "bind", "prepared", "oldest evidence"]);
+    assert_eq!(bank.store.questions(), ["attach", "bind", "attach", "prepared", "oldest evidence"]);
 }
 
 #[tokio::test]
