@@ -1,7 +1,8 @@
 //! The three processes: this program started again, in another role each.
 //!
-//! They have the same address and the same files in all their lives. Their addresses are free ports, which this process keeps
-//! reserved for them between two lives. None of them outlives this process, however that ends: see [`crate::role::end_with_parent`].
+//! They have the same address and the same files in all their lives. Their addresses are free ports, which this
+//! process keeps reserved for them between two lives. None of them outlives this process, however that ends: see
+//! [`crate::role::end_with_parent`].
 
 use std::cell::RefCell;
 use std::net::{Ipv4Addr, SocketAddr};
