@@ -14,8 +14,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::config::Config;
 use crate::decision_log::group_commit::GroupCommit;
-use crate::decision_log::sqlite::SqliteLog;
-use crate::decision_log::sqlite::open::{OpenError, Opened, Options};
+use crate::decision_log::sqlite::{OpenError, Opened, Options, SqliteLog};
 use crate::decision_log::{AppendError, DecisionLog, ReadError};
 use crate::engine::clock::Clock;
 use crate::engine::handle::Engine;

@@ -13,12 +13,17 @@ CREATE TABLE transactions (
     -- Milliseconds since 1970. NULL: not ended, recovery has to deliver the decision.
     ended_ms INTEGER,
     ending BLOB,
+    -- 1 if a branch ended differently from the decision, else NULL: what an operator looks for.
+    heuristic INTEGER CHECK (heuristic = 1),
     CHECK ((ended_ms IS NULL) = (ending IS NULL)),
     CHECK (decision IS NOT NULL OR ending IS NOT NULL)
 ) STRICT, WITHOUT ROWID;
 
 -- What recovery reads. Rows leave it when they end, so it is as small as what is unfinished.
 CREATE INDEX unfinished ON transactions (gtrid) WHERE ended_ms IS NULL;
+
+-- Few, one hopes.
+CREATE INDEX heuristic ON transactions (gtrid) WHERE heuristic = 1;
 
 -- Every life of a coordinator on this log: incarnation, newest forced batch, whether it is sealed.
 CREATE TABLE epochs (

@@ -83,6 +83,14 @@ impl Context {
         headers.insert(HeaderName::from_static(CONTEXT_HEADER), value);
     }
 
+    /// Headers with the context alone, for a client that takes a set of them.
+    #[must_use]
+    pub fn to_headers(&self) -> HeaderMap {
+        let mut headers = HeaderMap::new();
+        self.inject(&mut headers);
+        headers
+    }
+
     /// The context in the headers of a request; `None` if there is none.
     ///
     /// # Errors
@@ -267,9 +275,8 @@ mod tests {
     #[test]
     fn headers_carry_it_once_or_not_at_all() {
         let context: Context = VALID.parse().unwrap();
-        let mut headers = HeaderMap::new();
-        assert_eq!(Context::from_headers(&headers), Ok(None));
-        context.inject(&mut headers);
+        assert_eq!(Context::from_headers(&HeaderMap::new()), Ok(None));
+        let mut headers = context.to_headers();
         context.inject(&mut headers);
         assert_eq!(Context::from_headers(&headers).unwrap().unwrap().gtrid(), context.gtrid());
         headers.append(CONTEXT_HEADER, HeaderValue::from_static(VALID));

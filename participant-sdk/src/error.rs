@@ -4,8 +4,6 @@
 //! folded into one of the others: a commit whose answer was lost is neither a success nor a failure.
 
 use lockstep_proto::{ClusterId, Gtrid, ParseIdError};
-use tonic::{Code, Status};
-use tonic_types::StatusExt;
 
 /// What a caller may do after an error.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -50,18 +48,21 @@ pub enum BeginError {
     /// The timeout, the name or a label is outside its limits.
     #[error("no transaction was begun: {0}")]
     Invalid(String),
+    /// The coordinator begins none as it stands: an operator has to act first, as the text says.
+    #[error("no transaction was begun, the coordinator refuses it: {0}")]
+    Refused(String),
     /// The coordinator's answer is none that this version understands.
     #[error("no transaction can be used, the coordinator's answer is not understood: {0}")]
     Protocol(String),
 }
 
 impl BeginError {
-    /// Begin again, or mend the call.
+    /// Begin again, or have the call or the coordinator mended first.
     #[must_use]
     pub const fn advice(&self) -> Advice {
         match self {
             Self::Unavailable(_) | Self::Busy(_) => Advice::Retry,
-            Self::Invalid(_) | Self::Protocol(_) => Advice::GiveUp,
+            Self::Invalid(_) | Self::Refused(_) | Self::Protocol(_) => Advice::GiveUp,
         }
     }
 }
@@ -365,9 +366,11 @@ impl JoinError {
             | Self::Detaching { .. }
             | Self::TooManyBranches { .. }
             | Self::StoreUnavailable { .. }
-            | Self::Expired { .. }
             | Self::RolledBack { .. } => Advice::Retry,
-            Self::ForeignCluster { .. } | Self::StoreUnfit { .. } | Self::Refused { .. } => Advice::GiveUp,
+            Self::ForeignCluster { .. }
+            | Self::Expired { .. }
+            | Self::StoreUnfit { .. }
+            | Self::Refused { .. } => Advice::GiveUp,
         }
     }
 }
@@ -402,47 +405,5 @@ impl FinishError {
             Self::RolledBack { .. } => Advice::Retry,
             Self::Refused { .. } => Advice::GiveUp,
         }
-    }
-}
-
-/// The domain of the reasons that coordinators of Lockstep give.
-const REASON_DOMAIN: &str = "lockstep";
-
-/// The machine-readable reason in a status, if a coordinator of Lockstep gave one.
-pub(crate) fn reason(status: &Status) -> Option<String> {
-    let info = status.get_details_error_info()?;
-    (info.domain == REASON_DOMAIN).then_some(info.reason)
-}
-
-/// A status as a person should read it.
-pub(crate) fn sentence(status: &Status) -> String {
-    match reason(status) {
-        Some(reason) => format!("{} ({reason})", status.message()),
-        None => format!("{} ({:?})", status.message(), status.code()),
-    }
-}
-
-/// Whether the same call may be answered otherwise a moment later. Only for calls that may be repeated.
-pub(crate) fn is_transient(status: &Status) -> bool {
-    match status.code() {
-        // Sent by no coordinator as its verdict: a connection broke, a peer went away, a proxy gave up.
-        Code::Unavailable
-        | Code::Unknown
-        | Code::Internal
-        | Code::Cancelled
-        | Code::Aborted
-        | Code::DeadlineExceeded => true,
-        // Overload is the caller's to slow down for; the others are verdicts on the call.
-        Code::ResourceExhausted
-        | Code::Ok
-        | Code::InvalidArgument
-        | Code::NotFound
-        | Code::AlreadyExists
-        | Code::PermissionDenied
-        | Code::FailedPrecondition
-        | Code::OutOfRange
-        | Code::Unimplemented
-        | Code::DataLoss
-        | Code::Unauthenticated => false,
     }
 }

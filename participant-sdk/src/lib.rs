@@ -18,6 +18,33 @@
 //! Every error says what its caller may do: [`Advice`]. A commit whose answer was lost is neither a success nor a failure;
 //! it is [`CommitError::Unknown`], with the transaction's id to ask for.
 //!
+//! # Take part with your own database
+//!
+//! The service keeps its own pool and its own SQL. There is no `commit()` on a branch: it is committed when the
+//! transaction is. A handler that fails, panics or is cancelled before [`Branch::finish`] rolls the transaction back.
+//!
+//! ```no_run
+//! # #[cfg(all(feature = "sqlite", feature = "axum"))] mod example {
+//! use axum::{Router, extract::State, http::StatusCode, routing::post};
+//!
+//! type Stock = lockstep::Participant<lockstep::Sqlite>;
+//!
+//! async fn reserve(State(stock): State<Stock>, context: lockstep::Context) -> Result<(), StatusCode> {
+//!     let mut branch = stock.join(&context).await.map_err(|_| StatusCode::SERVICE_UNAVAILABLE)?;
+//!     let sql = sqlx::query("UPDATE items SET free = free - 1 WHERE name = 'chair'");
+//!     sql.execute(&mut *branch).await.map_err(|_| StatusCode::CONFLICT)?;
+//!     branch.finish().await.map_err(|_| StatusCode::SERVICE_UNAVAILABLE)
+//! }
+//!
+//! async fn service(pool: sqlx::SqlitePool) -> Result<Router, lockstep::AttachError> {
+//!     let database = lockstep::Sqlite::new(pool);
+//!     let stock = lockstep::Participant::builder("stock-db", database)
+//!         .coordinator("http://127.0.0.1:7420").attach().await?;
+//!     Ok(Router::new().route("/reserve", post(reserve)).with_state(stock))
+//! }
+//! # }
+//! ```
+//!
 //! # Read in this order
 //!
 //! - [`Client`], [`Transaction`]: the application's side.
@@ -34,8 +61,11 @@ mod context;
 mod error;
 mod layers;
 mod participant;
+#[cfg(test)]
+mod pure;
 pub mod resource;
 pub mod session;
+mod status;
 
 pub use client::{Begin, Client, ClientBuilder, Committed, DEFAULT_PATIENCE, Outcome, Transaction};
 pub use context::{CONTEXT_HEADER, Context, MAX_CONTEXT_BYTES};
@@ -46,5 +76,7 @@ pub use error::{
 pub use layers::{ContextLayer, ContextService, InjectContext, InjectContextLayer};
 pub use lockstep_proto::{ClusterId, Gtrid};
 pub use participant::{Branch, Participant, ParticipantBuilder};
+#[cfg(feature = "postgres")]
+pub use resource::postgres::Postgres;
 #[cfg(feature = "sqlite")]
 pub use resource::sqlite::Sqlite;

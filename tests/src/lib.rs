@@ -1,1 +1,3 @@
-//! Tests
+//! Proof over the real thing: what the tests and `prove` share.
+
+pub mod harness;

@@ -37,6 +37,7 @@ macro_rules! contract {
             a_new_log_knows_nothing
             ends_keep_everything_they_were_given
             an_end_without_a_decision_makes_a_row
+            a_late_heuristic_outcome_replaces_the_end_and_stays
             an_end_may_come_with_its_decision
             lazy_ends_are_there_after_closing
             a_repeated_write_changes_nothing
@@ -191,7 +192,7 @@ pub(crate) async fn a_new_log_knows_nothing<S: Store>() {
     assert_eq!(log.resource_managers().await.unwrap(), []);
     assert_eq!(log.look_up(&[]).await.unwrap(), []);
     let status = log.status().await.unwrap();
-    assert_eq!((status.unfinished, status.ended, status.horizon_ms), (0, 0, 0));
+    assert_eq!((status.unfinished, status.heuristic, status.horizon_ms), (0, 0, 0));
     assert!(status.bytes > 0);
 }
 
@@ -250,6 +251,36 @@ pub(crate) async fn ends_keep_everything_they_were_given<S: Store>() {
         assert_eq!(recorded(&log, gtrid).await, Recorded::Ended(Some(decision), end));
     }
     assert_eq!(log.unfinished(None, 100).await.unwrap(), []);
+}
+
+/// Else the evidence of a branch that was committed by hand is pruned, and nothing tells of it any more.
+pub(crate) async fn a_late_heuristic_outcome_replaces_the_end_and_stays<S: Store>() {
+    let store = S::create().await;
+    let log = store.open().await;
+    let gtrid = gtrid(own(&log), 0, 1);
+    let plain = rolled_back(gtrid);
+    log.force(&ends(std::slice::from_ref(&plain))).await.unwrap();
+    assert_eq!(log.status().await.unwrap().heuristic, 0);
+
+    let late = EndRecord {
+        outcome: Outcome::Heuristic(Heuristic::Commit),
+        branches: vec![(bqual("stock-db", 1), BranchEnd::Committed)],
+        ..plain.clone()
+    };
+    let later = EndRecord {
+        outcome: Outcome::Heuristic(Heuristic::Mixed),
+        branches: vec![
+            (bqual("stock-db", 1), BranchEnd::Committed),
+            (bqual("orders-db", 1), BranchEnd::RolledBack),
+        ],
+        ..late.clone()
+    };
+    for heuristic in [late, later] {
+        log.force(&ends(std::slice::from_ref(&heuristic))).await.unwrap();
+        log.force(&ends(std::slice::from_ref(&plain))).await.unwrap();
+        assert_eq!(recorded(&log, gtrid).await, Recorded::Ended(None, heuristic));
+        assert_eq!(log.status().await.unwrap().heuristic, 1);
+    }
 }
 
 pub(crate) async fn an_end_without_a_decision_makes_a_row<S: Store>() {

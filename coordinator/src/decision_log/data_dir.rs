@@ -15,7 +15,7 @@ use rustix::io::Errno;
 
 /// The version of the directory's format that this code writes and reads.
 pub const FORMAT_VERSION: u32 = 1;
-/// Free space below which a directory is not opened, unless asked otherwise: what a day of a busy log may take.
+/// Free space below which a directory is not opened, unless asked otherwise: room for some 500,000 transactions.
 pub const DEFAULT_MIN_FREE_BYTES: u64 = 64 * 1024 * 1024;
 
 /// The embedded log itself.
@@ -113,7 +113,15 @@ pub enum DataDirError {
 pub struct DataDir {
     path: PathBuf,
     /// Carries the lock.
-    _lock: File,
+    lock: File,
+}
+
+impl Drop for DataDir {
+    fn drop(&mut self) {
+        // Closing the file alone would leave the lock with a process that is being started right now and has inherited the
+        // file, until it gets to its exec. If this fails, closing has to do.
+        let _ = flock(&self.lock, FlockOperation::Unlock);
+    }
 }
 
 impl DataDir {
@@ -127,10 +135,10 @@ impl DataDir {
         let lock = lock(&path)?;
         check_version(&path)?;
         probe(&path).map_err(write_error("write", &path, PROBE_FILE))?;
-        let dir = Self { path, _lock: lock };
+        let dir = Self { path, lock };
         let free = dir.free_bytes().map_err(io_error("ask for the free space of", &dir.path))?;
         if free < min_free_bytes {
-            return Err(DataDirError::NearlyFull { dir: dir.path, free, needed: min_free_bytes });
+            return Err(DataDirError::NearlyFull { dir: dir.path.clone(), free, needed: min_free_bytes });
         }
         Ok(dir)
     }

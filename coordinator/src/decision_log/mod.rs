@@ -15,8 +15,6 @@ pub mod group_commit;
 mod rerun;
 pub mod sqlite;
 
-use std::time::Duration;
-
 use futures::future::BoxFuture;
 use lockstep_proto::{ClusterId, Gtrid, LogPosition, ResourceManagerId, ResourceManagerName};
 
@@ -47,7 +45,9 @@ pub enum AppendError {
     /// Nothing was written, and nothing of it will appear later.
     #[error("the decision log refused the write: {0}")]
     Refused(String),
-    /// It may have been written. For the embedded log this ends the process (P6).
+    /// It may have been written, or the log contradicts what was asked for (a decision that stands there with other contents,
+    /// an epoch that was sealed by someone else): nothing that this process believes of it counts any more. For the
+    /// embedded log this ends the process (P6); until then it refuses everything, reads too.
     #[error("whether the decision log has the write is unknown: {0}")]
     Unknown(String),
 }
@@ -95,8 +95,8 @@ pub struct PruneLimits {
 pub struct LogStatus {
     /// Decisions without an end.
     pub unfinished: u64,
-    /// Records that are kept though they ended.
-    pub ended: u64,
+    /// Transactions with a heuristic outcome on record.
+    pub heuristic: u64,
     /// Bytes on disk.
     pub bytes: u64,
     /// The newest pruned gtrid's time, milliseconds since 1970; 0 if nothing was ever pruned.
@@ -111,7 +111,8 @@ pub trait DecisionLog: Send + Sync + 'static {
     /// The epoch this was opened under, its incarnation, and the newest forced batch.
     fn position(&self) -> LogPosition;
 
-    /// Forces a batch, all of it or nothing. The position it has then. Calls do not overlap.
+    /// Forces a batch, all of it or nothing. The position it has then. Calls do not overlap. What is recorded already is left
+    /// as it is: repeating a write changes nothing. Must not be cancelled: a call that is dropped halfway is an unknown write.
     fn force<'a>(&'a self, batch: &'a Batch) -> BoxFuture<'a, Result<LogPosition, AppendError>>;
 
     /// Writes ends, without forcing them: a crash may lose them. Does not overlap with [`DecisionLog::force`].
@@ -140,7 +141,8 @@ pub trait DecisionLog: Send + Sync + 'static {
     /// All resource managers that ever attached.
     fn resource_managers(&self) -> BoxFuture<'_, Result<Vec<KnownResourceManager>, ReadError>>;
 
-    /// Remembers a resource manager as it is now: a new one, or a new location or timeline. Forced.
+    /// Remembers a resource manager as it is now: a new one, or a new location, timeline or floor. Forced, if anything is new.
+    /// The highest timeline stays; another identity under its name is refused (P21).
     fn remember<'a>(&'a self, known: &'a KnownResourceManager) -> BoxFuture<'a, Result<(), AppendError>>;
 
     /// Removes records that ended long enough ago and raises the horizon in the same write, which stays below every known
@@ -153,6 +155,3 @@ pub trait DecisionLog: Send + Sync + 'static {
     /// Closes it: what was written lazily is on disk then.
     fn close(&self) -> BoxFuture<'_, ()>;
 }
-
-/// How long ended records are kept unless configured otherwise.
-pub const DEFAULT_RETENTION: Duration = Duration::from_secs(60 * 60);

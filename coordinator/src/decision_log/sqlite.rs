@@ -1,7 +1,7 @@
 //! The embedded decision log: one SQLite file in a directory of its own.
 //!
 //! Read in this order:
-//! - [`open`]: what happens before there is a log, and in which order;
+//! - `open`: what happens before there is a log, and in which order;
 //! - `transaction`: one SQLite transaction, and what a failure in it means;
 //! - `append`: decisions and ends, written; `rows`: how they lie in rows; `hex`: how many of them go into one statement;
 //! - `epochs`, `read`, `find`, `prune`, `checkpoint`.
@@ -19,7 +19,7 @@ mod checkpoint;
 mod epochs;
 mod find;
 mod hex;
-pub mod open;
+mod open;
 mod prune;
 mod read;
 mod rows;
@@ -38,6 +38,8 @@ use sqlx::{Connection, SqliteConnection, SqlitePool};
 use tokio::sync::{Mutex, MutexGuard, Notify};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
+
+pub use self::open::{OpenError, Opened, Options};
 
 use self::epochs::OwnEpoch;
 use self::transaction::{Broken, Fault, Tx};
@@ -116,12 +118,20 @@ impl SqliteLog {
         self.dir.free_bytes()
     }
 
-    async fn append(&self, batch: &Batch, forced: bool) -> Result<LogPosition, AppendError> {
+    async fn append(
+        &self,
+        decisions: &[DecisionRecord],
+        ends: &[EndRecord],
+        forced: bool,
+    ) -> Result<LogPosition, AppendError> {
         let mut guard = self.shared.writers.lock().await;
         let writers = open_writers(&mut guard)?;
         let connection = if forced { &mut writers.forced } else { &mut writers.lazy };
         let mut tx = Tx::begin(connection, &self.shared.broken).await?;
-        let work = write(tx.connection(), batch, &writers.own, forced).await;
+        let work = match append::append(tx.connection(), decisions, ends).await {
+            Ok(bytes) => own_epoch(tx.connection(), &writers.own, forced).await.map(|own| (own, bytes)),
+            Err(fault) => Err(fault),
+        };
         fail::fail_point!("log-after-insert-before-commit");
         let (own, bytes) = tx.finish(work).await?;
         fail::fail_point!("log-after-commit-before-checkpoint");
@@ -222,21 +232,17 @@ fn open_writers<'a>(guard: &'a mut MutexGuard<'_, Option<Writers>>) -> Result<&'
     guard.as_mut().ok_or_else(|| AppendError::Refused("the decision log is closed".to_owned()))
 }
 
-/// A batch inside its transaction. The own epoch as it is afterwards, and about how many bytes are new.
-async fn write(
+/// The own epoch's row as it is after this transaction: a forced batch counts in it, any other write only checks it.
+async fn own_epoch(
     connection: &mut SqliteConnection,
-    batch: &Batch,
     own: &OwnEpoch,
     forced: bool,
-) -> Result<(OwnEpoch, u64), Fault> {
-    let bytes = append::append(connection, batch).await?;
-    let own = if forced {
-        epochs::advance(connection, own).await?
-    } else {
-        epochs::hold(connection, own).await?;
-        *own
-    };
-    Ok((own, bytes))
+) -> Result<OwnEpoch, Fault> {
+    if forced {
+        return epochs::advance(connection, own).await;
+    }
+    epochs::hold(connection, own).await?;
+    Ok(*own)
 }
 
 /// Writes what is new of a resource manager. Its identity is fixed, and the highest timeline stays.
@@ -248,7 +254,7 @@ async fn remember(
     epochs::hold(connection, own).await?;
     let before = read::resource_manager(&mut *connection, &known.name).await?;
     let mut now = known.clone();
-    if let Some(before) = before {
+    if let Some(before) = &before {
         if before.identity != now.identity {
             let name = &now.name;
             return Err(Fault::Refused(format!(
@@ -257,6 +263,9 @@ async fn remember(
             )));
         }
         now.timeline = now.timeline.max(before.timeline);
+    }
+    if before.as_ref() == Some(&now) {
+        return Ok(());
     }
     sqlx::query(
         "INSERT INTO resource_managers (name, record) VALUES (?1, ?2) \
@@ -281,17 +290,13 @@ impl DecisionLog for SqliteLog {
     fn force<'a>(&'a self, batch: &'a Batch) -> BoxFuture<'a, Result<LogPosition, AppendError>> {
         async move {
             fail::fail_point!("log-before-force");
-            self.append(batch, true).await
+            self.append(&batch.decisions, &batch.ends, true).await
         }
         .boxed()
     }
 
     fn write_lazily<'a>(&'a self, ends: &'a [EndRecord]) -> BoxFuture<'a, Result<(), AppendError>> {
-        async move {
-            let batch = Batch { decisions: Vec::new(), ends: ends.to_vec() };
-            self.append(&batch, false).await.map(|_position| ())
-        }
-        .boxed()
+        async move { self.append(&[], ends, false).await.map(|_position| ()) }.boxed()
     }
 
     fn look_up<'a>(&'a self, gtrids: &'a [Gtrid]) -> BoxFuture<'a, Result<Vec<LookUp>, ReadError>> {
@@ -333,10 +338,9 @@ impl DecisionLog for SqliteLog {
     fn status(&self) -> BoxFuture<'_, Result<LogStatus, ReadError>> {
         async move {
             let readers = self.readers()?;
-            let (unfinished, horizon_ms) = read::facts(readers).await?;
-            let ended = read::ended(readers).await?;
+            let (unfinished, heuristic, horizon_ms) = read::facts(readers).await?;
             let bytes = self.dir.log_bytes().map_err(|error| ReadError::Unavailable(error.to_string()))?;
-            Ok(LogStatus { unfinished, ended, bytes, horizon_ms })
+            Ok(LogStatus { unfinished, heuristic, bytes, horizon_ms })
         }
         .boxed()
     }

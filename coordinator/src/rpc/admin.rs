@@ -98,7 +98,7 @@ pub(super) async fn status(services: &Services) -> Result<v1::StatusResponse, Re
         uptime_ms: unix_ms().saturating_sub(services.started_ms),
         transactions_in_flight: wide(summary.live),
         undelivered: wide(summary.undelivered),
-        heuristic: 0,
+        heuristic: numbers.heuristic,
         participants: participants.collect(),
     })
 }

@@ -21,9 +21,8 @@ pub use transaction::{Committed, Transaction};
 
 use crate::clock;
 use crate::context::Context;
-use crate::error::{
-    BeginError, ConnectError, InquireError, TransactionError, is_transient, reason, sentence,
-};
+use crate::error::{BeginError, ConnectError, InquireError, TransactionError};
+use crate::status::{is_transient, sentence};
 
 /// How long a call is repeated unless configured otherwise.
 pub const DEFAULT_PATIENCE: Duration = Duration::from_secs(10);
@@ -152,7 +151,7 @@ impl Client {
         F: Fn(CoordinatorServiceClient<Channel>) -> A,
         A: Future<Output = Result<Response<T>, Status>>,
     {
-        let until = tokio::time::Instant::from_std(until);
+        let until: tokio::time::Instant = until.into();
         let mut failed = 0;
         let mut last = None;
         loop {
@@ -166,7 +165,7 @@ impl Client {
                 }
             };
             let wait = clock::backoff(failed, FIRST_WAIT, LONGEST_WAIT);
-            if tokio::time::Instant::now() + wait >= until {
+            if tokio::time::Instant::from(clock::now()) + wait >= until {
                 return Err(status);
             }
             tracing::debug!(%status, ?wait, "the coordinator did not answer, asking again");
@@ -327,10 +326,13 @@ fn begun(response: &v1::BeginResponse) -> Result<Context, BeginError> {
 
 fn begin_error(status: &Status) -> BeginError {
     let detail = sentence(status);
-    match (status.code(), reason(status).as_deref()) {
-        (Code::ResourceExhausted, _) => BeginError::Busy(detail),
-        (Code::InvalidArgument | Code::OutOfRange, _) => BeginError::Invalid(detail),
-        _ if is_transient(status) => BeginError::Unavailable(detail),
-        _ => BeginError::Protocol(detail),
+    if is_transient(status) {
+        BeginError::Unavailable(detail)
+    } else if status.code() == Code::ResourceExhausted {
+        BeginError::Busy(detail)
+    } else if matches!(status.code(), Code::InvalidArgument | Code::OutOfRange) {
+        BeginError::Invalid(detail)
+    } else {
+        BeginError::Refused(detail)
     }
 }

@@ -17,7 +17,8 @@ use tonic::{Code, Status};
 use super::{Client, Outcome, outcome};
 use crate::clock;
 use crate::context::Context;
-use crate::error::{CommitError, RollbackError, reason, sentence};
+use crate::error::{CommitError, RollbackError};
+use crate::status::{reason, sentence};
 
 /// Bytes of a rollback's reason.
 const MAX_REASON_BYTES: usize = 256;

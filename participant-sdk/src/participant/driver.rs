@@ -8,29 +8,23 @@ use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use lockstep_proto::{InstanceId, ResourceManagerName, Xid};
+use lockstep_proto::{InstanceId, ResourceManagerName, Xid, v1};
 use tokio::sync::{mpsc, oneshot, watch};
+use tonic::Status;
 use tonic::transport::Channel;
-use tonic::{Code, Status};
 
 use super::Branch;
+use super::link::{Attempts, Link, judged};
 use super::operations::Operations;
-use super::stream::{self, GREETING_TIMEOUT, Incoming, Outgoing};
+use super::stream::{self, GREETING_TIMEOUT, Incoming, Outgoing, Overflow};
 use crate::branch::Operation;
 use crate::clock;
 use crate::context::Context;
-use crate::error::{AttachError, FinishError, JoinError, is_transient, sentence};
+use crate::error::{AttachError, FinishError, JoinError};
 use crate::resource::{Attachment, EvidenceRow, Resource, ResourceError, Unresolved};
 use crate::session::message::{FromCoordinator, ToCoordinator};
 use crate::session::{Closing, Done, Effect, Event, HandlerId, Listing, Session};
 
-/// Waits between attempts to attach.
-const FIRST_WAIT: Duration = Duration::from_millis(50);
-const LONGEST_WAIT: Duration = Duration::from_secs(5);
-/// After a refusal that waiting does not mend: someone has to change something first.
-const WAIT_AFTER_REFUSAL: Duration = Duration::from_secs(30);
-/// A session that has lasted so long was a good one: the next attempt after it is a first one.
-const GOOD_SESSION: Duration = Duration::from_secs(5);
 /// Waits between questions to a store that did not answer.
 const FIRST_QUESTION: Duration = Duration::from_millis(100);
 const LONGEST_QUESTION: Duration = Duration::from_secs(10);
@@ -64,7 +58,7 @@ pub(super) enum Release<R: Resource> {
 pub(super) enum Report<R: Resource> {
     StoreAttached(Result<Attachment, ResourceError>),
     Dialled(Result<Incoming, Status>),
-    Bound(Result<(), Unresolved>),
+    Bound(u64, Result<(), Unresolved>),
     Done(Xid, Done, Option<R::Open>),
     Listed(u64, Result<Listing, Unresolved>),
     OldEvidence(u64, Result<Vec<EvidenceRow>, Unresolved>),
@@ -72,27 +66,12 @@ pub(super) enum Report<R: Resource> {
     AskAgain(Xid),
 }
 
-/// Where the stream is.
-#[derive(Debug)]
-enum Link {
-    /// Down until then.
-    Waiting(Instant),
-    /// The store is being attached to.
-    Store,
-    /// The coordinator is being called.
-    Dialling(Outgoing),
-    /// Up. Until the greeting is over: by when it has to be.
-    Up { outgoing: Outgoing, incoming: Incoming, welcome_by: Option<Instant>, since: Instant },
-    /// Never again.
-    Closed,
-}
-
 /// Something that the loop woke for.
 enum Woken<R: Resource> {
     Join(Option<Join<R>>),
     Release(Release<R>),
     Report(Report<R>),
-    Frame(Result<Option<lockstep_proto::v1::CoordinatorFrame>, Status>),
+    Frame(Result<Option<v1::CoordinatorFrame>, Status>),
     Writable,
     Time,
 }
@@ -105,8 +84,7 @@ pub(super) struct Driver<R: Resource> {
     started: Instant,
     channel: Channel,
     link: Link,
-    /// Attempts that failed, one after the other.
-    failed: u32,
+    attempts: Attempts,
     operations: Operations<R>,
     opens: HashMap<Xid, R::Open>,
     /// The one that is being taken, and those that have come up meanwhile.
@@ -146,7 +124,7 @@ impl<R: Resource> Driver<R> {
             started,
             channel: parts.channel,
             link: Link::Waiting(started),
-            failed: 0,
+            attempts: Attempts::default(),
             operations: Operations::new(parts.name.clone(), Arc::new(parts.resource), report_sender.clone()),
             name: parts.name,
             opens: HashMap::new(),
@@ -169,12 +147,11 @@ impl<R: Resource> Driver<R> {
         while !self.session.is_detached() {
             let woken = self.next().await;
             self.take(woken);
-            self.write();
+            self.link.write();
         }
-        self.link = Link::Closed;
-        self.attached.send_replace(false);
         self.joins.close();
-        let last = tokio::time::Instant::now() + LAST_OPERATIONS;
+        std::mem::replace(&mut self.link, Link::Closed).hear_out().await;
+        let last = tokio::time::Instant::from(clock::now() + LAST_OPERATIONS);
         while self.operations.running() > 0 {
             match tokio::time::timeout_at(last, self.reports.recv()).await {
                 Ok(Some(report)) => self.report(report),
@@ -184,31 +161,16 @@ impl<R: Resource> Driver<R> {
     }
 
     async fn next(&mut self) -> Woken<R> {
-        let wake = self.next_wake();
+        let session = self.session.next_wake().map(|wake| self.started + wake);
+        let wake = [session, self.link.wake()].into_iter().flatten().min();
         let reads = !self.session.is_binding();
-        let (outgoing, incoming) = match &mut self.link {
-            Link::Up { outgoing, incoming, .. } => (Some(&*outgoing), Some(incoming)),
-            Link::Dialling(outgoing) => (Some(&*outgoing), None),
-            Link::Waiting(_) | Link::Store | Link::Closed => (None, None),
-        };
         tokio::select! {
             join = self.joins.recv() => Woken::Join(join),
             Some(release) = self.releases.recv() => Woken::Release(release),
             Some(report) = self.reports.recv() => Woken::Report(report),
-            frame = read(incoming), if reads => Woken::Frame(frame),
-            () = writable(outgoing) => Woken::Writable,
+            frame = self.link.next(reads) => frame.map_or(Woken::Writable, Woken::Frame),
             () = sleep_until(wake) => Woken::Time,
         }
-    }
-
-    fn next_wake(&self) -> Option<Instant> {
-        let session = self.session.next_wake().map(|wake| self.started + wake);
-        let link = match &self.link {
-            Link::Waiting(until) => Some(*until),
-            Link::Up { welcome_by, .. } => *welcome_by,
-            Link::Store | Link::Dialling(_) | Link::Closed => None,
-        };
-        [session, link].into_iter().flatten().min()
     }
 
     fn take(&mut self, woken: Woken<R>) {
@@ -269,7 +231,7 @@ impl<R: Resource> Driver<R> {
         match &report {
             Report::Dialled(_) | Report::AskAgain(_) => {}
             Report::StoreAttached(_)
-            | Report::Bound(_)
+            | Report::Bound(..)
             | Report::Done(..)
             | Report::Listed(..)
             | Report::OldEvidence(..)
@@ -278,7 +240,7 @@ impl<R: Resource> Driver<R> {
         match report {
             Report::StoreAttached(result) => self.store_attached(result),
             Report::Dialled(result) => self.dialled(result),
-            Report::Bound(result) => self.tell(Event::Bound(result)),
+            Report::Bound(session, result) => self.tell(Event::Bound(session, result)),
             Report::Done(xid, done, open) => {
                 if let Some(open) = open {
                     self.opens.insert(xid.clone(), open);
@@ -292,7 +254,7 @@ impl<R: Resource> Driver<R> {
         }
     }
 
-    fn frame(&mut self, frame: Result<Option<lockstep_proto::v1::CoordinatorFrame>, Status>) {
+    fn frame(&mut self, frame: Result<Option<v1::CoordinatorFrame>, Status>) {
         match frame {
             Ok(Some(frame)) => match stream::messages(frame) {
                 Ok(messages) => messages.into_iter().for_each(|message| self.message(message)),
@@ -327,10 +289,15 @@ impl<R: Resource> Driver<R> {
                 self.link = Link::Store;
                 self.operations.attach();
             }
-            Link::Up { welcome_by: Some(by), .. } if *by <= now => {
+            Link::Up(up) if up.welcome_by.is_some_and(|by| by <= now) => {
                 self.lost(Closing::Broken("the coordinator did not welcome us in time".to_owned()));
             }
-            Link::Waiting(_) | Link::Store | Link::Dialling(_) | Link::Up { .. } | Link::Closed => {}
+            Link::Waiting(_)
+            | Link::Store
+            | Link::Dialling(_)
+            | Link::Up(_)
+            | Link::Ending(_)
+            | Link::Closed => {}
         }
     }
 
@@ -345,7 +312,7 @@ impl<R: Resource> Driver<R> {
                 let (outgoing, frames) = Outgoing::new();
                 self.link = Link::Dialling(outgoing);
                 self.tell(Event::Dialled(attachment));
-                self.write();
+                self.link.write();
                 let (channel, reports) = (self.channel.clone(), self.report_sender.clone());
                 tokio::spawn(async move {
                     let _gone = reports.send(Report::Dialled(stream::dial(channel, frames).await));
@@ -360,15 +327,12 @@ impl<R: Resource> Driver<R> {
     }
 
     fn dialled(&mut self, result: Result<Incoming, Status>) {
-        let now = clock::now();
-        match (std::mem::replace(&mut self.link, Link::Closed), result) {
-            (Link::Dialling(outgoing), Ok(incoming)) => {
-                let welcome_by = Some(now + GREETING_TIMEOUT);
-                self.link = Link::Up { outgoing, incoming, welcome_by, since: now };
-            }
-            (Link::Dialling(_), Err(status)) => self.lost(judged(&status)),
-            // The participant was detached meanwhile.
-            (link @ (Link::Waiting(_) | Link::Store | Link::Up { .. } | Link::Closed), _) => self.link = link,
+        if !matches!(self.link, Link::Dialling(_)) {
+            return; // The participant was detached meanwhile.
+        }
+        match result {
+            Ok(incoming) => self.link.answered(incoming, clock::now() + GREETING_TIMEOUT),
+            Err(status) => self.lost(judged(&status)),
         }
     }
 
@@ -389,28 +353,12 @@ impl<R: Resource> Driver<R> {
     }
 
     fn wait(&mut self, why: &Closing) {
-        if let Link::Up { since, .. } = &self.link
-            && since.elapsed() >= GOOD_SESSION
-        {
-            self.failed = 0;
+        let (name, wait) = (&self.name, self.attempts.wait(&self.link, why));
+        match why {
+            Closing::Refused(why) => tracing::error!(%name, ?wait, "attaching is refused: {why}"),
+            Closing::Broken(why) => tracing::warn!(%name, ?wait, "not attached: {why}"),
+            Closing::Detached => return self.link.end(),
         }
-        let name = &self.name;
-        let wait = match why {
-            Closing::Refused(why) => {
-                tracing::error!(%name, "attaching is refused: {why}");
-                WAIT_AFTER_REFUSAL
-            }
-            Closing::Broken(why) => {
-                let wait = clock::backoff(self.failed, FIRST_WAIT, LONGEST_WAIT);
-                tracing::warn!(%name, ?wait, "not attached: {why}");
-                wait
-            }
-            Closing::Detached => {
-                self.link = Link::Closed;
-                return;
-            }
-        };
-        self.failed = self.failed.saturating_add(1);
         self.link = Link::Waiting(clock::now() + wait);
     }
 
@@ -419,13 +367,6 @@ impl<R: Resource> Driver<R> {
         if let Some(first) = self.first.take() {
             let _gone = first.send(Err(error));
             self.tell(Event::Detach(self.now()));
-        }
-    }
-
-    fn write(&mut self) {
-        match &mut self.link {
-            Link::Dialling(outgoing) | Link::Up { outgoing, .. } => outgoing.flush(),
-            Link::Waiting(_) | Link::Store | Link::Closed => {}
         }
     }
 
@@ -474,7 +415,7 @@ impl<R: Resource> Driver<R> {
                 }
             }
             Effect::AskLater(xid, failed) => self.ask_later(xid, failed),
-            Effect::Bind(cluster) => self.operations.bind(cluster),
+            Effect::Bind(session, cluster) => self.operations.bind(session, cluster),
             Effect::List { session, cluster, again } => self.operations.list(session, cluster, again),
             Effect::FindOldEvidence { session, cluster, retention, limit } => {
                 self.operations.find_old_evidence(session, cluster, retention, limit);
@@ -482,8 +423,8 @@ impl<R: Resource> Driver<R> {
             Effect::Forget(session, branches) => self.operations.forget(session, branches),
             Effect::Attached(cluster) => {
                 tracing::info!(name = %self.name, %cluster, "attached");
-                if let Link::Up { welcome_by, .. } = &mut self.link {
-                    *welcome_by = None;
+                if let Link::Up(up) = &mut self.link {
+                    up.welcome_by = None;
                 }
                 self.attached.send_replace(true);
                 if let Some(first) = self.first.take() {
@@ -503,12 +444,7 @@ impl<R: Resource> Driver<R> {
             ToCoordinator::Report { .. } => fail::fail_point!("sdk-before-report"),
             ToCoordinator::Hello(_) | ToCoordinator::Reconcile(_) => {}
         }
-        let pushed = match &mut self.link {
-            Link::Dialling(outgoing) | Link::Up { outgoing, .. } => outgoing.push(message),
-            // An earlier effect of the same step has ended the stream.
-            Link::Waiting(_) | Link::Store | Link::Closed => Ok(()),
-        };
-        if let Err(stream::Overflow) = pushed {
+        if let Err(Overflow) = self.link.push(message) {
             // Its loss is told to the session behind the effects of this step.
             self.lost(Closing::Broken("the coordinator does not read what is sent to it".to_owned()));
         }
@@ -528,31 +464,6 @@ impl<R: Resource> Driver<R> {
             tokio::time::sleep(wait).await;
             let _gone = reports.send(Report::AskAgain(xid));
         });
-    }
-}
-
-/// Whether a new attempt may do better than the one that ended with this status.
-fn judged(status: &Status) -> Closing {
-    if is_transient(status) || status.code() == Code::ResourceExhausted {
-        Closing::Broken(sentence(status))
-    } else {
-        Closing::Refused(sentence(status))
-    }
-}
-
-async fn read(
-    incoming: Option<&mut Incoming>,
-) -> Result<Option<lockstep_proto::v1::CoordinatorFrame>, Status> {
-    match incoming {
-        Some(incoming) => incoming.message().await,
-        None => std::future::pending().await,
-    }
-}
-
-async fn writable(outgoing: Option<&Outgoing>) {
-    match outgoing {
-        Some(outgoing) => outgoing.writable().await,
-        None => std::future::pending().await,
     }
 }
 

@@ -5,6 +5,7 @@
 //! - `driver`: the task behind it. [`crate::session`] and [`crate::branch`] have the rules.
 
 mod driver;
+mod link;
 mod operations;
 mod stream;
 mod wire;
@@ -73,7 +74,7 @@ impl<R: Resource> Participant<R> {
         answer.await.unwrap_or(Err(JoinError::Detaching { gtrid }))
     }
 
-    /// Goes away: refuses new branches, waits at most `grace` for the open ones to be prepared or rolled back, and ends the
+    /// Goes away: refuses new branches, waits at most `grace` until those that this process holds have ended, and ends the
     /// session. What is still open then is rolled back. Prepared branches stay as they are, in the store, until a
     /// participant of this name attaches again.
     ///

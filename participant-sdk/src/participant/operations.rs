@@ -53,16 +53,16 @@ impl<R: Resource> Operations<R> {
         });
     }
 
-    pub(super) fn bind(&mut self, cluster: ClusterId) {
-        let resource = Arc::clone(&self.resource);
+    pub(super) fn bind(&mut self, session: u64, cluster: ClusterId) {
+        let (resource, name) = (Arc::clone(&self.resource), self.name.clone());
         self.spawn(
             async move {
                 fail::fail_point!("sdk-before-bind");
-                let result = resource.bind(cluster).await;
+                let result = bind(&*resource, &name, cluster).await;
                 fail::fail_point!("sdk-after-bind");
-                Report::Bound(result)
+                Report::Bound(session, result)
             },
-            |why| Report::Bound(Err(Unresolved(why))),
+            move |why| Report::Bound(session, Err(Unresolved(why))),
         );
     }
 
@@ -138,6 +138,19 @@ impl<R: Resource> Operations<R> {
             // Without a driver there is nobody who waits for it.
             let _gone = reports.send(report);
         });
+    }
+}
+
+/// Another instance may have bound the same store to another cluster meanwhile: what is stored counts.
+async fn bind<R: Resource>(
+    resource: &R,
+    name: &ResourceManagerName,
+    cluster: ClusterId,
+) -> Result<(), Unresolved> {
+    resource.bind(cluster).await?;
+    match attach_again(resource, name).await?.cluster {
+        Some(stored) if stored == cluster => Ok(()),
+        stored => Err(Unresolved(format!("it was bound to {cluster}, and is bound to {stored:?}"))),
     }
 }
 

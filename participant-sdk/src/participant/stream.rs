@@ -107,3 +107,65 @@ pub(super) fn messages(frame: v1::CoordinatorFrame) -> Result<Vec<FromCoordinato
     let converted: Result<_, _> = frame.messages.into_iter().map(from_wire).collect();
     converted.map_err(|error| format!("the coordinator sent a message that is not understood: {error}"))
 }
+
+#[cfg(test)]
+mod tests {
+    use lockstep_proto::{Bqual, Epoch, Gtrid, Xid};
+
+    use super::*;
+
+    fn report(branches: usize) -> ToCoordinator {
+        let gtrid = Gtrid::new(Epoch::new(1).unwrap(), 1, [1; 10]);
+        let xid = Xid { gtrid, bqual: Bqual::new(&"a".repeat(47).parse().unwrap(), 1) };
+        ToCoordinator::Report { prepared: vec![xid; branches], oldest_held: None, complete: true, listing: 1 }
+    }
+
+    fn frames(mut receiver: mpsc::Receiver<v1::ParticipantFrame>) -> Vec<v1::ParticipantFrame> {
+        std::iter::from_fn(|| receiver.try_recv().ok()).collect()
+    }
+
+    #[test]
+    fn whatever_waits_goes_into_one_frame_of_at_most_1024_messages() {
+        let (mut outgoing, receiver) = Outgoing::new();
+        (0..1025).for_each(|_| outgoing.push(report(0)).unwrap());
+        outgoing.flush();
+        let sizes: Vec<_> = frames(receiver).iter().map(|frame| frame.messages.len()).collect();
+        assert_eq!(sizes, [1024, 1]);
+    }
+
+    #[test]
+    fn a_frame_fits_into_what_a_peer_accepts() {
+        let (mut outgoing, receiver) = Outgoing::new();
+        (0..20).for_each(|_| outgoing.push(report(1024)).unwrap());
+        outgoing.flush();
+        let frames = frames(receiver);
+        assert!(frames.len() > 1 && frames.iter().all(|frame| frame.encoded_len() < MAX_FRAME_BYTES / 2));
+        assert_eq!(frames.iter().map(|frame| frame.messages.len()).sum::<usize>(), 20);
+    }
+
+    #[test]
+    fn a_coordinator_that_does_not_read_fills_no_memory() {
+        let (mut outgoing, _unread) = Outgoing::new();
+        for _ in 0..MAX_WAITING {
+            outgoing.push(report(0)).unwrap();
+        }
+        assert!(outgoing.push(report(0)).is_err());
+        // What the network has taken makes room.
+        outgoing.flush();
+        assert!(outgoing.push(report(0)).is_ok());
+    }
+
+    #[tokio::test]
+    async fn a_full_stream_is_writable_again_when_a_frame_was_taken() {
+        let (mut outgoing, mut receiver) = Outgoing::new();
+        for _ in 0..=FRAMES {
+            outgoing.push(report(0)).unwrap();
+            outgoing.flush();
+        }
+        assert!(futures::poll!(Box::pin(outgoing.writable())).is_pending());
+        receiver.recv().await.unwrap();
+        outgoing.writable().await;
+        outgoing.flush();
+        assert!(outgoing.waiting.is_empty());
+    }
+}

@@ -7,6 +7,8 @@
 //! Three answers that must never be mixed up, and so have three types: *done* ([`Fate`]), *refused* ([`Prepared::No`])
 //! and *not known* ([`Unresolved`]). The evidence row (protocol.md, P15 to P19) is what makes the first one provable.
 
+#[cfg(feature = "postgres")]
+pub mod postgres;
 #[cfg(feature = "sqlite")]
 pub mod sqlite;
 
@@ -213,6 +215,7 @@ pub trait Resource: Send + Sync + 'static {
 
 /// The wall clock: only for what people read and for a store's own bookkeeping, never for a decision.
 #[must_use]
+#[expect(clippy::disallowed_methods, reason = "the one place where stores read it")]
 pub fn wall_clock() -> SystemTime {
     SystemTime::now()
 }

@@ -45,6 +45,11 @@ impl Entry {
     fn holds(&self) -> bool {
         self.branch.is_open() || matches!(self.branch.state(), State::Doomed { .. })
     }
+
+    /// Whether something is still to happen to it here.
+    fn is_unsettled(&self) -> bool {
+        !matches!(self.branch.state(), State::Absent | State::Ended(_))
+    }
 }
 
 /// A handler that waits until another one of the same transaction has finished.
@@ -94,12 +99,10 @@ impl Session {
             return Err(JoinError::Detaching { gtrid });
         }
         let ours = match &self.phase {
-            Phase::Attached { welcome, draining: false, .. } => welcome.cluster,
-            Phase::Attached { draining: true, .. }
-            | Phase::Away
-            | Phase::Greeting(_)
-            | Phase::Binding(..)
-            | Phase::Detached => return Err(JoinError::NotAttached { gtrid }),
+            Phase::Attached { welcome, .. } => welcome.cluster,
+            Phase::Away | Phase::Greeting(_) | Phase::Binding(..) | Phase::Detached => {
+                return Err(JoinError::NotAttached { gtrid });
+            }
         };
         if ours != cluster {
             return Err(JoinError::ForeignCluster { gtrid, theirs: cluster, ours });
@@ -214,13 +217,14 @@ impl Session {
     /// One step of a branch, its actions, and what follows for those who wait for it.
     fn step(&mut self, now: Duration, xid: &Xid, event: Event) {
         let entry = self.branches.get_mut(xid).expect("only known branches are stepped");
-        let (held, joining) = (entry.holds(), matches!(entry.branch.state(), State::Opening(_)));
+        let joining = matches!(entry.branch.state(), State::Opening(_));
+        let before = (usize::from(entry.holds()), usize::from(entry.is_unsettled()));
         let actions = match entry.branch.step(event) {
             Ok(actions) => actions,
             Err(impossible) => panic!("branch {xid}: {impossible}"),
         };
-        let holds = entry.holds();
-        self.holding = self.holding + usize::from(holds) - usize::from(held);
+        self.holding = self.holding + usize::from(entry.holds()) - before.0;
+        self.unsettled = self.unsettled + usize::from(entry.is_unsettled()) - before.1;
         for action in actions {
             self.act(xid, action, joining);
         }

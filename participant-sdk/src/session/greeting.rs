@@ -39,12 +39,15 @@ impl Session {
             self.become_attached(now, attachment, welcome);
         } else {
             // Nothing is prepared for a cluster that the store does not know for good (P21).
-            self.effects.push(Effect::Bind(welcome.cluster));
+            self.effects.push(Effect::Bind(self.number, welcome.cluster));
             self.phase = Phase::Binding(attachment, welcome);
         }
     }
 
-    pub(super) fn bound(&mut self, now: Duration, result: Result<(), Unresolved>) {
+    pub(super) fn bound(&mut self, now: Duration, session: u64, result: Result<(), Unresolved>) {
+        if session != self.number {
+            return; // For a stream that broke meanwhile.
+        }
         match (std::mem::replace(&mut self.phase, Phase::Away), result) {
             (Phase::Binding(attachment, welcome), Ok(())) => {
                 let attachment = Attachment { cluster: Some(welcome.cluster), ..attachment };
@@ -53,7 +56,6 @@ impl Session {
             (Phase::Binding(..), Err(unresolved)) => {
                 self.close(Closing::Broken(format!("the store could not keep its cluster: {unresolved}")));
             }
-            // For a stream that broke meanwhile.
             (other @ (Phase::Away | Phase::Greeting(_) | Phase::Attached { .. } | Phase::Detached), _) => {
                 self.phase = other;
             }
@@ -63,7 +65,7 @@ impl Session {
     fn become_attached(&mut self, now: Duration, attachment: Attachment, welcome: Welcome) {
         self.effects.push(Effect::Attached(welcome.cluster));
         self.reports.start(now, welcome.report_interval);
-        self.phase = Phase::Attached { attachment, welcome, draining: false };
+        self.phase = Phase::Attached { attachment, welcome };
     }
 }
 

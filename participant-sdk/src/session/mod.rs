@@ -55,8 +55,8 @@ pub enum Event {
     Received(FromCoordinator),
     /// The stream is over.
     Disconnected,
-    /// The cluster is stored, or could not be.
-    Bound(Result<(), Unresolved>),
+    /// The cluster is stored, for the session of that number, or could not be.
+    Bound(u64, Result<(), Unresolved>),
     /// A handler wants to work in a transaction.
     Join {
         /// Its number.
@@ -86,7 +86,7 @@ pub enum Event {
     Forgotten(u64, Result<(), Unresolved>),
     /// Time has passed.
     Tick,
-    /// The participant is to go away: at once when no branch is open any more, and then in any case.
+    /// The participant is to go away: at once when every branch it holds has ended, and then in any case.
     Detach(Duration),
 }
 
@@ -138,8 +138,9 @@ pub enum Effect {
     AnswerFinish(HandlerId, Result<(), FinishError>),
     /// Bring [`Event::AskAgain`] after a wait that grows with the number of failed attempts.
     AskLater(Xid, u32),
-    /// Store the cluster, and bring [`Event::Bound`]. Nothing is read from the stream before.
-    Bind(ClusterId),
+    /// Store the cluster, see that it is the one that is stored then, and bring [`Event::Bound`] with this number. Nothing is
+    /// read from the stream before.
+    Bind(u64, ClusterId),
     /// List the store, and bring [`Event::Listed`] with this number.
     List {
         /// The session's number.
@@ -191,12 +192,7 @@ enum Phase {
     /// The welcome fits, and the store is being bound to the cluster.
     Binding(Attachment, Welcome),
     /// Attached.
-    Attached {
-        attachment: Attachment,
-        welcome: Welcome,
-        /// The coordinator is going away: nothing new begins.
-        draining: bool,
-    },
+    Attached { attachment: Attachment, welcome: Welcome },
     /// Told to go, and gone.
     Detached,
 }
@@ -216,6 +212,8 @@ pub struct Session {
     open: BTreeMap<Gtrid, Xid>,
     /// Branches that have a connection: open and doomed ones.
     holding: usize,
+    /// Branches that have not ended, prepared ones included.
+    unsettled: usize,
     deadlines: BTreeSet<(Duration, Xid)>,
     waiting: VecDeque<Waiting>,
     /// The oldest first.
@@ -238,6 +236,7 @@ impl Session {
             branches: BTreeMap::new(),
             open: BTreeMap::new(),
             holding: 0,
+            unsettled: 0,
             deadlines: BTreeSet::new(),
             waiting: VecDeque::new(),
             ended: VecDeque::new(),
@@ -256,7 +255,7 @@ impl Session {
             Event::Dialled(attachment) => self.greet(attachment),
             Event::Received(message) => self.receive(now, message),
             Event::Disconnected => self.disconnect(),
-            Event::Bound(result) => self.bound(now, result),
+            Event::Bound(session, result) => self.bound(now, session, result),
             Event::Join { handler, cluster, gtrid, deadline, random } => {
                 self.join(now, handler, cluster, gtrid, deadline, random);
             }
@@ -301,7 +300,7 @@ impl Session {
         self.list_if_due(now);
         if let Some(by) = self.detach_by
             && !self.is_detached()
-            && (self.holding == 0 || by <= now)
+            && (self.unsettled == 0 || by <= now)
         {
             self.close(Closing::Detached);
         }
@@ -395,13 +394,8 @@ impl Session {
             FromCoordinator::Refused(xid, why) => {
                 self.warn(format!("the coordinator did not act on {xid}: {why}"))
             }
-            FromCoordinator::Drain => self.drain(),
-        }
-    }
-
-    fn drain(&mut self) {
-        if let Phase::Attached { draining, .. } = &mut self.phase {
-            *draining = true;
+            // It begins nothing new. What it has begun may still be joined, prepared and decided until the stream ends.
+            FromCoordinator::Drain => self.warn("the coordinator is going away".to_owned()),
         }
     }
 

@@ -1,1 +1,188 @@
-//! x
+//! Disks that have no room, and journals that are not as they were written.
+
+use std::os::unix::fs::FileExt;
+
+use lockstep::resource::sqlite::Sqlite;
+use lockstep::resource::{Fate, Prepared, Resource};
+use rustix::process::Rlimit;
+use tokio::signal::unix::{SignalKind, signal};
+
+use crate::harness::{
+    Database, branch, cluster, name, position, prepare, refusal, resource_at, say, unfit, work,
+};
+
+const SETUP: &str = "CREATE TABLE t (id INTEGER PRIMARY KEY, v, filler); \
+     WITH s(n) AS (VALUES (1) UNION ALL SELECT n + 1 FROM s WHERE n < 300) INSERT INTO t SELECT n, 0, zeroblob(3000) FROM s";
+/// A small entry in the journal, and a page of the WAL for each row.
+const MANY_PAGES: &str = "UPDATE t SET v = 1";
+/// A large entry in the journal.
+const ONE_LARGE: &str = "INSERT INTO t VALUES (1000, 1, zeroblob(900000))";
+
+/// No file of this process may become larger than this, as on a disk that is full: writes beyond it fail, and those
+/// within files that are there succeed.
+fn no_file_beyond(bytes: Option<u64>) {
+    let limit = rustix::process::getrlimit(rustix::process::Resource::Fsize);
+    let limit = Rlimit { current: bytes, maximum: limit.maximum };
+    rustix::process::setrlimit(rustix::process::Resource::Fsize, limit).unwrap();
+}
+
+/// Played in a process of its own, whose limits it changes.
+pub(crate) async fn play_full(path: &std::path::Path, argument: &str) {
+    // By default the signal that comes with the error would end the process.
+    let mut too_large = signal(SignalKind::from_raw(25)).unwrap();
+    let resource = resource_at(path).await;
+    resource.attach(&name()).await.unwrap();
+    match argument {
+        "journal" => play_full_at_the_journal(&resource).await,
+        "commit" => play_full_at_commit(&resource).await,
+        "one-phase" => play_full_at_one_phase(&resource).await,
+        unknown => panic!("no case {unknown:?}"),
+    }
+    // The limit was met, or this tests nothing.
+    assert!(too_large.recv().await.is_some());
+    say("done");
+}
+
+async fn play_full_at_the_journal(resource: &Sqlite) {
+    no_file_beyond(Some(500_000));
+    let why = refusal(resource, 1, ONE_LARGE).await;
+    assert!(why.contains("-lockstep: "), "{why}");
+    no_file_beyond(None);
+    assert_eq!(resource.rollback(&branch(1), &position(1)).await.unwrap(), Fate::RolledBack);
+    assert_eq!(prepare(resource, 2, ONE_LARGE).await, Prepared::Yes);
+    assert_eq!(resource.commit(&branch(2), &position(1)).await.unwrap(), Fate::Committed);
+}
+
+async fn play_full_at_commit(resource: &Sqlite) {
+    assert_eq!(prepare(resource, 1, MANY_PAGES).await, Prepared::Yes);
+    no_file_beyond(Some(100_000));
+    for _again in 0..2 {
+        let unresolved = resource.commit(&branch(1), &position(1)).await.unwrap_err();
+        say(&unresolved.to_string());
+    }
+    // It is still the prepared branch, and nobody else gets in.
+    assert!(resource.local_write(std::time::Duration::from_millis(50)).await.is_err());
+    no_file_beyond(None);
+    assert_eq!(resource.prepared(cluster(), &name()).await.unwrap(), [branch(1).xid]);
+    assert_eq!(resource.commit(&branch(1), &position(1)).await.unwrap(), Fate::Committed);
+}
+
+async fn play_full_at_one_phase(resource: &Sqlite) {
+    let open = work(resource, 1, MANY_PAGES).await;
+    no_file_beyond(Some(100_000));
+    let unresolved = resource.commit_one_phase(&branch(1), open, &position(1)).await.unwrap_err();
+    assert!(unresolved.0.contains("is unknown"), "{unresolved}");
+    no_file_beyond(None);
+    assert_eq!(resource.prove(&branch(1), &position(1)).await.unwrap(), Fate::RolledBack);
+}
+
+#[tokio::test]
+async fn a_disk_without_room_for_the_journal_is_a_vote_to_roll_back() {
+    let database = Database::new(SETUP).await;
+    assert!(database.child("full").argument("journal").run().heard("done"));
+    let rows: i64 =
+        sqlx::query_scalar("SELECT count(*) FROM t").fetch_one(&database.pool().await).await.unwrap();
+    assert_eq!(rows, 301);
+}
+
+#[tokio::test]
+async fn a_disk_without_room_for_the_commit_leaves_it_to_be_asked_again() {
+    let database = Database::new(SETUP).await;
+    let said = database.child("full").argument("commit").run();
+    assert!(said.heard("done"), "{:?}", said.lines);
+    let sum: i64 =
+        sqlx::query_scalar("SELECT sum(v) FROM t").fetch_one(&database.pool().await).await.unwrap();
+    assert_eq!(sum, 300);
+}
+
+#[tokio::test]
+async fn a_disk_without_room_for_a_one_phase_commit_leaves_it_to_be_proved() {
+    let database = Database::new(SETUP).await;
+    assert!(database.child("full").argument("one-phase").run().heard("done"));
+    let sum: i64 =
+        sqlx::query_scalar("SELECT sum(v) FROM t").fetch_one(&database.pool().await).await.unwrap();
+    assert_eq!(sum, 0);
+}
+
+/// Prepares, and loses the process's state.
+async fn prepared() -> (Database, usize) {
+    let database = Database::new("CREATE TABLE t (v)").await;
+    let resource = database.attached().await;
+    assert_eq!(prepare(&resource, 1, "INSERT INTO t VALUES ('row')").await, Prepared::Yes);
+    drop(resource);
+    let bytes = std::fs::read(database.journal()).unwrap();
+    let length = bytes.iter().rposition(|byte| *byte != 0).unwrap() + 1;
+    (database, length)
+}
+
+/// What a crash leaves that came before the vote: the branch is not prepared, and is rolled back when it is asked for.
+async fn is_not_prepared(database: &Database, case: &str) {
+    let resource = database.attached().await;
+    assert_eq!(resource.prepared(cluster(), &name()).await.unwrap(), [], "{case}");
+    assert_eq!(resource.rollback(&branch(1), &position(1)).await.unwrap(), Fate::RolledBack, "{case}");
+    assert_eq!(prepare(&resource, 2, "INSERT INTO t VALUES (2)").await, Prepared::Yes, "{case}");
+    assert_eq!(resource.commit(&branch(2), &position(1)).await.unwrap(), Fate::Committed, "{case}");
+}
+
+/// Every length and every byte is tried on the journal itself; here, what becomes of the database.
+#[tokio::test]
+async fn a_torn_entry_was_never_prepared() {
+    for part in [0.0, 0.1, 0.5, 0.9] {
+        let (database, length) = prepared().await;
+        #[expect(
+            clippy::cast_possible_truncation,
+            clippy::cast_sign_loss,
+            clippy::cast_precision_loss,
+            reason = "small"
+        )]
+        let kept = (length as f64 * part) as u64;
+        // 0 to 32: inside the header, of which a crash leaves all or nothing.
+        let kept = if kept < 32 { 0 } else { kept };
+        std::fs::OpenOptions::new().write(true).open(database.journal()).unwrap().set_len(kept).unwrap();
+        is_not_prepared(&database, &format!("{kept} of {length} bytes")).await;
+    }
+}
+
+#[tokio::test]
+async fn a_damaged_entry_is_not_written() {
+    for at in [16, 24, 33, 80, 150] {
+        let (database, _length) = prepared().await;
+        let file = std::fs::OpenOptions::new().read(true).write(true).open(database.journal()).unwrap();
+        let mut byte = [0];
+        file.read_exact_at(&mut byte, at).unwrap();
+        file.write_all_at(&[byte[0] ^ 0x20], at).unwrap();
+        is_not_prepared(&database, &format!("byte {at}")).await;
+    }
+    let (database, _length) = prepared().await;
+    let file = std::fs::OpenOptions::new().write(true).open(database.journal()).unwrap();
+    file.write_all_at(&[9], 8).unwrap();
+    let why = unfit(&database.resource().await).await;
+    assert!(why.contains("its version is 9"), "{why}");
+}
+
+/// A removed journal makes the branch disappear; it is then fenced, so that its loss is known and not guessed.
+#[tokio::test]
+async fn a_removed_journal_is_a_lost_branch() {
+    let (database, _length) = prepared().await;
+    std::fs::remove_file(database.journal()).unwrap();
+    let resource = database.attached().await;
+    assert_eq!(resource.commit(&branch(1), &position(1)).await.unwrap(), Fate::RolledBack);
+}
+
+/// A reader that holds an older state keeps the WAL from being moved into the file, and evidence from being believed.
+#[tokio::test]
+async fn nothing_is_believed_that_is_not_known_to_be_on_disk() {
+    use sqlx::{ConnectOptions, Connection};
+    let database = Database::new("PRAGMA journal_mode = WAL; CREATE TABLE t (v)").await;
+    let mut reader = database.options().connect().await.unwrap();
+    crate::harness::run(&mut reader, "BEGIN; SELECT * FROM t").await.unwrap();
+    crate::harness::run(&mut database.stranger().await, "INSERT INTO t VALUES (1)").await.unwrap();
+    match database.resource().await.attach(&name()).await {
+        Err(lockstep::resource::ResourceError::Unavailable(why)) => {
+            assert!(why.contains("cannot be checkpointed"), "{why}");
+        }
+        other => panic!("{other:?}"),
+    }
+    reader.close().await.unwrap();
+    database.attached().await;
+}

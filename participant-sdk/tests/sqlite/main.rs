@@ -4,6 +4,7 @@
 //! and at which crash point to die, and look at the files afterwards.
 
 #![cfg(feature = "sqlite")]
+#![allow(clippy::unwrap_used, reason = "in a test a panic is the message")]
 
 mod capture;
 mod connections;

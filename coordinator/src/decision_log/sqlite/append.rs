@@ -12,40 +12,57 @@ use sqlx::SqliteConnection;
 use super::hex::{Hex, json};
 use super::rows;
 use super::transaction::Fault;
-use crate::decision_log::Batch;
 use crate::protocol::outcome::Outcome;
 use crate::protocol::record::{DecisionKind, DecisionRecord, EndRecord};
 
 /// What the log has of a transaction before the write.
 struct Stored {
     decision: Option<DecisionRecord>,
-    ended: bool,
+    ended: Option<Ended>,
+}
+
+/// What is on record of an end.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Ended {
+    /// As decided.
+    AsDecided,
+    /// With a heuristic outcome.
+    Heuristically,
 }
 
 /// What a row will have that it has not yet.
 #[derive(Default)]
 struct Change {
     decision: Option<Vec<u8>>,
-    end: Option<(i64, Vec<u8>)>,
+    end: Option<(i64, Vec<u8>, Ended)>,
 }
 
-/// Writes the batch inside an open transaction. Bytes of the records that were new.
-pub(super) async fn append(connection: &mut SqliteConnection, batch: &Batch) -> Result<u64, Fault> {
-    let stored = stored(connection, batch).await?;
-    let changes = plan(stored, batch)?;
+/// Writes decisions, then ends, inside an open transaction. Bytes of the records that were new.
+pub(super) async fn append(
+    connection: &mut SqliteConnection,
+    decisions: &[DecisionRecord],
+    ends: &[EndRecord],
+) -> Result<u64, Fault> {
+    let decided = decisions.iter().map(|decision| decision.gtrid);
+    let ended = ends.iter().map(|end| end.gtrid);
+    let stored = stored(connection, decided.chain(ended)).await?;
+    let changes = plan(stored, decisions, ends)?;
     if changes.is_empty() {
         return Ok(0);
     }
     let rows = json(changes.iter().map(|(gtrid, change)| {
-        let (ended_ms, ending) = change.end.as_ref().map(|(ms, record)| (*ms, Hex::of(record))).unzip();
-        (Hex::of(gtrid), change.decision.as_ref().map(Hex::of), ended_ms, ending)
+        let (ended_ms, ending) = change.end.as_ref().map(|(ms, record, _)| (*ms, Hex::of(record))).unzip();
+        let heuristic =
+            change.end.as_ref().is_some_and(|(.., how)| *how == Ended::Heuristically).then_some(1);
+        (Hex::of(gtrid), change.decision.as_ref().map(Hex::of), ended_ms, ending, heuristic)
     }));
     let bytes = rows.len() / 2;
     let done = sqlx::query(
-        "INSERT INTO transactions (gtrid, decision, ended_ms, ending) \
-         SELECT unhex(value ->> 0), unhex(value ->> 1), value ->> 2, unhex(value ->> 3) \
+        "INSERT INTO transactions (gtrid, decision, ended_ms, ending, heuristic) \
+         SELECT unhex(value ->> 0), unhex(value ->> 1), value ->> 2, unhex(value ->> 3), value ->> 4 \
          FROM json_each(?1) WHERE true \
-         ON CONFLICT (gtrid) DO UPDATE SET ended_ms = excluded.ended_ms, ending = excluded.ending",
+         ON CONFLICT (gtrid) DO UPDATE SET ended_ms = excluded.ended_ms, ending = excluded.ending, \
+             heuristic = excluded.heuristic",
     )
     .bind(rows)
     .execute(connection)
@@ -58,36 +75,39 @@ pub(super) async fn append(connection: &mut SqliteConnection, batch: &Batch) -> 
     Ok(bytes as u64)
 }
 
-async fn stored(connection: &mut SqliteConnection, batch: &Batch) -> Result<HashMap<Gtrid, Stored>, Fault> {
-    let decided = batch.decisions.iter().map(|decision| decision.gtrid);
-    let ended = batch.ends.iter().map(|end| end.gtrid);
-    let keys = json(decided.chain(ended).map(|gtrid| Hex::of(gtrid.to_bytes())));
-    let found: Vec<(Vec<u8>, Option<Vec<u8>>, bool)> = sqlx::query_as(
-        "SELECT gtrid, decision, ended_ms IS NOT NULL FROM transactions \
+async fn stored(
+    connection: &mut SqliteConnection,
+    gtrids: impl Iterator<Item = Gtrid>,
+) -> Result<HashMap<Gtrid, Stored>, Fault> {
+    let keys = json(gtrids.map(|gtrid| Hex::of(gtrid.to_bytes())));
+    let found: Vec<(Vec<u8>, Option<Vec<u8>>, bool, bool)> = sqlx::query_as(
+        "SELECT gtrid, decision, ended_ms IS NOT NULL, heuristic IS NOT NULL FROM transactions \
          WHERE gtrid IN (SELECT unhex(value) FROM json_each(?1))",
     )
     .bind(keys)
     .fetch_all(connection)
     .await?;
     let mut stored = HashMap::with_capacity(found.len());
-    for (key, decision, ended) in found {
+    for (key, decision, ended, heuristic) in found {
         let gtrid = Gtrid::from_bytes(&key).expect("a row that was found by a gtrid's bytes has them");
         let decision = decision.map(|record| rows::decode_decision(gtrid, &record)).transpose();
         let decision = decision.map_err(|error| {
             Fault::Fatal(format!("the decision log is damaged: transaction {gtrid}: {error}"))
         })?;
-        stored.insert(gtrid, Stored { decision, ended });
+        let how = if heuristic { Ended::Heuristically } else { Ended::AsDecided };
+        stored.insert(gtrid, Stored { decision, ended: ended.then_some(how) });
     }
     Ok(stored)
 }
 
-/// What is new in the batch, in the order of the keys: neighbours lie on one page.
+/// What is new, in the order of the keys: neighbours lie on one page.
 fn plan(
     mut stored: HashMap<Gtrid, Stored>,
-    batch: &Batch,
+    decisions: &[DecisionRecord],
+    ends: &[EndRecord],
 ) -> Result<BTreeMap<[u8; Gtrid::BYTES], Change>, Fault> {
     let mut changes = BTreeMap::<_, Change>::new();
-    for decision in &batch.decisions {
+    for decision in decisions {
         let gtrid = decision.gtrid;
         match stored.get(&gtrid) {
             Some(Stored { decision: Some(same), .. }) if same == decision => continue,
@@ -95,11 +115,12 @@ fn plan(
             None => {}
         }
         changes.entry(gtrid.to_bytes()).or_default().decision = Some(rows::encode_decision(decision));
-        stored.insert(gtrid, Stored { decision: Some(decision.clone()), ended: false });
+        stored.insert(gtrid, Stored { decision: Some(decision.clone()), ended: None });
     }
-    for end in &batch.ends {
-        let before = stored.entry(end.gtrid).or_insert(Stored { decision: None, ended: false });
-        if before.ended {
+    for end in ends {
+        let before = stored.entry(end.gtrid).or_insert(Stored { decision: None, ended: None });
+        let how = how_ended(end.outcome);
+        if !says_more(before.ended, how) {
             continue;
         }
         let record = rows::encode_end(end, before.decision.as_ref());
@@ -108,10 +129,29 @@ fn plan(
             contradiction(end.gtrid, "an end with an outcome that does not follow from the decision")
         })?;
         let change = changes.entry(end.gtrid.to_bytes()).or_default();
-        change.end = Some((rows::column_ms(end.ended_ms), record));
-        before.ended = true;
+        change.end = Some((rows::column_ms(end.ended_ms), record, how));
+        before.ended = Some(how);
     }
     Ok(changes)
+}
+
+fn how_ended(outcome: Outcome) -> Ended {
+    match outcome {
+        Outcome::Heuristic(_) => Ended::Heuristically,
+        Outcome::Committed | Outcome::RolledBack | Outcome::NothingToCommit | Outcome::Unknown => {
+            Ended::AsDecided
+        }
+    }
+}
+
+/// Whether an end adds to what is on record. One that is there already changes nothing when it comes again, with one exception: a
+/// branch may turn out to have ended differently long after its transaction did, and another one after that. Such a record
+/// always replaces what is there, and nothing but such a record ever replaces it.
+fn says_more(before: Option<Ended>, now: Ended) -> bool {
+    match (before, now) {
+        (None, _) | (Some(_), Ended::Heuristically) => true,
+        (Some(Ended::AsDecided | Ended::Heuristically), Ended::AsDecided) => false,
+    }
 }
 
 /// Whether a transaction with this decision can have this end. Anything else would be a decision that changed.

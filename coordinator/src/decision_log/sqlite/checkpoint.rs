@@ -18,7 +18,8 @@ use tokio_util::sync::CancellationToken;
 
 use super::{Shared, read};
 
-/// Checkpoints everything and empties the write-ahead log, or says why not. With [`synchronous`](super::open) FULL.
+/// Checkpoints everything and empties the write-ahead log, or says why not. On a connection with `synchronous=FULL`, so that
+/// it syncs the database file.
 pub(super) async fn truncate(connection: &mut SqliteConnection) -> Result<(), String> {
     let (busy, _frames, _copied): (i64, i64, i64) = sqlx::query_as("PRAGMA wal_checkpoint(TRUNCATE)")
         .fetch_one(connection)

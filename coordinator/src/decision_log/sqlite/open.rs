@@ -54,7 +54,7 @@ pub struct Opened {
     pub cluster: ClusterId,
     /// The epoch that was taken; no batch is forced under it yet.
     pub position: LogPosition,
-    /// Earlier epochs that had not been sealed: 1 after a crash, 0 only in a new log.
+    /// Earlier epochs that were not sealed yet: the one before this; none in a new log.
     pub sealed_epochs: usize,
     /// Decisions without an end, for recovery to deliver.
     pub unfinished: u64,
@@ -175,7 +175,7 @@ impl SqliteLog {
         let checkpoints = opening.connect(SqliteSynchronous::Full).await?;
         let readers = opening.readers().await?;
         let facts = read::facts(&readers).await;
-        let (unfinished, horizon_ms) = facts.map_err(|error| opening.read_error(&error))?;
+        let (unfinished, _heuristic, horizon_ms) = facts.map_err(|error| opening.read_error(&error))?;
         let opened = Opened {
             dir: dir.path().to_owned(),
             created: taken.created,

@@ -233,23 +233,15 @@ pub(super) async fn resource_manager(
         .map_err(|error| damaged(format_args!("resource manager {name}"), error))
 }
 
-/// How many decisions have no end, and the horizon.
-pub(super) async fn facts(readers: &SqlitePool) -> Result<(u64, u64), ReadError> {
-    let (unfinished, record): (i64, Option<Vec<u8>>) = sqlx::query_as(
+/// How many decisions have no end, how many transactions a heuristic outcome, and the horizon. Counts small indexes only.
+pub(super) async fn facts(readers: &SqlitePool) -> Result<(u64, u64, u64), ReadError> {
+    let (unfinished, heuristic, record): (i64, i64, Option<Vec<u8>>) = sqlx::query_as(
         "SELECT (SELECT count(*) FROM transactions WHERE ended_ms IS NULL), \
+             (SELECT count(*) FROM transactions WHERE heuristic = 1), \
              (SELECT record FROM marks WHERE name = 'horizon')",
     )
     .fetch_one(readers)
     .await
     .map_err(error)?;
-    Ok((unfinished.cast_unsigned(), horizon(record)?))
-}
-
-/// How many transactions have ended. Walks over the whole table: for people.
-pub(super) async fn ended(readers: &SqlitePool) -> Result<u64, ReadError> {
-    let ended: i64 = sqlx::query_scalar("SELECT count(*) FROM transactions WHERE ended_ms IS NOT NULL")
-        .fetch_one(readers)
-        .await
-        .map_err(error)?;
-    Ok(ended.cast_unsigned())
+    Ok((unfinished.cast_unsigned(), heuristic.cast_unsigned(), horizon(record)?))
 }

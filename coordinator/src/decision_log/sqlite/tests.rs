@@ -12,8 +12,7 @@ use sqlx::sqlite::SqliteConnectOptions;
 use sqlx::{ConnectOptions, SqliteConnection};
 use tempfile::TempDir;
 
-use super::SqliteLog;
-use super::open::{OpenError, Opened, Options};
+use super::{OpenError, Opened, Options, SqliteLog};
 use crate::decision_log::contract::{self, Store};
 
 /// A log in a directory of its own.

@@ -11,6 +11,7 @@ use std::sync::OnceLock;
 
 use sqlx::SqliteConnection;
 
+use super::read::{code, is_damage};
 use crate::decision_log::AppendError;
 
 /// Why the statements of a transaction were not carried through.
@@ -24,7 +25,13 @@ pub(super) enum Fault {
 
 impl From<sqlx::Error> for Fault {
     fn from(error: sqlx::Error) -> Self {
-        Self::Refused(error.to_string())
+        const SQLITE_IOERR: i32 = 10;
+        // A disk that fails while a force is prepared is not asked to commit the next one (P6).
+        if is_damage(&error) || code(&error) == Some(SQLITE_IOERR) {
+            Self::Fatal(error.to_string())
+        } else {
+            Self::Refused(error.to_string())
+        }
     }
 }
 
@@ -81,9 +88,11 @@ impl<'a> Tx<'a> {
             Ok(done) => done,
             Err(Fault::Refused(reason)) => return Err(self.undo(reason).await),
             Err(Fault::Fatal(reason)) => {
+                let unknown = self.broken.set(&reason);
                 // Nothing hangs on whether this works: the process ends either way.
-                let _ = self.undo(String::new()).await;
-                return Err(self.broken.set(&reason));
+                let _ = execute(self.connection, "ROLLBACK").await;
+                self.finished = true;
+                return Err(unknown);
             }
         };
         let committed = execute(self.connection, "COMMIT").await;

@@ -100,6 +100,11 @@ impl OpenBranch {
         &mut self.writer().connection
     }
 
+    /// The same, shared.
+    pub(super) fn connection_ref(&self) -> &SqliteConnection {
+        &self.writer.as_ref().expect("the writer is taken out by what consumes the branch").connection
+    }
+
     /// Which branch it is.
     pub(super) fn branch(&self) -> &BranchId {
         &self.branch

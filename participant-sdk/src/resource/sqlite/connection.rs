@@ -3,11 +3,15 @@
 use std::time::Duration;
 
 use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqliteLockingMode, SqliteSynchronous};
-use sqlx::{AssertSqlSafe, ConnectOptions, Connection, Row, SqliteConnection};
+use sqlx::{ConnectOptions, Connection, Row, SqliteConnection};
 use tokio::time::Instant;
 
 use crate::resource::ResourceError;
 
+/// How long SQLite waits for a lock before it says that it is busy: see [`begin_immediate`].
+const BUSY: Duration = Duration::from_millis(100);
+/// How long a checkpoint waits for readers of older states, and a reader for the recovery of the WAL.
+const PATIENCE: Duration = Duration::from_secs(5);
 /// SQLite can list tables with their kinds, and has STRICT tables, since this version.
 const OLDEST_SQLITE: (u32, u32) = (3, 37);
 
@@ -29,6 +33,7 @@ fn own(options: &SqliteConnectOptions) -> SqliteConnectOptions {
         .synchronous(SqliteSynchronous::Full)
         // Its ANALYZE would write at a moment when nobody expects it.
         .optimize_on_close(false, None)
+        .busy_timeout(BUSY)
         .pragma("query_only", "OFF")
 }
 
@@ -39,13 +44,13 @@ pub(super) fn for_branches(options: &SqliteConnectOptions) -> SqliteConnectOptio
 
 /// For the committed state.
 pub(super) fn for_reading(options: &SqliteConnectOptions) -> SqliteConnectOptions {
-    own(options).pragma("query_only", "ON")
+    own(options).busy_timeout(PATIENCE).pragma("query_only", "ON")
 }
 
 /// For writing a prepared branch again: its rows were checked when they were first written, and foreign-key actions
 /// have their results in the journal.
 pub(super) fn for_replay(options: &SqliteConnectOptions) -> SqliteConnectOptions {
-    own(options).foreign_keys(false).pragma("ignore_check_constraints", "ON")
+    own(options).busy_timeout(PATIENCE).foreign_keys(false).pragma("ignore_check_constraints", "ON")
 }
 
 /// Connects.
@@ -100,23 +105,26 @@ pub(super) async fn file_of(connection: &mut SqliteConnection) -> Result<String,
 }
 
 /// Begins a write transaction, waiting for writers of other processes and of the service's pool until `deadline`.
+///
+/// SQLite waits on the connection's own thread and cannot be told to stop. So it waits a little at a time: where nobody
+/// wants the transaction any more, the connection is closed soon.
 pub(super) async fn begin_immediate(
     connection: &mut SqliteConnection,
     deadline: Instant,
 ) -> Result<(), ResourceError> {
-    let wait = deadline.saturating_duration_since(Instant::now()).max(Duration::from_millis(1));
-    // SQLite takes it as a C int.
-    let wait_ms = i32::try_from(wait.as_millis()).unwrap_or(i32::MAX);
-    sqlx::raw_sql(AssertSqlSafe(format!("PRAGMA busy_timeout = {wait_ms}")))
-        .execute(&mut *connection)
-        .await
-        .map_err(unavailable("beginning a write"))?;
-    match sqlx::raw_sql("BEGIN IMMEDIATE").execute(connection).await {
-        Ok(_) => Ok(()),
-        Err(error) if is_busy(&error) => Err(ResourceError::Unavailable(format!(
-            "a writer that does not use the SDK had the file for {wait_ms} ms: {error}"
-        ))),
-        Err(error) => Err(unavailable("beginning a write")(error)),
+    let begun = Instant::now();
+    loop {
+        match sqlx::raw_sql("BEGIN IMMEDIATE").execute(&mut *connection).await {
+            Ok(_) => return Ok(()),
+            Err(error) if !is_busy(&error) => return Err(unavailable("beginning a write")(error)),
+            Err(_busy) if Instant::now() < deadline => {}
+            Err(error) => {
+                let waited = begun.elapsed().as_millis();
+                return Err(ResourceError::Unavailable(format!(
+                    "a writer that does not use the SDK had the file for {waited} ms: {error}"
+                )));
+            }
+        }
     }
 }
 

@@ -7,11 +7,12 @@ use lockstep_proto::LogPosition;
 use super::branch::{OpenBranch, Refused};
 use super::capture::{CaptureError, Changes};
 use super::connection::{self, is_constraint};
+use super::decided::PrepareError;
 use super::entry::Entry;
 use super::evidence::{Kind, position_bytes, unix_ms};
 use super::foreign_keys;
 use super::journal::MAX_ENTRY_BYTES;
-use super::store::{PrepareError, Store};
+use super::store::Store;
 use crate::resource::{Fate, Prepared, Unresolved, wall_clock};
 
 /// What an open branch turned out to be.

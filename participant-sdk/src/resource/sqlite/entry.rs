@@ -137,7 +137,6 @@ fn put_image(out: &mut Vec<u8>, image: Option<&Values>) {
     }
 }
 
-#[expect(clippy::ptr_arg, reason = "it is an element of a list of such")]
 fn put_values(out: &mut Vec<u8>, values: &Values) {
     put_list(out, values, put_value);
 }

@@ -65,13 +65,14 @@
 //!
 //! # Reading order
 //!
-//! `store` (what is held, and the order of durable effects), `branch` and `ending` (an open branch and its ends),
-//! `capture` (what it changed), `journal` and `entry` (what is written), `replay` (after a crash), `evidence` (what is proved),
-//! `writer` and `connection` (what is asked of SQLite), `turn` and `files` (who may).
+//! `decided` (the order of durable effects), `store` and `slot` (who may write, what is held), `branch` and `ending` (an open
+//! branch and its ends), `capture` (what it changed), `journal` and `entry` (what is written), `recovery` and `replay`
+//! (after a crash), `evidence` (what is proved), `writer` and `connection` (what is asked of SQLite), `turn` and `files`.
 
 mod branch;
 mod capture;
 mod connection;
+mod decided;
 mod ending;
 mod entry;
 mod evidence;
@@ -80,8 +81,10 @@ mod foreign_keys;
 mod hazard;
 mod journal;
 mod local;
+mod recovery;
 mod replay;
 mod schema;
+mod slot;
 mod store;
 mod turn;
 mod value;
@@ -212,6 +215,10 @@ impl Resource for Sqlite {
 
     fn connection(open: &mut OpenBranch) -> &mut SqliteConnection {
         open.connection()
+    }
+
+    fn connection_ref(open: &OpenBranch) -> &SqliteConnection {
+        open.connection_ref()
     }
 
     async fn prepare(

@@ -218,10 +218,10 @@ mod tests {
         let turnstile = Arc::new(Turnstile::default());
         let turn = turnstile.take("first".into(), Order::Ordinary, later()).await.unwrap();
         for _ in 0..1000 {
-            let gone = tokio::spawn({
-                let turnstile = Arc::clone(&turnstile);
-                async move { turnstile.take("gone".into(), Order::Ordinary, later()).await.map(drop) }
-            });
+            let turnstile = Arc::clone(&turnstile);
+            let waiting =
+                async move { turnstile.take("gone".into(), Order::Ordinary, later()).await.map(drop) };
+            let gone = tokio::spawn(waiting);
             settle().await;
             gone.abort();
             assert!(gone.await.unwrap_err().is_cancelled());

@@ -7,7 +7,7 @@ use super::{SqliteLog, TempSqlite, open};
 use crate::decision_log::contract::{commit, decisions, gtrid, rolled_back};
 use crate::decision_log::data_dir::DataDirError;
 use crate::decision_log::rerun::{self, Child};
-use crate::decision_log::sqlite::open::{OpenError, Options};
+use crate::decision_log::sqlite::{OpenError, Options};
 use crate::decision_log::{AppendError, DecisionLog, ReadError};
 
 const ANY_DISK: Options = Options { min_free_bytes: 0 };

@@ -1,0 +1,76 @@
+//! The evidence table as a whole: its oldest row, the rows that may go, and the position that must outlive them.
+
+use std::time::Duration;
+
+use fail::fail_point;
+use lockstep_proto::{ClusterId, Epoch, Gtrid, LogPosition, ResourceManagerName};
+use sqlx::postgres::PgRow;
+use sqlx::{PgPool, Row as _};
+
+use super::recovery::{read_on_primary, run, unreadable};
+use super::sql;
+use crate::resource::{BranchId, EvidenceRow, Unresolved};
+
+/// The oldest transaction with a row of kind *branch*. Fences don't count: they say nothing that a pruned
+/// record could contradict.
+pub(super) async fn oldest(
+    own: &PgPool,
+    name: &ResourceManagerName,
+    cluster: ClusterId,
+) -> Result<Option<Gtrid>, Unresolved> {
+    let reply = read_on_primary(own, sql::oldest_evidence(name, cluster)).await?;
+    reply.rows.get(1).map(|row| branch(row).map(|branch| branch.xid.gtrid)).transpose()
+}
+
+pub(super) async fn old(
+    own: &PgPool,
+    name: &ResourceManagerName,
+    cluster: ClusterId,
+    retention: Duration,
+    limit: usize,
+) -> Result<Vec<EvidenceRow>, Unresolved> {
+    let reply = run(own, sql::old_evidence(name, cluster, retention, limit)).await?;
+    let row = |row: &PgRow| {
+        let kind = row.try_get::<&str, _>("kind").map_err(unreadable)?;
+        Ok(EvidenceRow { branch: branch(row)?, committed: kind == "branch" })
+    };
+    reply.rows.iter().map(row).collect()
+}
+
+pub(super) async fn forget(
+    own: &PgPool,
+    name: &ResourceManagerName,
+    branches: &[BranchId],
+) -> Result<(), Unresolved> {
+    if branches.is_empty() {
+        return Ok(());
+    }
+    fail_point!("postgres-before-forget");
+    run(own, sql::forget(name, branches)).await?;
+    fail_point!("postgres-after-forget");
+    Ok(())
+}
+
+/// The position in the columns `epoch`, `incarnation` and `sequence`; `None` where they are NULL.
+pub(super) fn position(row: &PgRow) -> Result<Option<LogPosition>, Unresolved> {
+    let Some(epoch) = row.try_get::<Option<i64>, _>("epoch").map_err(unreadable)? else { return Ok(None) };
+    let incarnation = row.try_get::<&str, _>("incarnation").map_err(unreadable)?;
+    let sequence = row.try_get::<i64, _>("sequence").map_err(unreadable)?;
+    let position = || {
+        Some(LogPosition {
+            epoch: Epoch::new(u32::try_from(epoch).ok()?)?,
+            incarnation: incarnation.parse().ok()?,
+            sequence: u64::try_from(sequence).ok()?,
+        })
+    };
+    position().map(Some).ok_or_else(|| damaged(&format!("{epoch}/{incarnation}/{sequence}")))
+}
+
+fn branch(row: &PgRow) -> Result<BranchId, Unresolved> {
+    let xid = row.try_get::<&str, _>("xid").map_err(unreadable)?;
+    xid.parse().map_err(|_malformed| damaged(xid))
+}
+
+fn damaged(what: &str) -> Unresolved {
+    Unresolved(format!("lockstep.evidence holds {what:?}, which Lockstep did not write"))
+}

@@ -1,0 +1,183 @@
+//! A PostgreSQL database as a participant: `PREPARE TRANSACTION`, and an evidence row for every branch.
+//!
+//! Read in this order:
+//! - `branch`: a branch while it is open, and how it is prepared.
+//! - `recovery`: how a prepared branch is finished, and what is found out about one that is not there.
+//! - `evidence`: the table that proves it, and pruning.
+//! - `attach`: what a server has to be, and our tables.
+//! - `sql`: every statement. `refusal`: every refusal in words. `connection`: who holds a connection, and when
+//!   it is closed.
+//!
+//! It must never take PostgreSQL's word for more than it said: that a prepared transaction does not exist says
+//! nothing about what became of it, and an error on a connection says nothing about what the server did.
+//!
+//! What is left to the service: its pool, its SQL, its isolation level. On a branch's connection it may do
+//! whatever can be prepared (no temporary tables, LISTEN or NOTIFY together with writes), and neither COMMIT
+//! nor ROLLBACK; sqlx's own `begin()` makes a savepoint there. A NOTIFY in a branch that writes nothing is
+//! never published. The connection returns to the service's pool, as after any other use of it: what a plain
+//! `SET` or a session's advisory lock left behind is still there.
+//!
+//! What an operator sees: a schema `lockstep` with two tables, prepared transactions whose names begin with
+//! `lockstep:`, up to 8 connections called `lockstep` beside the service's, and in the server's log an ERROR
+//! for each branch that is turned down. The one that names `branch_read_only_and_not_prepared` is none: the
+//! branch had only read.
+
+mod attach;
+mod branch;
+mod connection;
+mod evidence;
+mod recovery;
+mod refusal;
+mod sql;
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, OnceLock, PoisonError};
+use std::time::Duration;
+
+use lockstep_proto::{ClusterId, Gtrid, LogPosition, ResourceManagerName, Xid};
+use sqlx::{PgConnection, PgPool};
+
+pub use self::branch::OpenBranch;
+use super::{Attachment, BranchId, EvidenceRow, Fate, Prepared, Resource, ResourceError, Unresolved};
+
+/// A PostgreSQL database that takes part through the service's own pool.
+///
+/// Branches use connections of that pool, so it bounds how many are open at once. Everything else (finishing
+/// prepared branches, listing them, pruning) uses up to 8 connections of its own, opened when needed: a pool
+/// full of branches that wait for their decision must not keep the decisions out.
+#[derive(Debug)]
+pub struct Postgres {
+    pool: PgPool,
+    own: PgPool,
+    /// As which it attached.
+    name: OnceLock<ResourceManagerName>,
+    /// Whether the server can notice that its client is gone while a statement runs; known after attaching.
+    can_watch_client: AtomicBool,
+    /// The newest position that this process has been told. The evidence rows know only what was the newest
+    /// when their branches were prepared, which is older than the decisions about them.
+    newest: Mutex<Option<LogPosition>>,
+}
+
+impl Postgres {
+    /// Takes part with the database of `pool`. Nothing is connected yet. Call it where tokio runs, as for the
+    /// pool itself.
+    #[must_use]
+    pub fn new(pool: PgPool) -> Self {
+        let own = connection::own_pool((*pool.connect_options()).clone());
+        Self {
+            pool,
+            own,
+            name: OnceLock::new(),
+            can_watch_client: AtomicBool::new(false),
+            newest: Mutex::new(None),
+        }
+    }
+
+    fn name(&self) -> Result<&ResourceManagerName, Unresolved> {
+        self.name.get().ok_or_else(|| Unresolved("the database was not attached yet".to_owned()))
+    }
+
+    /// Remembers `position` if it is the newest, and returns the newest.
+    fn remember(&self, position: Option<LogPosition>) -> Option<LogPosition> {
+        let mut newest = self.newest.lock().unwrap_or_else(PoisonError::into_inner);
+        let order = |position: &LogPosition| (position.epoch, position.sequence);
+        *newest = newest.take().into_iter().chain(position).max_by_key(order);
+        *newest
+    }
+}
+
+impl Resource for Postgres {
+    type Connection = PgConnection;
+    type Open = OpenBranch;
+
+    async fn attach(&self, name: &ResourceManagerName) -> Result<Attachment, ResourceError> {
+        let attached = self.name.get_or_init(|| name.clone());
+        if attached != name {
+            return Err(ResourceError::Unfit(format!(
+                "this database is attached as {attached}, not as {name}"
+            )));
+        }
+        // The service may have changed them since, such as a password.
+        self.own.set_connect_options((*self.pool.connect_options()).clone());
+        let found = attach::attach(&self.own, name).await?;
+        self.can_watch_client.store(found.can_watch_client, Ordering::Relaxed);
+        Ok(Attachment { seen: self.remember(found.attachment.seen), ..found.attachment })
+    }
+
+    async fn bind(&self, cluster: ClusterId) -> Result<(), Unresolved> {
+        recovery::run(&self.own, sql::bind(self.name()?, cluster)).await.map(drop)
+    }
+
+    async fn begin(&self, branch: &BranchId, remaining: Duration) -> Result<OpenBranch, ResourceError> {
+        branch::begin(&self.pool, branch, remaining, self.can_watch_client.load(Ordering::Relaxed)).await
+    }
+
+    fn connection(open: &mut OpenBranch) -> &mut PgConnection {
+        open.lease.connection()
+    }
+
+    fn connection_ref(open: &OpenBranch) -> &PgConnection {
+        open.lease.connection_ref()
+    }
+
+    async fn prepare(
+        &self,
+        branch: &BranchId,
+        open: OpenBranch,
+        position: &LogPosition,
+    ) -> Result<Prepared, Unresolved> {
+        self.remember(Some(*position));
+        branch::prepare(branch, open, position).await
+    }
+
+    async fn commit_one_phase(
+        &self,
+        branch: &BranchId,
+        open: OpenBranch,
+        position: &LogPosition,
+    ) -> Result<Fate, Unresolved> {
+        self.remember(Some(*position));
+        branch::commit_one_phase(branch, open, position).await
+    }
+
+    async fn discard(&self, open: OpenBranch) {
+        branch::discard(open).await;
+    }
+
+    async fn commit(&self, branch: &BranchId, position: &LogPosition) -> Result<Fate, Unresolved> {
+        self.remember(Some(*position));
+        recovery::commit(&self.own, branch, position).await
+    }
+
+    async fn rollback(&self, branch: &BranchId, position: &LogPosition) -> Result<Fate, Unresolved> {
+        self.remember(Some(*position));
+        recovery::rollback(&self.own, branch, position).await
+    }
+
+    /// The same as [`Postgres::commit`]: a branch that was told to commit in one phase and is prepared is to be
+    /// committed, and one that is neither prepared nor committed is fenced, whoever asks.
+    async fn prove(&self, branch: &BranchId, position: &LogPosition) -> Result<Fate, Unresolved> {
+        self.commit(branch, position).await
+    }
+
+    async fn prepared(&self, cluster: ClusterId, name: &ResourceManagerName) -> Result<Vec<Xid>, Unresolved> {
+        recovery::prepared(&self.own, cluster, name).await
+    }
+
+    async fn oldest_evidence(&self, cluster: ClusterId) -> Result<Option<Gtrid>, Unresolved> {
+        evidence::oldest(&self.own, self.name()?, cluster).await
+    }
+
+    async fn old_evidence(
+        &self,
+        cluster: ClusterId,
+        retention: Duration,
+        limit: usize,
+    ) -> Result<Vec<EvidenceRow>, Unresolved> {
+        evidence::old(&self.own, self.name()?, cluster, retention, limit).await
+    }
+
+    async fn forget(&self, branches: &[BranchId]) -> Result<(), Unresolved> {
+        evidence::forget(&self.own, self.name()?, branches).await
+    }
+}

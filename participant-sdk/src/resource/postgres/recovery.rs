@@ -1,0 +1,131 @@
+//! Finishing branches that are prepared, and finding out about those that are not.
+//!
+//! Always in this order: finish the prepared transaction; where there is none, put a fence in; what keeps the
+//! fence out is the evidence. "There is no such prepared transaction" alone says nothing: it is
+//! said of branches that are committed, rolled back, and never were.
+//!
+//! Nothing is concluded on a standby: it refuses COMMIT PREPARED and the fence, and the listing asks.
+
+use fail::fail_point;
+use lockstep_proto::limits::MAX_TIMEOUT;
+use lockstep_proto::{ClusterId, LogPosition, ResourceManagerName, Xid};
+use sqlx::postgres::PgRow;
+use sqlx::{PgPool, Row as _, SqlStr};
+
+use super::connection::{Failure, Lease, OWN_ANSWER_TIMEOUT, Reply};
+use super::refusal::{UNDEFINED_OBJECT, words_for_finishing};
+use super::sql;
+use crate::resource::{BranchId, Fate, Unresolved};
+
+/// COMMIT PREPARED; else as [`fence`] finds.
+pub(super) async fn commit(
+    own: &PgPool,
+    branch: &BranchId,
+    position: &LogPosition,
+) -> Result<Fate, Unresolved> {
+    let mut lease = lease(own).await?;
+    fail_point!("postgres-before-commit-prepared");
+    let is_done = finish(&mut lease, sql::commit_prepared(branch)).await?;
+    fail_point!("postgres-after-commit-prepared");
+    if is_done {
+        return Ok(Fate::Committed);
+    }
+    fence(lease, branch, position).await
+}
+
+/// ROLLBACK PREPARED; else as [`fence`] finds.
+pub(super) async fn rollback(
+    own: &PgPool,
+    branch: &BranchId,
+    position: &LogPosition,
+) -> Result<Fate, Unresolved> {
+    let mut lease = lease(own).await?;
+    fail_point!("postgres-before-rollback-prepared");
+    let is_done = finish(&mut lease, sql::rollback_prepared(branch)).await?;
+    fail_point!("postgres-after-rollback-prepared");
+    if is_done {
+        return Ok(Fate::RolledBack);
+    }
+    fence(lease, branch, position).await
+}
+
+/// Whether the prepared transaction was finished; `false` if there is none.
+async fn finish(lease: &mut Lease, sql: SqlStr) -> Result<bool, Unresolved> {
+    match lease.run(sql, OWN_ANSWER_TIMEOUT).await {
+        Ok(_) => Ok(true),
+        Err(Failure::Refused(error)) if error.code() == UNDEFINED_OBJECT => Ok(false),
+        Err(failure) => Err(unresolved(failure)),
+    }
+}
+
+/// Makes sure that a branch that is not prepared can't commit any more, or finds that it has.
+///
+/// A branch that is still being prepared or committed holds the key: the fence waits for it a moment, and then
+/// it is not known. So does one that became prepared since [`finish`] looked.
+async fn fence(mut lease: Lease, branch: &BranchId, position: &LogPosition) -> Result<Fate, Unresolved> {
+    fail_point!("postgres-before-fence");
+    // Once for the longest time that the branch may have left, and once for one that was begun as late as it
+    // could be.
+    let lifetime = MAX_TIMEOUT * 2;
+    let reply =
+        lease.run(sql::fence(branch, position, lifetime), OWN_ANSWER_TIMEOUT).await.map_err(unresolved)?;
+    fail_point!("postgres-after-fence");
+    let kind = reply.rows.first().and_then(|row| row.try_get::<String, _>("kind").ok());
+    match kind.as_deref() {
+        Some("branch") => Ok(Fate::Committed),
+        Some("fence") => Ok(Fate::RolledBack),
+        // Pruned between the two statements.
+        Some(_) | None => Err(Unresolved(format!("the evidence of {branch} has just gone"))),
+    }
+}
+
+/// The branches that are prepared in this database.
+pub(super) async fn prepared(
+    own: &PgPool,
+    cluster: ClusterId,
+    name: &ResourceManagerName,
+) -> Result<Vec<Xid>, Unresolved> {
+    let reply = read_on_primary(own, sql::prepared(cluster)).await?;
+    Ok(reply.rows[1..].iter().filter_map(|row| names(row, cluster, name)).collect())
+}
+
+/// The branch that a listed prepared transaction is, if it is one of `cluster` and of this resource manager.
+/// Whatever else is prepared in this database is somebody else's.
+pub(super) fn names(row: &PgRow, cluster: ClusterId, name: &ResourceManagerName) -> Option<Xid> {
+    let gid = row.try_get::<&str, _>("gid").ok()?;
+    let branch = sql::branch_of(gid)?.parse::<BranchId>().ok()?;
+    let is_ours = branch.cluster == cluster && branch.xid.bqual.resource_manager_str() == name.as_str();
+    is_ours.then_some(branch.xid)
+}
+
+/// Runs statements of which the first says whether the server is a standby. What a standby lacks proves nothing.
+pub(super) async fn read_on_primary(own: &PgPool, sql: SqlStr) -> Result<Reply, Unresolved> {
+    let reply = run(own, sql).await?;
+    let in_recovery = reply.rows.first().map(|row| row.try_get::<bool, _>("in_recovery"));
+    match in_recovery {
+        Some(Ok(false)) => Ok(reply),
+        Some(Ok(true)) => Err(Unresolved("the server is a standby in recovery: it can't tell".to_owned())),
+        Some(Err(error)) => Err(unreadable(error)),
+        None => Err(Unresolved("PostgreSQL did not say whether it is a standby".to_owned())),
+    }
+}
+
+/// Runs statements on a connection of the resource's own.
+pub(super) async fn run(own: &PgPool, sql: SqlStr) -> Result<Reply, Unresolved> {
+    lease(own).await?.run(sql, OWN_ANSWER_TIMEOUT).await.map_err(unresolved)
+}
+
+async fn lease(own: &PgPool) -> Result<Lease, Unresolved> {
+    Lease::acquire(own, OWN_ANSWER_TIMEOUT).await.map_err(Unresolved)
+}
+
+fn unresolved(failure: Failure) -> Unresolved {
+    Unresolved(match failure {
+        Failure::Refused(error) => words_for_finishing(&error),
+        Failure::Lost(why) => why,
+    })
+}
+
+pub(super) fn unreadable(error: sqlx::Error) -> Unresolved {
+    Unresolved(format!("PostgreSQL answered something unreadable: {error}"))
+}

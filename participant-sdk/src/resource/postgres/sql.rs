@@ -1,0 +1,393 @@
+//! Every statement that is sent to PostgreSQL, built from checked types only.
+//!
+//! Names of prepared transactions can't be bound as parameters, and several statements go out in one round
+//! trip, so these are texts. Nothing is put into them but [`BranchId`], [`ClusterId`], [`ResourceManagerName`]
+//! and [`LogPosition`] (their texts consist of `[0-9a-z._:-]`) and numbers. No other file makes SQL text.
+//!
+//! What runs on a branch's connection names every schema, down to operators: a handler may have changed
+//! `search_path`. The resource's own connections have one that is known.
+
+use std::fmt::Write as _;
+use std::time::Duration;
+
+use lockstep_proto::{ClusterId, LogPosition, ResourceManagerName};
+use sqlx::{AssertSqlSafe, SqlSafeStr as _, SqlStr};
+
+use crate::resource::BranchId;
+
+/// What the names of our prepared transactions begin with. Nothing else is ever touched.
+const PREFIX: &str = "lockstep";
+
+/// The format of our tables. A newer one is refused.
+pub(super) const FORMAT: i16 = 1;
+
+/// Constraints of the evidence table that turn a branch down in the round trip that would have prepared it.
+/// PostgreSQL checks them in the order of their names, so what the service did comes before what follows from
+/// it. The names are words, because the server's log shows them.
+pub(super) const ENDED_BY_SERVICE: &str = "branch_ended_by_its_service";
+/// The same: nothing was written, so there is nothing to prepare.
+pub(super) const READ_ONLY: &str = "branch_read_only_and_not_prepared";
+/// The same: the deadline has passed by the server's clock.
+pub(super) const TOO_LATE: &str = "branch_too_late_to_prepare";
+/// The key of the evidence table: refuses a branch that was fenced.
+pub(super) const EVIDENCE_KEY: &str = "evidence_pkey";
+
+/// Makes our tables. One transaction, one at a time: instances of one service start together, and `IF NOT
+/// EXISTS` alone fails when two of them create the same thing at once.
+pub(super) const CREATE_TABLES: &str = concat!(
+    "SELECT pg_advisory_xact_lock(x'6c6f636b73746570'::bigint); ",
+    "CREATE SCHEMA IF NOT EXISTS lockstep; ",
+    // COLLATE "C": a new version of the operating system's collations can't break the key.
+    "CREATE TABLE IF NOT EXISTS lockstep.evidence (",
+    "xid text COLLATE \"C\" CONSTRAINT evidence_pkey PRIMARY KEY, ",
+    "kind text CONSTRAINT branch_ended_by_its_service CHECK (kind IS NOT NULL) ",
+    "CONSTRAINT evidence_kind_is_known CHECK (kind IN ('branch', 'fence')), ",
+    "local_xid xid8 CONSTRAINT branch_read_only_and_not_prepared CHECK (local_xid IS NOT NULL), ",
+    "deadline timestamptz CONSTRAINT branch_too_late_to_prepare CHECK (deadline IS NOT NULL), ",
+    "resource_manager text COLLATE \"C\" NOT NULL, ",
+    "gtrid_uuid uuid NOT NULL, gtrid_epoch bigint NOT NULL, ",
+    "epoch bigint NOT NULL, incarnation uuid NOT NULL, sequence bigint NOT NULL, ",
+    "written_at timestamptz NOT NULL DEFAULT clock_timestamp()); ",
+    "CREATE INDEX IF NOT EXISTS evidence_by_deadline ON lockstep.evidence (resource_manager, deadline); ",
+    "CREATE INDEX IF NOT EXISTS evidence_by_gtrid ON lockstep.evidence ",
+    "(resource_manager, gtrid_uuid, gtrid_epoch) WHERE kind = 'branch'; ",
+    "CREATE INDEX IF NOT EXISTS evidence_by_position ON lockstep.evidence (resource_manager, epoch, sequence); ",
+    "CREATE TABLE IF NOT EXISTS lockstep.identity (",
+    "resource_manager text COLLATE \"C\" PRIMARY KEY, ",
+    "format smallint NOT NULL, identity uuid NOT NULL DEFAULT gen_random_uuid(), cluster text COLLATE \"C\", ",
+    "seen_epoch bigint, seen_incarnation uuid, seen_sequence bigint, ",
+    "made_at timestamptz NOT NULL DEFAULT clock_timestamp())",
+);
+
+/// What the role needs in our tables, for a person to grant. `{role}` is the role.
+pub(super) const GRANTS: &str = "GRANT USAGE ON SCHEMA lockstep TO {role}; \
+     GRANT SELECT, INSERT, DELETE ON lockstep.evidence TO {role}; \
+     GRANT SELECT, INSERT, UPDATE ON lockstep.identity TO {role};";
+
+/// How a connection of the resource's own is set up, whatever is configured for its role or database: who it is
+/// (a role that prepared branches can be finished by), that what it reads is the newest, that what it writes is
+/// durable, and that no wait is without an end.
+pub(super) fn set_up_own_connection(lock_wait: Duration, statement: Duration) -> SqlStr {
+    text(format!(
+        "SET ROLE NONE; \
+         SET application_name = 'lockstep'; \
+         SET search_path = pg_catalog; \
+         SET default_transaction_isolation = 'read committed'; \
+         SET default_transaction_read_only = off; \
+         SET lock_timeout = {lock}; \
+         SET statement_timeout = {statement}; \
+         SET idle_in_transaction_session_timeout = {statement}; \
+         {durable}",
+        lock = millis(lock_wait),
+        statement = millis(statement),
+        durable = make_durable(false),
+    ))
+}
+
+/// Fails where the server's platform can't notice that a client is gone.
+pub(super) const WATCH_CLIENT: &str = "SET client_connection_check_interval = 1000";
+
+/// What the server is and how it is set up: one row.
+pub(super) const SERVER: &str = "SELECT \
+     current_setting('server_version_num')::bigint AS version, \
+     pg_is_in_recovery() AS in_recovery, \
+     current_setting('max_prepared_transactions')::bigint AS slots, \
+     (SELECT count(*) FROM pg_prepared_xacts) AS slots_taken, \
+     current_setting('fsync') AS fsync, \
+     current_setting('full_page_writes') AS full_page_writes, \
+     (SELECT system_identifier FROM pg_control_system())::text AS system, \
+     (SELECT oid FROM pg_database WHERE datname = current_database())::bigint AS database, \
+     current_database()::text AS database_name, \
+     quote_ident(session_user) AS role, \
+     CASE WHEN pg_is_in_recovery() THEN '' ELSE pg_walfile_name(pg_current_wal_lsn()) END AS wal_file";
+
+/// Whether our tables are there, and the role may use them: `absent`, `forbidden` or `ready`.
+pub(super) const TABLES: &str = "SELECT CASE \
+     WHEN to_regnamespace('lockstep') IS NULL THEN 'absent' \
+     WHEN NOT has_schema_privilege('lockstep', 'USAGE') THEN 'forbidden' \
+     WHEN to_regclass('lockstep.evidence') IS NULL OR to_regclass('lockstep.identity') IS NULL THEN 'absent' \
+     WHEN has_table_privilege('lockstep.evidence', 'SELECT') \
+     AND has_table_privilege('lockstep.evidence', 'INSERT') \
+     AND has_table_privilege('lockstep.evidence', 'DELETE') \
+     AND has_table_privilege('lockstep.identity', 'SELECT') \
+     AND has_table_privilege('lockstep.identity', 'INSERT') \
+     AND has_table_privilege('lockstep.identity', 'UPDATE') THEN 'ready' \
+     ELSE 'forbidden' END AS tables";
+
+/// Makes the identity unless there is one.
+pub(super) fn make_identity(name: &ResourceManagerName) -> SqlStr {
+    text(format!(
+        "INSERT INTO lockstep.identity (resource_manager, format) VALUES ('{name}', {FORMAT}) \
+         ON CONFLICT (resource_manager) DO NOTHING"
+    ))
+}
+
+/// The identity, and the newest position in it or in any evidence row of its cluster: one row.
+pub(super) fn identity(name: &ResourceManagerName) -> SqlStr {
+    text(format!(
+        "SELECT i.format::bigint AS format, replace(i.identity::text, '-', '') AS identity, \
+         coalesce(i.cluster, '') AS cluster, s.epoch, s.incarnation, s.sequence \
+         FROM lockstep.identity AS i LEFT JOIN LATERAL (\
+         SELECT p.epoch, replace(p.incarnation::text, '-', '') AS incarnation, p.sequence FROM (\
+         (SELECT e.epoch, e.incarnation, e.sequence FROM lockstep.evidence AS e \
+         WHERE e.resource_manager = i.resource_manager AND starts_with(e.xid, i.cluster || ':') \
+         ORDER BY e.epoch DESC, e.sequence DESC LIMIT 1) \
+         UNION ALL SELECT i.seen_epoch, i.seen_incarnation, i.seen_sequence) AS p \
+         WHERE p.epoch IS NOT NULL ORDER BY p.epoch DESC, p.sequence DESC LIMIT 1) AS s ON true \
+         WHERE i.resource_manager = '{name}'"
+    ))
+}
+
+/// Stores the cluster unless one is stored.
+pub(super) fn bind(name: &ResourceManagerName, cluster: ClusterId) -> SqlStr {
+    text(format!(
+        "UPDATE lockstep.identity SET cluster = '{cluster}' WHERE resource_manager = '{name}' AND cluster IS NULL"
+    ))
+}
+
+/// How long what happens in a branch's connection may last.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Limits {
+    /// One wait for a lock.
+    pub(super) lock_wait: Duration,
+    /// One statement, and one pause between two.
+    pub(super) activity: Duration,
+    /// The server is asked to notice that its client is gone while a statement runs.
+    pub(super) watch_client: bool,
+}
+
+/// Begins a branch's local transaction.
+///
+/// `NOT DEFERRABLE` is refused in a transaction that has already run something: one that was left open on a
+/// connection of the pool. Only utility statements: a query would take the snapshot, and the handler could not
+/// choose its isolation level.
+pub(super) fn begin(branch: &BranchId, limits: Limits) -> SqlStr {
+    let mut sql = format!(
+        "BEGIN READ WRITE NOT DEFERRABLE; \
+         SET LOCAL lockstep.branch = '{branch}'; \
+         SET LOCAL lock_timeout = {lock}; \
+         SET LOCAL statement_timeout = {activity}; \
+         SET LOCAL idle_in_transaction_session_timeout = {activity}",
+        lock = millis(limits.lock_wait),
+        activity = millis(limits.activity),
+    );
+    if limits.watch_client {
+        sql.push_str("; SET LOCAL client_connection_check_interval = 1000");
+    }
+    text(sql)
+}
+
+/// Writes the evidence, prepares, and asks PostgreSQL whether it has the branch: the last row says how many.
+///
+/// `BEGIN` because sqlx counts this connection as inside a transaction, and will end one.
+pub(super) fn prepare(branch: &BranchId, position: &LogPosition, lifetime: Duration) -> SqlStr {
+    text(format!(
+        "{evidence}; PREPARE TRANSACTION '{PREFIX}:{branch}'; BEGIN; {listed}",
+        evidence = evidence(branch, position, lifetime, "pg_current_xact_id_if_assigned"),
+        listed = listed(branch),
+    ))
+}
+
+/// After a refusal that PREPARE itself may have made: whether the branch is prepared. Refused in a failed
+/// transaction.
+pub(super) fn prepared_after_all(branch: &BranchId) -> SqlStr {
+    text(format!("{listed}; BEGIN", listed = listed(branch)))
+}
+
+/// Writes the evidence and commits: the last row is the evidence.
+pub(super) fn commit_one_phase(branch: &BranchId, position: &LogPosition, lifetime: Duration) -> SqlStr {
+    text(format!(
+        "{evidence}; COMMIT; BEGIN; {written}",
+        evidence = evidence(branch, position, lifetime, "pg_current_xact_id"),
+        written = written(branch),
+    ))
+}
+
+/// After a refusal that COMMIT itself may have made: the evidence, if there is any. Refused in a failed
+/// transaction.
+pub(super) fn committed_after_all(branch: &BranchId) -> SqlStr {
+    text(format!("{written}; BEGIN", written = written(branch)))
+}
+
+/// Commits a prepared branch.
+pub(super) fn commit_prepared(branch: &BranchId) -> SqlStr {
+    text(format!("COMMIT PREPARED '{PREFIX}:{branch}'"))
+}
+
+/// Rolls a prepared branch back.
+pub(super) fn rollback_prepared(branch: &BranchId) -> SqlStr {
+    text(format!("ROLLBACK PREPARED '{PREFIX}:{branch}'"))
+}
+
+/// Puts a fence in where there is no evidence, and reads what is there then. One transaction; the read has a
+/// snapshot of its own under READ COMMITTED, so it sees the row that kept the fence out.
+pub(super) fn fence(branch: &BranchId, position: &LogPosition, lifetime: Duration) -> SqlStr {
+    let deadline = format!("clock_timestamp() + interval '{} milliseconds'", millis(lifetime));
+    text(format!(
+        "INSERT INTO lockstep.evidence ({EVIDENCE_COLUMNS}) \
+         VALUES ('{branch}', 'fence', pg_current_xact_id(), {deadline}, {fixed}) \
+         ON CONFLICT (xid) DO NOTHING; {written}",
+        fixed = fixed_columns(branch, position),
+        written = written(branch),
+    ))
+}
+
+/// Whether the server is a standby, then the names of all prepared transactions of `cluster` in this database.
+pub(super) fn prepared(cluster: ClusterId) -> SqlStr {
+    text(format!(
+        "SELECT pg_is_in_recovery() AS in_recovery; \
+         SELECT gid FROM pg_prepared_xacts \
+         WHERE database = current_database() AND starts_with(gid, '{PREFIX}:{cluster}:')"
+    ))
+}
+
+/// The branch that a prepared transaction's name names, in text.
+pub(super) fn branch_of(gid: &str) -> Option<&str> {
+    gid.strip_prefix(PREFIX)?.strip_prefix(':')
+}
+
+/// Whether the server is a standby, then the oldest branch of `cluster` that has evidence.
+pub(super) fn oldest_evidence(name: &ResourceManagerName, cluster: ClusterId) -> SqlStr {
+    text(format!(
+        "SELECT pg_is_in_recovery() AS in_recovery; \
+         SELECT xid FROM lockstep.evidence \
+         WHERE resource_manager = '{name}' AND kind = 'branch' AND starts_with(xid, '{cluster}:') \
+         ORDER BY gtrid_uuid, gtrid_epoch LIMIT 1"
+    ))
+}
+
+/// Rows whose deadline is `retention` ago, longest ago first.
+pub(super) fn old_evidence(
+    name: &ResourceManagerName,
+    cluster: ClusterId,
+    retention: Duration,
+    limit: usize,
+) -> SqlStr {
+    text(format!(
+        "SELECT xid, kind FROM lockstep.evidence \
+         WHERE resource_manager = '{name}' AND starts_with(xid, '{cluster}:') \
+         AND deadline < clock_timestamp() - interval '{} milliseconds' ORDER BY deadline LIMIT {limit}",
+        millis(retention),
+    ))
+}
+
+/// Deletes rows by key, and keeps the newest position among them. One statement: both or neither.
+pub(super) fn forget(name: &ResourceManagerName, branches: &[BranchId]) -> SqlStr {
+    let mut keys = String::new();
+    for (number, branch) in branches.iter().enumerate() {
+        let comma = if number == 0 { "" } else { ", " };
+        write!(keys, "{comma}'{branch}'").expect("writing to a string does not fail");
+    }
+    text(format!(
+        "WITH gone AS (DELETE FROM lockstep.evidence WHERE xid IN ({keys}) \
+         RETURNING epoch, incarnation, sequence), \
+         newest AS (SELECT * FROM gone ORDER BY epoch DESC, sequence DESC LIMIT 1) \
+         UPDATE lockstep.identity AS i \
+         SET seen_epoch = n.epoch, seen_incarnation = n.incarnation, seen_sequence = n.sequence \
+         FROM newest AS n WHERE i.resource_manager = '{name}' \
+         AND (i.seen_epoch IS NULL OR (n.epoch, n.sequence) > (i.seen_epoch, i.seen_sequence))"
+    ))
+}
+
+const EVIDENCE_COLUMNS: &str = "xid, kind, local_xid, deadline, resource_manager, gtrid_uuid, gtrid_epoch, epoch, \
+     incarnation, sequence";
+
+/// The evidence of the branch whose transaction this connection is in, and all that must hold for it to be
+/// written.
+///
+/// Before it, deferred constraints are checked under the role that the handler left, and then that role is put
+/// down: whoever owns a prepared transaction is the only one who can finish it, and must not be somebody that
+/// only this connection can become. Commits of one phase must be durable even if the handler asked for less.
+fn evidence(branch: &BranchId, position: &LogPosition, lifetime: Duration, local_xid: &str) -> String {
+    let deadline =
+        format!("(pg_catalog.now() OPERATOR(pg_catalog.+) interval '{} milliseconds')", millis(lifetime));
+    format!(
+        "SET CONSTRAINTS ALL IMMEDIATE; SET LOCAL ROLE NONE; {durable}; \
+         INSERT INTO lockstep.evidence ({EVIDENCE_COLUMNS}) VALUES ('{branch}', \
+         CASE WHEN pg_catalog.current_setting('lockstep.branch', true) OPERATOR(pg_catalog.=) '{branch}' \
+         THEN 'branch' END, \
+         pg_catalog.{local_xid}(), \
+         CASE WHEN pg_catalog.clock_timestamp() OPERATOR(pg_catalog.<) {deadline} THEN {deadline} END, \
+         {fixed})",
+        durable = make_durable(true),
+        fixed = fixed_columns(branch, position),
+    )
+}
+
+/// The last six columns.
+fn fixed_columns(branch: &BranchId, position: &LogPosition) -> String {
+    let gtrid = branch.xid.gtrid;
+    let text = gtrid.to_string();
+    let (epoch, uuid) = text.split_once('.').expect("a gtrid's text is <epoch>.<uuid>");
+    format!(
+        "'{name}', '{uuid}', {epoch}, {log_epoch}, '{incarnation}', {sequence}",
+        name = branch.xid.bqual.resource_manager_str(),
+        log_epoch = position.epoch,
+        incarnation = position.incarnation,
+        sequence = position.sequence,
+    )
+}
+
+/// Raises `synchronous_commit` to `on`, and leaves `remote_apply`, which is more, alone.
+fn make_durable(only_this_transaction: bool) -> String {
+    format!(
+        "SELECT pg_catalog.set_config('synchronous_commit', 'on', {only_this_transaction}) \
+         WHERE pg_catalog.current_setting('synchronous_commit') \
+         OPERATOR(pg_catalog.<>) ALL (ARRAY['on', 'remote_apply'])"
+    )
+}
+
+fn listed(branch: &BranchId) -> String {
+    format!(
+        "SELECT pg_catalog.count(*) AS listed FROM pg_catalog.pg_prepared_xact() AS p \
+         WHERE p.gid OPERATOR(pg_catalog.=) '{PREFIX}:{branch}'"
+    )
+}
+
+fn written(branch: &BranchId) -> String {
+    format!("SELECT kind FROM lockstep.evidence WHERE xid OPERATOR(pg_catalog.=) '{branch}'")
+}
+
+/// At least 1: PostgreSQL takes 0 for "no limit".
+fn millis(duration: Duration) -> u128 {
+    duration.as_millis().max(1)
+}
+
+fn text(sql: String) -> SqlStr {
+    AssertSqlSafe(sql).into_sql_str()
+}
+
+#[cfg(test)]
+mod tests {
+    use lockstep_proto::{Bqual, Epoch, Gtrid, Xid};
+
+    use super::*;
+
+    #[test]
+    fn the_longest_name_of_a_prepared_transaction_fits() {
+        let name: ResourceManagerName = "n".repeat(47).parse().unwrap();
+        let gtrid = Gtrid::new(Epoch::new(u32::MAX).unwrap(), (1 << 48) - 1, [255; 10]);
+        let branch = BranchId {
+            cluster: ClusterId::from_random(u32::MAX),
+            xid: Xid { gtrid, bqual: Bqual::new(&name, u64::MAX) },
+        };
+        let sql = commit_prepared(&branch);
+        let gid = sql.as_str().split('\'').nth(1).unwrap();
+        assert!(gid.len() < 200, "PostgreSQL refuses names of 200 bytes: {gid}");
+        assert_eq!(branch_of(gid).unwrap().parse(), Ok(branch));
+    }
+
+    #[test]
+    fn only_names_with_our_prefix_name_a_branch() {
+        assert_eq!(branch_of("lockstep:x"), Some("x"));
+        for foreign in ["lockstepx:y", "lockstep", "x:lockstep:y", "", "Lockstep:x"] {
+            assert_eq!(branch_of(foreign), None, "{foreign}");
+        }
+    }
+
+    #[test]
+    fn no_timeout_becomes_none() {
+        assert_eq!(millis(Duration::ZERO), 1);
+        assert_eq!(millis(Duration::from_micros(2_500)), 2);
+    }
+}

@@ -1,0 +1,119 @@
+//! The limits: each is an error of its own for whoever meets it, and nothing grows past it.
+
+use super::*;
+use crate::error::Advice;
+use lockstep_proto::Bqual;
+
+fn attached() -> Session {
+    let mut session = session();
+    session.handle(Duration::ZERO, Event::Dialled(attachment(1, Some(cluster(None)), None)));
+    session.handle(Duration::ZERO, Event::Received(FromCoordinator::Welcome(welcome(2))));
+    session
+}
+
+fn gtrid(number: usize) -> Gtrid {
+    let mut random = [0; 10];
+    random[2..].copy_from_slice(&u64::try_from(number).unwrap().to_be_bytes());
+    Gtrid::new(Epoch::new(2).unwrap(), 0, random)
+}
+
+fn join(session: &mut Session, handler: usize, transaction: usize) -> Vec<Effect> {
+    let handler = u64::try_from(handler).unwrap();
+    let deadline = Duration::from_secs(30);
+    let (cluster, gtrid) = (cluster(None), gtrid(transaction));
+    session.handle(Duration::ZERO, Event::Join { handler, cluster, gtrid, deadline, random: handler })
+}
+
+fn is_refused(effects: &[Effect]) -> bool {
+    effects.iter().any(|effect| {
+        matches!(effect, Effect::RefuseJoin(_, error @ JoinError::TooManyBranches { .. }) if error.advice() == Advice::Retry)
+    })
+}
+
+#[test]
+fn no_more_branches_are_opened_than_may_be_and_an_ended_one_makes_room() {
+    let mut session = attached();
+    for number in 0..MAX_OPEN_BRANCHES {
+        assert!(!is_refused(&join(&mut session, number, number)));
+    }
+    assert!(is_refused(&join(&mut session, MAX_OPEN_BRANCHES, MAX_OPEN_BRANCHES)));
+
+    // Doomed is not enough: its connection is still there.
+    let xid = Xid { gtrid: gtrid(0), bqual: Bqual::new(&"bank".parse().unwrap(), 0) };
+    session.handle(Duration::ZERO, Event::Done(xid.clone(), Done::Begun));
+    session.handle(Duration::ZERO, Event::HandlerGone(xid.clone(), 0));
+    assert!(is_refused(&join(&mut session, MAX_OPEN_BRANCHES + 1, MAX_OPEN_BRANCHES)));
+    session.handle(Duration::ZERO, Event::Done(xid, Done::Discarded));
+    assert!(!is_refused(&join(&mut session, MAX_OPEN_BRANCHES + 2, MAX_OPEN_BRANCHES)));
+}
+
+#[test]
+fn no_more_handlers_wait_for_a_branch_than_may() {
+    let mut session = attached();
+    for handler in 0..=MAX_WAITING_HANDLERS {
+        assert!(!is_refused(&join(&mut session, handler, 0)));
+    }
+    assert!(is_refused(&join(&mut session, MAX_WAITING_HANDLERS + 1, 0)));
+}
+
+#[test]
+fn a_coordinator_that_names_too_many_branches_loses_its_session() {
+    let mut session = attached();
+    let decide = |number| {
+        let xid = Xid { gtrid: gtrid(number), bqual: Bqual::new(&"bank".parse().unwrap(), 1) };
+        Event::Received(FromCoordinator::Decide(xid, Decision::Commit, position(2)))
+    };
+    for number in 0..MAX_BRANCHES_KNOWN {
+        let effects = session.handle(Duration::ZERO, decide(number));
+        assert!(matches!(effects[..], [Effect::Run(..)]), "{number}: {effects:?}");
+    }
+    let effects = session.handle(Duration::ZERO, decide(MAX_BRANCHES_KNOWN));
+    assert!(matches!(effects[..], [Effect::Close(Closing::Broken(_))]), "{effects:?}");
+}
+
+#[test]
+fn ended_branches_are_forgotten_from_the_oldest_on() {
+    let mut session = attached();
+    let xid = |number| Xid { gtrid: gtrid(number), bqual: Bqual::new(&"bank".parse().unwrap(), 1) };
+    let rollback =
+        |number| Event::Received(FromCoordinator::Decide(xid(number), Decision::Rollback, position(2)));
+    for number in 0..MAX_ENDED_BRANCHES * 2 {
+        session.handle(Duration::ZERO, rollback(number));
+        session.handle(Duration::ZERO, Event::Done(xid(number), Done::Resolved(Ok(Fate::RolledBack))));
+        // One that ends again and again takes one place.
+        session.handle(Duration::ZERO, rollback(0));
+        session.handle(Duration::ZERO, Event::Done(xid(0), Done::Resolved(Ok(Fate::RolledBack))));
+    }
+    assert!(session.branches.len() <= MAX_ENDED_BRANCHES + 1, "{}", session.branches.len());
+    assert!(session.ended.len() <= MAX_ENDED_BRANCHES, "{}", session.ended.len());
+}
+
+#[test]
+fn a_long_listing_comes_in_reports_of_1024_and_the_last_one_counts() {
+    let mut session = attached();
+    let xid = |number| Xid { gtrid: gtrid(number), bqual: Bqual::new(&"bank".parse().unwrap(), 1) };
+    let prepared: Vec<_> = (0..2049).map(xid).collect();
+    let listing = Listing { attachment: None, prepared: prepared.clone(), oldest_evidence: None };
+    let effects = session.handle(Duration::ZERO, Event::Listed(session.number, Ok(listing)));
+    let mut reports = Vec::new();
+    for effect in &effects {
+        if let Effect::Send(ToCoordinator::Report { prepared, oldest_held, complete, listing }) = effect {
+            reports.push((prepared.len(), *oldest_held, *complete, *listing));
+        }
+    }
+    assert_eq!(reports, [(1024, None, false, 1), (1024, None, false, 1), (1, Some(gtrid(0)), true, 1)]);
+}
+
+#[test]
+fn a_report_interval_is_neither_a_loop_nor_never() {
+    for (asked, kept) in [(0, 1), (u64::MAX, 3600)] {
+        let mut session = session();
+        let report_interval = Duration::from_secs(asked);
+        session.handle(Duration::ZERO, Event::Dialled(attachment(1, Some(cluster(None)), None)));
+        let welcome = Welcome { report_interval, ..welcome(2) };
+        session.handle(Duration::ZERO, Event::Received(FromCoordinator::Welcome(welcome)));
+        let listing = Listing { attachment: None, prepared: Vec::new(), oldest_evidence: None };
+        session.handle(Duration::ZERO, Event::Listed(1, Ok(listing)));
+        assert_eq!(session.next_wake(), Some(Duration::from_secs(kept)));
+    }
+}

@@ -1,0 +1,46 @@
+//! What a gRPC status means to the code here: its machine-readable reason, its text, and whether to ask again.
+
+use tonic::{Code, Status};
+use tonic_types::StatusExt;
+
+/// The domain of the reasons that coordinators of Lockstep give.
+const REASON_DOMAIN: &str = "lockstep";
+
+/// The machine-readable reason in a status, if a coordinator of Lockstep gave one.
+pub(crate) fn reason(status: &Status) -> Option<String> {
+    let info = status.get_details_error_info()?;
+    (info.domain == REASON_DOMAIN).then_some(info.reason)
+}
+
+/// A status as a person should read it.
+pub(crate) fn sentence(status: &Status) -> String {
+    match reason(status) {
+        Some(reason) => format!("{} ({reason})", status.message()),
+        None => format!("{} ({:?})", status.message(), status.code()),
+    }
+}
+
+/// Whether the same call may be answered otherwise a moment later. Only for calls that may be repeated.
+pub(crate) fn is_transient(status: &Status) -> bool {
+    match status.code() {
+        // Sent by no coordinator as its verdict: a connection broke, a peer went away, a proxy gave up.
+        Code::Unavailable
+        | Code::Unknown
+        | Code::Internal
+        | Code::Cancelled
+        | Code::Aborted
+        | Code::DeadlineExceeded => true,
+        // Overload is the caller's to slow down for; the others are verdicts on the call.
+        Code::ResourceExhausted
+        | Code::Ok
+        | Code::InvalidArgument
+        | Code::NotFound
+        | Code::AlreadyExists
+        | Code::PermissionDenied
+        | Code::FailedPrecondition
+        | Code::OutOfRange
+        | Code::Unimplemented
+        | Code::DataLoss
+        | Code::Unauthenticated => false,
+    }
+}

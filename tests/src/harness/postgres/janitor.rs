@@ -1,0 +1,87 @@
+//! Cleans up after a test process that could not.
+//!
+//! A test process may die of SIGKILL, a Ctrl-C or an abort, and no `Drop` runs then. So each server has a
+//! janitor: a shell that waits for the end of a pipe whose other end only this process holds. The kernel closes
+//! it, whatever the process died of; the janitor then kills the server and removes its directory. (A
+//! parent-death signal would be simpler, but it is sent when the *thread* ends that started the child, and
+//! tests are threads.)
+
+use std::io;
+use std::os::unix::process::CommandExt as _;
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+
+use rustix::process::Pid;
+
+use super::{PostgresError, Result, text};
+
+/// `$1` is the server's directory. The process id in `postmaster.pid` counts only while it is that of a process
+/// that was started for this directory: after a crash it may be somebody else's.
+const SCRIPT: &str = r#"
+read -r _
+pid=$(head -n 1 "$1/data/postmaster.pid" 2>/dev/null)
+if [ -n "$pid" ] && tr '\0' ' ' < "/proc/$pid/cmdline" 2>/dev/null | grep -q -F "$1/data"; then
+    kill -KILL "$pid"
+fi
+# The other processes of the server end when they miss the postmaster; until then they may still make files.
+for _ in 1 2 3 4 5 6 7 8 9 10; do
+    rm -rf "$1" 2>/dev/null
+    [ -e "$1" ] || exit 0
+    sleep 0.2
+done
+"#;
+
+#[derive(Debug)]
+pub(super) struct Janitor(Child);
+
+impl Janitor {
+    pub(super) fn watch(directory: &Path) -> Result<Self> {
+        Command::new("/bin/sh")
+            .args(["-c", SCRIPT, "lockstep-janitor", &text(directory)])
+            .stdin(Stdio::piped())
+            // It outlives the tests by a moment; whoever waits for the end of their output must not wait for it.
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            // A Ctrl-C is not for it.
+            .process_group(0)
+            .spawn()
+            .map(Self)
+            .map_err(PostgresError::io("the shell that cleans up does not run"))
+    }
+}
+
+impl Drop for Janitor {
+    fn drop(&mut self) {
+        drop(self.0.stdin.take());
+        drop(self.0.wait());
+    }
+}
+
+/// The processes whose parent is `parent`.
+pub(super) fn children_of(parent: Pid) -> Vec<Pid> {
+    let Ok(entries) = std::fs::read_dir("/proc") else { return Vec::new() };
+    entries
+        .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse::<i32>().ok())
+        .filter_map(Pid::from_raw)
+        .filter(|pid| {
+            status_of(*pid).is_ok_and(|(_state, its_parent)| its_parent == parent.as_raw_nonzero().get())
+        })
+        .collect()
+}
+
+/// Whether a process still runs; one that is dead and only not yet reaped does not.
+pub(super) fn is_alive(pid: Pid) -> bool {
+    status_of(pid).is_ok_and(|(state, _parent)| state != 'Z' && state != 'X')
+}
+
+/// Its state and its parent, from `/proc/<pid>/stat`.
+fn status_of(pid: Pid) -> io::Result<(char, i32)> {
+    let stat = std::fs::read_to_string(format!("/proc/{}/stat", pid.as_raw_nonzero()))?;
+    let unreadable = || io::Error::other("an unreadable stat file");
+    // The second field is the name in parentheses, which may itself hold blanks and parentheses.
+    let (_, fields) = stat.rsplit_once(") ").ok_or_else(unreadable)?;
+    let mut fields = fields.split(' ');
+    let state = fields.next().and_then(|field| field.chars().next()).ok_or_else(unreadable)?;
+    let parent = fields.next().and_then(|field| field.parse().ok()).ok_or_else(unreadable)?;
+    Ok((state, parent))
+}
