@@ -2,6 +2,8 @@
 //!
 //! The whole matrix is `cargo run --release -p lockstep-tests --bin prove -- crashes`. A failure names its cells.
 
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails there")]
+
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::Path;

@@ -1,5 +1,7 @@
 //! The README's lines to join, as they stand there: compiled, and run against a real `lockstep serve`.
 
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails there")]
+
 use std::sync::OnceLock;
 use std::time::Duration;
 
@@ -13,6 +15,7 @@ use tokio::net::TcpListener;
 
 /// README.md, between the marker `<!-- join -->` and the end of the block behind it. Only the coordinator's address is another
 /// one (build.rs).
+#[allow(clippy::map_err_ignore, reason = "the README's words, short as they have to be")]
 mod join {
     include!(concat!(env!("OUT_DIR"), "/join.rs"));
 

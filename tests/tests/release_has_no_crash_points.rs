@@ -4,6 +4,8 @@
 //! searched. The same search finds every name of the coordinator's in this test's own program, which has the coordinator in it
 //! and was built with crash points: it can find them.
 
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails there")]
+
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};

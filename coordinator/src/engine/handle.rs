@@ -201,6 +201,11 @@ impl Engine {
         match answer {
             Answer::Outcome(outcome) => Ok(outcome),
             Answer::NotLive => {
+                // In this order: what is not on its way any more is in the log.
+                if let Some(end) = self.0.writer.end_on_its_way(&gtrid) {
+                    let (outcome, branches) = (Some(end.outcome), end.branches.len());
+                    return Ok(OutcomeAnswer { outcome, detail: end.detail, branches, pending: 0 });
+                }
                 let look_up = self.look_up(gtrid).await?;
                 Ok(recorded_outcome(&look_up, self.is_behind()))
             }

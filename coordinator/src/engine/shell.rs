@@ -188,7 +188,9 @@ impl ShardTask {
 fn crash_before_sending(message: &ToParticipant) {
     match message {
         ToParticipant::Prepare(..) => fail::fail_point!("coordinator-before-prepare"),
-        ToParticipant::Commit(_) | ToParticipant::Rollback(_) => fail::fail_point!("coordinator-before-decide"),
+        ToParticipant::Commit(_) | ToParticipant::Rollback(_) => {
+            fail::fail_point!("coordinator-before-decide")
+        }
         ToParticipant::CommitOnePhase(..) => fail::fail_point!("coordinator-before-commit-one-phase"),
         ToParticipant::Enlisted(..) | ToParticipant::EnlistRefused(..) | ToParticipant::Refused(..) => {}
     }

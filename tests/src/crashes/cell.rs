@@ -174,9 +174,9 @@ fn try_cell(
     verdict.transactions = seen.asked.len();
     verdict.violations.extend(seen.contradictions());
     verdict.violations.extend(unexpected(&seen, cell, struck_at));
-    match world.coordinator.stop()? {
-        Reaped::Exit(0) => {}
-        how => verdict.violations.push(format!("told to stop, the coordinator ended with {how:?}")),
+    let how = world.coordinator.stop()?;
+    if how != Reaped::Exit(0) {
+        verdict.violations.push(format!("told to stop, the coordinator ended with {how:?}"));
     }
     Ok(())
 }

@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use sqlx::postgres::PgConnection;
 use sqlx::sqlite::{SqliteConnectOptions, SqliteConnection, SqliteJournalMode, SqliteSynchronous};
@@ -274,7 +274,7 @@ impl Books {
     }
 }
 
-fn sqlite_options(file: &PathBuf) -> SqliteConnectOptions {
+fn sqlite_options(file: &Path) -> SqliteConnectOptions {
     SqliteConnectOptions::new()
         .filename(file)
         .journal_mode(SqliteJournalMode::Wal)
@@ -282,8 +282,8 @@ fn sqlite_options(file: &PathBuf) -> SqliteConnectOptions {
 }
 
 /// What the journal beside a SQLite file holds, if it holds anything. Bytes 12 to 16 of its header say so: 0 is nothing.
-fn journal_entry(file: &PathBuf) -> Result<Option<String>> {
-    let mut path = file.clone().into_os_string();
+fn journal_entry(file: &Path) -> Result<Option<String>> {
+    let mut path = file.as_os_str().to_owned();
     path.push("-lockstep");
     let path = PathBuf::from(path);
     let bytes = match fs::read(&path) {

@@ -6,6 +6,8 @@
 //! - `lockstep`: the coordinator, and what is healthy beside it; `raw`: a participant that can say anything.
 //! - `requests`: what clients get wrong; `participants`: what participants do; `process`: what whoever starts it does.
 
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails there")]
+
 mod lockstep;
 mod participants;
 mod process;

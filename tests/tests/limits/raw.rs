@@ -1,5 +1,7 @@
 //! A participant without the SDK: says whatever a test wants, and hears everything.
 
+#![allow(clippy::wildcard_enum_match_arm, reason = "whatever else is heard fails the test, in its own words")]
+
 use std::collections::VecDeque;
 
 use lockstep_proto::v1::coordinator_message::Kind as Heard;
@@ -131,6 +133,14 @@ impl Raw {
         match self.next().await.unwrap() {
             Heard::Prepare(prepare) => assert_eq!(prepare.xid.as_ref(), Some(xid)),
             other => panic!("a prepare is due, not {other:?}"),
+        }
+    }
+
+    /// The commit in one phase of this branch.
+    pub(crate) async fn expect_commit_one_phase(&mut self, xid: &v1::Xid) {
+        match self.next().await.unwrap() {
+            Heard::CommitOnePhase(commit) => assert_eq!(commit.xid.as_ref(), Some(xid)),
+            other => panic!("a commit in one phase is due, not {other:?}"),
         }
     }
 

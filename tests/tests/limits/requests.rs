@@ -121,6 +121,32 @@ async fn a_commit_is_answered_the_same_twice_and_a_rollback_after_it_is_refused(
     lockstep.is_well().await;
 }
 
+/// The end is written a second later than it is told; nobody who asks in between may hear that it is undecided again.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_commit_in_one_phase_is_answered_the_same_at_once_and_later() {
+    let mut lockstep = Lockstep::start().await;
+    let mut raw = Raw::attach(&lockstep.url(), "raw-db").await;
+    for (applied, outcome) in
+        [(v1::Applied::Committed, Outcome::Committed), (v1::Applied::RolledBack, Outcome::RolledBack)]
+    {
+        let gtrid = lockstep.begin().await;
+        let xid = raw.xid(&gtrid, 1);
+        raw.enlist(&xid).await.unwrap();
+        let participating = async {
+            raw.expect_commit_one_phase(&xid).await;
+            raw.acknowledge(&xid, applied).await;
+        };
+        let (first, ()) = tokio::join!(lockstep.commit(&gtrid), participating);
+        let (again, inquired) =
+            (lockstep.commit(&gtrid).await.unwrap(), lockstep.inquire(&gtrid).await.unwrap());
+        assert_eq!(
+            (first.unwrap().outcome(), again.outcome(), inquired.outcome()),
+            (outcome, outcome, outcome)
+        );
+    }
+    lockstep.is_well().await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_transaction_past_its_deadline_is_rolled_back_and_says_so() {
     let mut lockstep = Lockstep::start().await;
