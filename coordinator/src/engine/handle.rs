@@ -202,6 +202,11 @@ impl Engine {
 
     async fn outcome_or_recorded(&self, gtrid: Gtrid, answer: Answer) -> Result<OutcomeAnswer, EngineError> {
         if answer == Answer::NotLive {
+            // In this order: what is not on its way any more is in the log.
+            if let Some(end) = self.0.writer.end_on_its_way(&gtrid) {
+                let (outcome, branches) = (Some(end.outcome), end.branches.len());
+                return Ok(OutcomeAnswer { outcome, detail: end.detail, branches, pending: 0 });
+            }
             let look_up = self.look_up(gtrid).await?;
             return Ok(recorded_outcome(&look_up, self.is_behind()));
         }
