@@ -6,9 +6,12 @@
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use lockstep_tests::crashes::matrix::{cells, share};
+use lockstep_tests::crashes::cell::Verdict;
+use lockstep_tests::crashes::matrix::{Cell, cells, share};
 use lockstep_tests::crashes::report::{Report, table};
+use lockstep_tests::crashes::world::Stage;
 use lockstep_tests::crashes::{points, run};
+use lockstep_tests::harness::Failed;
 use lockstep_tests::harness::books::Database;
 use lockstep_tests::harness::clock;
 use lockstep_tests::harness::roles::{Role, Roles, play};
@@ -78,21 +81,7 @@ fn crashes(arguments: &Crashes) -> ExitCode {
     let (number, of) = arguments.share;
     let cells = share(all, number, of);
     let started = clock::now();
-    let roles = match std::env::current_exe() {
-        Ok(program) => Roles::played_by(program),
-        Err(error) => {
-            eprintln!("this program does not know where it is: {error}");
-            return ExitCode::FAILURE;
-        }
-    };
-    let verdicts = run::run(&roles, &cells, arguments.seed, |done, verdict| {
-        let mark = if verdict.violations.is_empty() { "ok" } else { "WRONG" };
-        eprintln!("{done:>4}/{} {mark:<5} {}", cells.len(), verdict.cell);
-        if !verdict.violations.is_empty() {
-            eprintln!("{}\n{}", verdict.violations.join("\n"), verdict.logs);
-        }
-    });
-    let verdicts = match verdicts {
+    let verdicts = match try_all(&cells, arguments.seed) {
         Ok(verdicts) => verdicts,
         Err(failed) => {
             eprintln!("{failed}");
@@ -100,11 +89,26 @@ fn crashes(arguments: &Crashes) -> ExitCode {
         }
     };
     let report = Report::new(&cells, &verdicts, skipped, arguments.seed, started.elapsed());
+    let for_people = format!("{}\n{}", table(&cells, &verdicts), report.summary());
     if arguments.json {
-        eprintln!("{}\n{}", table(&cells, &verdicts), report.summary());
+        eprintln!("{for_people}");
         println!("{}", report.json());
     } else {
-        println!("{}\n{}", table(&cells, &verdicts), report.summary());
+        println!("{for_people}");
     }
     if report.is_clean(cells.len()) { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+fn try_all(cells: &[Cell], seed: u64) -> Result<Vec<Verdict>, Failed> {
+    let program =
+        std::env::current_exe().map_err(Failed::because("this program does not know where it is"))?;
+    let stage = Stage::set(&Roles::played_by(program))?;
+    run::run(&stage, cells, seed, |done, verdict| {
+        let mark = if verdict.violations.is_empty() { "ok" } else { "WRONG" };
+        let seconds = verdict.took.as_secs_f64();
+        eprintln!("{done:>4}/{} {mark:<5} {seconds:>4.1} s  {}", cells.len(), verdict.cell);
+        if let Some(complaint) = verdict.complaint() {
+            eprintln!("{complaint}");
+        }
+    })
 }

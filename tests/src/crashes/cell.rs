@@ -14,7 +14,7 @@ use super::world::{Options, Stage, World};
 use crate::harness::client::Plan;
 use crate::harness::crash_points::Fuse;
 use crate::harness::process::Reaped;
-use crate::harness::{Failed, Result};
+use crate::harness::{Failed, Result, clock};
 
 /// How long a point may take to be reached. The slowest needs a log of megabytes, or rows that are old enough.
 const TO_FIRE: Duration = Duration::from_secs(60);
@@ -35,35 +35,42 @@ const ONE_OF: u32 = 8;
 pub struct Verdict {
     /// The cell.
     pub cell: String,
+    /// What chose whatever the cell leaves open.
+    pub seed: u64,
     /// How many faults fired: reaped with signal 9, with a marker.
     pub faults: u32,
     /// How many transactions were begun.
     pub transactions: usize,
     /// How long something was in doubt after the restart.
     pub in_doubt: Duration,
+    /// How long the cell took.
+    pub took: Duration,
     /// What was wrong.
     pub violations: Vec<String>,
     /// The ends of the logs, if something was wrong.
     pub logs: String,
 }
 
-/// Tries a cell. `number` tells the cells of a run apart; `seed` chooses whatever the cell leaves open. What the harness itself
-/// fails at is a violation too: the cell was not tried.
+/// Tries a cell. `seed` chooses whatever the cell leaves open. What the harness itself fails at is a violation too: the cell
+/// was not tried.
 #[must_use]
-pub fn run(stage: &Stage, cell: Cell, directory: &Path, number: usize, seed: u64) -> Verdict {
+pub fn run(stage: &Stage, cell: Cell, directory: &Path, seed: u64) -> Verdict {
     let mut verdict = Verdict {
         cell: cell.name(),
+        seed,
         faults: 0,
         transactions: 0,
         in_doubt: Duration::ZERO,
+        took: Duration::ZERO,
         violations: Vec::new(),
         logs: String::new(),
     };
+    let begun = clock::now();
     let mut choices = Choices::new(cell, seed);
     let first = choices.first_fuse(directory);
     let slow_at = choices.slow_log.then_some((SLOW_POINT, SLOW_FOR));
     let options = Options { victim_bank: choices.victim_bank, slow_at };
-    let started = World::start(stage, cell, directory, number, options, &first);
+    let started = World::start(stage, cell, directory, options, &first);
     let tried = started.and_then(|mut world| {
         let tried = try_cell(&mut world, cell, &choices, &first, directory, &mut verdict);
         if let Err(failed) = tried {
@@ -77,7 +84,22 @@ pub fn run(stage: &Stage, cell: Cell, directory: &Path, number: usize, seed: u64
     if let Err(failed) = tried {
         verdict.violations.push(failed.to_string());
     }
+    verdict.took = begun.elapsed();
     verdict
+}
+
+impl Verdict {
+    /// What was wrong, and the command that tries it again; nothing if nothing was.
+    #[must_use]
+    pub fn complaint(&self) -> Option<String> {
+        let point = self.cell.split(' ').next().unwrap_or_default();
+        let again = format!(
+            "again: cargo run --release -p lockstep-tests --bin prove -- crashes --only {point} --seed {}",
+            self.seed
+        );
+        let wrong = self.violations.join("\n  ");
+        (!wrong.is_empty()).then(|| format!("{}:\n  {wrong}\n{}\n{again}", self.cell, self.logs))
+    }
 }
 
 /// What the seed decides.

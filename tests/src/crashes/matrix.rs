@@ -23,7 +23,7 @@ impl Cell {
 }
 
 /// A cell that cannot be, and why.
-#[derive(Debug, Clone, serde::Serialize)]
+#[derive(Debug, Clone)]
 pub struct Skipped {
     /// The cell's name.
     pub cell: String,

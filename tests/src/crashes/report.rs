@@ -21,8 +21,8 @@ pub struct Report {
     faults: u32,
     /// Transactions that were begun.
     transactions: usize,
-    /// Cells that cannot be.
-    skipped: Vec<Skipped>,
+    /// Cells that cannot be, by the reason.
+    skipped: BTreeMap<&'static str, Vec<String>>,
     /// How many things were wrong.
     violations: usize,
     /// What was wrong, each with its cell.
@@ -52,6 +52,10 @@ impl Report {
             verdict.violations.iter().map(move |violation| format!("{}: {violation}", verdict.cell))
         });
         let violation_texts: Vec<String> = texts.collect();
+        let mut by_reason: BTreeMap<&'static str, Vec<String>> = BTreeMap::new();
+        for Skipped { cell, reason } in skipped {
+            by_reason.entry(reason).or_default().push(cell);
+        }
         let mut in_doubt: Vec<u128> = verdicts.iter().map(|verdict| verdict.in_doubt.as_millis()).collect();
         in_doubt.sort_unstable();
         Self {
@@ -59,7 +63,7 @@ impl Report {
             cells: verdicts.len(),
             faults: verdicts.iter().map(|verdict| verdict.faults).sum(),
             transactions: verdicts.iter().map(|verdict| verdict.transactions).sum(),
-            skipped,
+            skipped: by_reason,
             violations: violation_texts.len(),
             violation_texts,
             in_doubt_ms_max: in_doubt.last().copied().unwrap_or_default(),
@@ -96,11 +100,8 @@ impl Report {
             self.in_doubt_ms_max,
             self.in_doubt_ms_median
         )];
-        let mut reasons: BTreeMap<&str, usize> = BTreeMap::new();
-        for skipped in &self.skipped {
-            *reasons.entry(skipped.reason).or_default() += 1;
-        }
-        lines.extend(reasons.iter().map(|(reason, count)| format!("{count} cells cannot be: {reason}")));
+        let skipped = self.skipped.iter();
+        lines.extend(skipped.map(|(reason, cells)| format!("{} cells cannot be: {reason}", cells.len())));
         lines.extend(self.violation_texts.iter().map(|text| format!("VIOLATION {text}")));
         lines.push(format!("{} violations (seed {})", self.violations, self.seed));
         lines.join("\n")

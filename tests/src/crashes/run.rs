@@ -8,9 +8,8 @@ use std::thread;
 
 use super::cell::{self, Verdict};
 use super::matrix::Cell;
+use super::points::Needs;
 use super::world::Stage;
-use crate::harness::postgres::PostgresServer;
-use crate::harness::roles::Roles;
 use crate::harness::{Failed, Result};
 
 /// Cells at a time. Each is five processes that mostly wait for a disk; more than this, and two cores are what they wait for.
@@ -21,22 +20,22 @@ pub const AT_A_TIME: usize = 5;
 /// # Errors
 /// If there is no place to try them in.
 pub fn run(
-    roles: &Roles,
+    stage: &Stage,
     cells: &[Cell],
     seed: u64,
     done: impl Fn(usize, &Verdict) + Sync,
 ) -> Result<Vec<Verdict>> {
     let root = tempfile::Builder::new().prefix("lockstep-crashes-").tempdir();
     let root = root.map_err(Failed::because("no temporary directory"))?;
-    let stage = Stage { roles: roles.clone(), servers: [PostgresServer::start()?, PostgresServer::start()?] };
+    let order = slowest_first(cells);
     let next = AtomicUsize::new(0);
     let verdicts: Mutex<Vec<Option<Verdict>>> = Mutex::new(cells.iter().map(|_| None).collect());
     let ended = AtomicUsize::new(0);
     thread::scope(|scope| {
         for _ in 0..AT_A_TIME.min(cells.len()) {
             scope.spawn(|| {
-                while let Some(index) = take(&next, cells.len()) {
-                    let verdict = try_in(&stage, cells[index], root.path(), index, seed);
+                while let Some(index) = order.get(next.fetch_add(1, Ordering::SeqCst)).copied() {
+                    let verdict = try_in(stage, cells[index], root.path(), seed);
                     done(ended.fetch_add(1, Ordering::SeqCst) + 1, &verdict);
                     verdicts.lock().expect("no thread panics with it")[index] = Some(verdict);
                 }
@@ -52,14 +51,17 @@ pub fn run(
     Ok(verdicts)
 }
 
-fn take(next: &AtomicUsize, end: usize) -> Option<usize> {
-    let index = next.fetch_add(1, Ordering::SeqCst);
-    (index < end).then_some(index)
+/// The order in which cells are tried: those that wait for something to grow or to become old do so beside the others, and not
+/// at the end when nobody else is left.
+fn slowest_first(cells: &[Cell]) -> Vec<usize> {
+    let mut order: Vec<usize> = (0..cells.len()).collect();
+    order.sort_by_key(|index| cells[*index].point.needs == Needs::Nothing);
+    order
 }
 
-fn try_in(stage: &Stage, cell: Cell, root: &Path, index: usize, seed: u64) -> Verdict {
+fn try_in(stage: &Stage, cell: Cell, root: &Path, seed: u64) -> Verdict {
     let directory = root.join(cell.name().replace(" / ", "+"));
-    let verdict = cell::run(stage, cell, &directory, index, seed);
+    let verdict = cell::run(stage, cell, &directory, seed);
     if verdict.violations.is_empty() {
         // What is not removed here goes with the whole.
         drop(fs::remove_dir_all(&directory));

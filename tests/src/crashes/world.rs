@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use lockstep_proto::v1::StatusRequest;
@@ -26,10 +27,35 @@ use crate::harness::{Failed, Result};
 /// What every cell shares.
 #[derive(Debug)]
 pub struct Stage {
-    /// Who plays the roles.
-    pub roles: Roles,
+    roles: Roles,
     /// A server for each of two banks: two resource managers are two servers.
-    pub servers: [PostgresServer; 2],
+    servers: [PostgresServer; 2],
+    /// Databases that were made, so that none has another's name.
+    databases: AtomicU64,
+}
+
+impl Stage {
+    /// With two new servers.
+    ///
+    /// # Errors
+    /// If they don't start.
+    pub fn set(roles: &Roles) -> Result<Self> {
+        let servers = [PostgresServer::start()?, PostgresServer::start()?];
+        Ok(Self { roles: roles.clone(), servers, databases: AtomicU64::new(0) })
+    }
+
+    async fn books(&self, kind: Database, bank: usize, directory: &Path) -> Result<Books> {
+        let name = BANKS[bank];
+        let books = match kind {
+            Database::Sqlite => Books::in_sqlite(name, directory.join(format!("{name}.db"))).await?,
+            Database::Postgres => {
+                let database = format!("bank_{}", self.databases.fetch_add(1, Ordering::Relaxed));
+                Books::in_postgres(name, &self.servers[bank], &database).await?
+            }
+        };
+        books.plant_foreign().await?;
+        Ok(books)
+    }
 }
 
 /// Flags of the coordinator. Banks list their prepared branches every second instead of every 30: a cell must not wait for a
@@ -67,7 +93,6 @@ pub struct World<'a> {
 
 impl<'a> World<'a> {
     /// Makes databases and starts the coordinator and the banks in `directory`, whichever of them dies with this fuse.
-    /// `number` tells the cells of a run apart.
     ///
     /// # Errors
     /// If something can't be made or started.
@@ -75,7 +100,6 @@ impl<'a> World<'a> {
         stage: &'a Stage,
         cell: Cell,
         directory: &Path,
-        number: usize,
         options: Options,
         fuse: &Fuse,
     ) -> Result<Self> {
@@ -91,18 +115,8 @@ impl<'a> World<'a> {
         let coordinator =
             Coordinator::start_slow(&stage.roles, directory, &flags, dies(Victim::Coordinator), slow_at)?;
         let mut banks = Vec::new();
-        for (index, name) in BANKS.iter().enumerate().take(cell.way.banks()) {
-            let books = runtime.block_on(async {
-                let books = match cell.database {
-                    Database::Sqlite => Books::in_sqlite(name, directory.join(format!("{name}.db"))).await?,
-                    Database::Postgres => {
-                        let database = format!("cell_{}", 2 * number + index);
-                        Books::in_postgres(name, &stage.servers[index], &database).await?
-                    }
-                };
-                books.plant_foreign().await?;
-                Ok::<_, Failed>(books)
-            })?;
+        for index in 0..cell.way.banks() {
+            let books = runtime.block_on(stage.books(cell.database, index, directory))?;
             let fuse = dies(Victim::Participant).filter(|_| index == victim_bank);
             banks.push(Bank::start(&stage.roles, directory, books, &coordinator.url(), fuse)?);
         }
