@@ -108,7 +108,7 @@ pub async fn serve(
     let (log, opened) = SqliteLog::open(&config.data_dir, Options::default()).await?;
     let log = Arc::new(log);
     let mut parts = Parts::start(config, &log).await?;
-    let recovered = parts.recover(&*log).await?;
+    let recovered = parts.recover(&log).await?;
     fail::fail_point!("coordinator-recovered-before-serving");
     parts.run_beside(config, &log);
 

@@ -21,9 +21,9 @@ use crate::scenario::Failure;
 /// A bank that has not answered by then hangs. A call may wait for its transaction's turn, at most for 30 s.
 const CALL_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// How long a client waits for the answer to its commit: so many times what it takes when nothing breaks, and no less than this. The
-/// SDK would go on asking, and learn it in the end; this client has a person waiting in front of it. It gives up, does not know the
-/// outcome, and says so: it is asked for later.
+/// How long a client waits for the answer to its commit: so many times what it takes when nothing breaks, and no less
+/// than this. The SDK would go on asking, and learn it in the end; this client has a person waiting in front of it.
+/// It gives up, does not know the outcome, and says so: it is asked for later.
 const COMMIT_PATIENCE: u32 = 10;
 const LEAST_COMMIT_PATIENCE: Duration = Duration::from_millis(50);
 
@@ -82,7 +82,8 @@ impl<'a> Application<'a> {
             self.ledger.tell(transfer.number, told);
             self.progress.transfer(self.killer.made());
             if broken {
-                // Whatever it was, trying on at once would fail the same way until the process that was killed is back.
+                // Whatever it was, trying on at once would fail the same way until the process that was killed is
+                // back.
                 self.processes.until_all_up().await?;
             }
         }
@@ -135,7 +136,7 @@ impl<'a> Application<'a> {
         let url = format!("{}/{}", self.processes.url(leg.bank), leg.operation.path());
         let mut request = self.http.post(url).json(&leg.movement);
         if let Some(context) = context {
-            request = request.header(lockstep::CONTEXT_HEADER, context.to_string());
+            request = request.headers(context.to_headers());
         }
         let response = request.send().await.map_err(failed)?;
         let status = response.status();
@@ -149,7 +150,8 @@ impl<'a> Application<'a> {
         }
     }
 
-    /// A transfer that was answered by one bank and has not asked the other stands here, for as long as the killer holds it.
+    /// A transfer that was answered by one bank and has not asked the other stands here, for as long as the killer
+    /// holds it.
     pub(crate) async fn between_calls(&self, transfer: &Transfer, needed: &[Role]) {
         self.ledger.halfway(transfer.number);
         self.killer.between_calls(transfer.number, needed).await;

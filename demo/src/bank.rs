@@ -1,5 +1,5 @@
-//! A bank: an HTTP service with a SQLite file of its own. What it does for a transfer and what the other bank does for it are
-//! one transaction: both are done, or neither is, whatever crashes.
+//! A bank: an HTTP service with a SQLite file of its own. What it does for a transfer and what the other bank does
+//! for it are one transaction: both are done, or neither is, whatever crashes.
 //!
 //! What it needs of Lockstep for that is this, and nothing else:
 //! 1. At the start, [`serve`] attaches the database under a name.
@@ -71,8 +71,8 @@ pub(crate) async fn serve(args: Args) -> Result<(), Box<dyn std::error::Error>> 
     let bank =
         Participant::builder(&args.name, database.clone()).coordinator(&args.coordinator).attach().await?;
 
-    // Attach first, write later: a branch that an earlier life of this process left in doubt has the file to itself until
-    // it is decided. A local write waits for its turn among the branches.
+    // Attach first, write later: a branch that an earlier life of this process left in doubt has the file to itself
+    // until it is decided. A local write waits for its turn among the branches.
     let mut first = database.local_write(PATIENCE).await?;
     make_accounts(&mut first).await?;
     first.commit().await?;

@@ -1,7 +1,7 @@
 //! The checker: looks at the books from outside, and compares them with what the clients were told.
 //!
-//! It reads the SQLite files with connections of its own, read-only, after every process has stopped. It uses nothing of
-//! Lockstep, and is the same for both kinds of run.
+//! It reads the SQLite files with connections of its own, read-only, after every process has stopped. It uses nothing
+//! of Lockstep, and is the same for both kinds of run.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -14,8 +14,8 @@ use crate::bank::{ACCOUNTS, OPENING_BALANCE};
 use crate::ledger::{Operation, Told, Transfer};
 use crate::role::Role;
 
-/// The head of the journal in which the SDK keeps a prepared branch, beside the bank's file: the kind stands at byte 12, and 0
-/// there says that no branch is prepared.
+/// The head of the journal in which the SDK keeps a prepared branch, beside the bank's file: the kind stands at byte
+/// 12, and 0 there says that no branch is prepared.
 const JOURNAL_HEAD: usize = 16;
 const JOURNAL_KIND: usize = 12;
 

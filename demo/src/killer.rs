@@ -1,12 +1,13 @@
 //! Which process is killed when.
 //!
-//! Each kill is planned by the number of a transfer, not by time, so that a slow machine has the same plan as a fast one. When a
-//! transfer of that number or a later one stands between its two calls (one bank has answered, the other was not asked yet),
-//! the killer takes it as its mark: it kills there and then, while the transfer stands still, or a moment later, somewhere in what the
-//! transfer still has to go through: the second call, both prepares, the decision, both commits.
+//! Each kill is planned by the number of a transfer, not by time, so that a slow machine has the same plan as a fast
+//! one. When a transfer of that number or a later one stands between its two calls (one bank has answered, the other
+//! was not asked yet), the killer takes it as its mark: it kills there and then, while the transfer stands still, or
+//! a moment later, somewhere in what the transfer still has to go through: the second call, both prepares, the
+//! decision, both commits.
 //!
-//! A kill counts if the process was reaped, signal 9 had ended it, and a transfer that was unfinished before the signal was still
-//! unfinished after the reaping. One that does not count is made again.
+//! A kill counts if the process was reaped, signal 9 had ended it, and a transfer that was unfinished before the
+//! signal was still unfinished after the reaping. One that does not count is made again.
 
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
@@ -26,7 +27,8 @@ use crate::scenario::Failure;
 
 /// One part in so many of the transfers comes after all kills, to show that everything goes on.
 const LOAD_WITHOUT_KILLS: u32 = 10;
-/// Where "later" ends, in the time that a transfer needs from between its calls to its end: after it, so that the last step is hit too.
+/// Where "later" ends, in the time that a transfer needs from between its calls to its end: after it, so that the
+/// last step is hit too.
 const LATEST: f64 = 1.2;
 
 /// What was answered before a kill has reached its client by then, so that it is not taken for unfinished.
@@ -152,8 +154,8 @@ impl<'a> Killer<'a> {
         marked.await.expect("what is wanted stays wanted until a mark is there")
     }
 
-    /// Called for each transfer that stands between its two calls and that still needs the processes of `needed`. Returns when it
-    /// may go on.
+    /// Called for each transfer that stands between its two calls and that still needs the processes of `needed`.
+    /// Returns when it may go on.
     pub(crate) async fn between_calls(&self, transfer: u32, needed: &[Role]) {
         let fits = |wanted: &mut Wanted| wanted.from <= transfer && needed.contains(&wanted.role);
         let Some(wanted) = self.wanted.borrow_mut().take_if(fits) else { return };

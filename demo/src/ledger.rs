@@ -63,8 +63,9 @@ impl Transfer {
         }
     }
 
-    /// Both parts, bank-a's first, whichever way the money goes. SQLite locks a whole file, and a branch holds that lock until its
-    /// transaction has ended: two transfers that took the banks in different orders would wait for each other.
+    /// Both parts, bank-a's first, whichever way the money goes. SQLite locks a whole file, and a branch holds that
+    /// lock until its transaction has ended: two transfers that took the banks in different orders would wait for
+    /// each other.
     pub(crate) fn legs(&self) -> [Leg; 2] {
         let (at_a, at_b) = match self.from_a {
             true => (Operation::Withdraw, Operation::Deposit),

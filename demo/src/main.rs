@@ -80,8 +80,8 @@ fn main() -> ExitCode {
     report::tell(&options, run)
 }
 
-/// Ends the process with a usage error if more kills are asked for than the transfers give room for: each costs every client
-/// the transfer that it is making, and some have to go right in between.
+/// Ends the process with a usage error if more kills are asked for than the transfers give room for: each costs every
+/// client the transfer that it is making, and some have to go right in between.
 fn refuse_too_many_kills(options: &Options) {
     let for_each = u32::from(options.clients) + 2;
     let needed = options.kills.saturating_mul(for_each);

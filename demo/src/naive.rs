@@ -1,7 +1,7 @@
 //! The same without Lockstep, for comparison: two plain commits, one in each bank.
 //!
-//! It is not done carelessly: money is taken before it is put anywhere, so that a bank that declines does no harm. It goes right
-//! as long as nothing happens between the two commits.
+//! It is not done carelessly: money is taken before it is put anywhere, so that a bank that declines does no harm. It
+//! goes right as long as nothing happens between the two commits.
 
 use axum::extract::State;
 use axum::routing::post;
@@ -21,8 +21,8 @@ pub(crate) async fn two_plain_commits(application: &Application<'_>, transfer: &
     application.ledger.begun(transfer.number);
     let work = async {
         application.call(&first, None).await?;
-        // The first bank has committed and is not needed any more. Nor is the coordinator, ever: it is killed all the same,
-        // so that this run goes through what the other one goes through.
+        // The first bank has committed and is not needed any more. Nor is the coordinator, ever: it is killed all the
+        // same, so that this run goes through what the other one goes through.
         application.between_calls(transfer, &[Role::Coordinator, second.bank]).await;
         application.call(&second, None).await
     };

@@ -1,7 +1,8 @@
 //! The three processes: this program started again, in another role each.
 //!
-//! They have the same address and the same files in all their lives. Their addresses are free ports, which this process keeps
-//! reserved for them between two lives. None of them outlives this process, however that ends: see [`crate::role::end_with_parent`].
+//! They have the same address and the same files in all their lives. Their addresses are free ports, which this
+//! process keeps reserved for them between two lives. None of them outlives this process, however that ends: see
+//! [`crate::role`].
 
 use std::cell::RefCell;
 use std::net::{Ipv4Addr, SocketAddr};
@@ -47,7 +48,7 @@ struct Seat {
 
 struct Running {
     child: Child,
-    /// Open for as long as the child may live: see [`crate::role::end_with_parent`].
+    /// Open for as long as the child may live: the role ends with its stdin, see [`crate::role`].
     _lifeline: ChildStdin,
 }
 

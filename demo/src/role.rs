@@ -91,9 +91,9 @@ fn run_bank(args: bank::Args) -> Result<(), Box<dyn std::error::Error>> {
     tokio::runtime::Runtime::new()?.block_on(bank::serve(args))
 }
 
-/// Ends this process when the one that started it is gone, even if that was killed with SIGKILL. Stdin is a pipe that nothing is
-/// written to and whose other end the parent holds: it ends with the parent. (The kernel's own means, a parent's death signal,
-/// exists on Linux only, and goes by the thread that started the process.)
+/// Ends this process when the one that started it is gone, even if that was killed with SIGKILL. Stdin is a pipe that
+/// nothing is written to and whose other end the parent holds: it ends with the parent. (The kernel's own means, a
+/// parent's death signal, exists on Linux only, and goes by the thread that started the process.)
 fn end_with_parent() {
     std::thread::spawn(|| {
         let _end = std::io::stdin().lock().read_to_end(&mut Vec::new());

@@ -10,7 +10,8 @@ use rustix::process::{Pid, Signal, kill_process, test_kill_process};
 use serde_json::Value;
 use tempfile::TempDir;
 
-/// How often a condition is looked at, and how many times: nothing here takes a minute. A test that would hang fails instead.
+/// How often a condition is looked at, and how many times: nothing here takes a minute. A test that would hang fails
+/// instead.
 const LOOK_EVERY: Duration = Duration::from_millis(5);
 const LOOKS: u32 = 12_000;
 

@@ -1,3 +1,4 @@
 //! Proof over the real thing: what the tests and `prove` share.
 
+pub mod crashes;
 pub mod harness;

@@ -1,1 +1,110 @@
-fn main() {}
+//! `prove`: whatever crashes, is cut off, or answers late or twice, no two branches of a transaction end differently.
+//!
+//! Each subcommand tries one kind of fault over real processes and real databases, says what it tried and counted, and ends
+//! with exit code 0 only if nothing was violated and everything that it promised to try was tried.
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+use lockstep_tests::crashes::matrix::{cells, share};
+use lockstep_tests::crashes::report::{Report, table};
+use lockstep_tests::crashes::{points, run};
+use lockstep_tests::harness::books::Database;
+use lockstep_tests::harness::clock;
+use lockstep_tests::harness::roles::{Role, Roles, play};
+
+#[derive(Debug, Parser)]
+#[command(name = "prove", arg_required_else_help = true)]
+struct Cli {
+    #[command(subcommand)]
+    what: What,
+}
+
+#[derive(Debug, Subcommand)]
+enum What {
+    /// SIGKILL at every crash point, to a commit and to a rollback, over SQLite and PostgreSQL
+    Crashes(Crashes),
+    /// What a process of the harness plays
+    #[command(hide = true)]
+    Role {
+        #[command(subcommand)]
+        role: Role,
+    },
+}
+
+#[derive(Debug, clap::Args)]
+struct Crashes {
+    /// End with one line of JSON on stdout
+    #[arg(long)]
+    json: bool,
+    /// What a cell leaves open is chosen from this: the same seed chooses the same
+    #[arg(long, default_value_t = 1)]
+    seed: u64,
+    /// Only this crash point
+    #[arg(long, value_name = "POINT")]
+    only: Option<String>,
+    /// Only over this kind of database
+    #[arg(long, value_enum)]
+    database: Option<Database>,
+    /// Only the Kth of N parts of the cells
+    #[arg(long, value_name = "K/N", value_parser = parse_share, default_value = "1/1")]
+    share: (usize, usize),
+}
+
+fn parse_share(text: &str) -> Result<(usize, usize), String> {
+    let parts = text.split_once('/').and_then(|(k, n)| Some((k.parse().ok()?, n.parse().ok()?)));
+    let (k, n) = parts.ok_or("it has the form K/N, such as 1/4")?;
+    if (1..=n).contains(&k) { Ok((k, n)) } else { Err(format!("{k} is not from 1 to {n}")) }
+}
+
+fn main() -> ExitCode {
+    match Cli::parse().what {
+        What::Crashes(arguments) => crashes(&arguments),
+        What::Role { role } => play(role),
+    }
+}
+
+fn crashes(arguments: &Crashes) -> ExitCode {
+    if let Some(only) = &arguments.only
+        && points::find(only).is_none()
+    {
+        eprintln!("there is no crash point {only}");
+        return ExitCode::from(2);
+    }
+    let (all, skipped) = cells(|point, database| {
+        arguments.only.as_deref().is_none_or(|only| only == point.name)
+            && arguments.database.is_none_or(|only| only == database)
+    });
+    let (number, of) = arguments.share;
+    let cells = share(all, number, of);
+    let started = clock::now();
+    let roles = match std::env::current_exe() {
+        Ok(program) => Roles::played_by(program),
+        Err(error) => {
+            eprintln!("this program does not know where it is: {error}");
+            return ExitCode::FAILURE;
+        }
+    };
+    let verdicts = run::run(&roles, &cells, arguments.seed, |done, verdict| {
+        let mark = if verdict.violations.is_empty() { "ok" } else { "WRONG" };
+        eprintln!("{done:>4}/{} {mark:<5} {}", cells.len(), verdict.cell);
+        if !verdict.violations.is_empty() {
+            eprintln!("{}\n{}", verdict.violations.join("\n"), verdict.logs);
+        }
+    });
+    let verdicts = match verdicts {
+        Ok(verdicts) => verdicts,
+        Err(failed) => {
+            eprintln!("{failed}");
+            return ExitCode::FAILURE;
+        }
+    };
+    let report = Report::new(&cells, &verdicts, skipped, arguments.seed, started.elapsed());
+    if arguments.json {
+        eprintln!("{}\n{}", table(&cells, &verdicts), report.summary());
+        println!("{}", report.json());
+    } else {
+        println!("{}\n{}", table(&cells, &verdicts), report.summary());
+    }
+    if report.is_clean(cells.len()) { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}

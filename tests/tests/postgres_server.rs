@@ -4,14 +4,15 @@ use std::io::{BufRead as _, BufReader};
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
+use lockstep_tests::harness::clock::now;
 use lockstep_tests::harness::postgres::{PostgresServer, fresh_database};
 
 fn wait_for(what: &str, condition: impl Fn() -> bool) {
-    let deadline = Instant::now() + Duration::from_secs(30);
+    let deadline = now() + Duration::from_secs(30);
     while !condition() {
-        assert!(Instant::now() < deadline, "waited too long for {what}");
+        assert!(now() < deadline, "waited too long for {what}");
         thread::sleep(Duration::from_millis(10));
     }
 }

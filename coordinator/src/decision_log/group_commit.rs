@@ -16,8 +16,9 @@
 //! room in the shard's queue of answers, would wait for ever. The answers are bounded by the questions instead: a
 //! transaction has at most one forced write under way, so a shard never has more answers waiting than it has transactions.
 
-use std::sync::Arc;
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use lockstep_proto::{Gtrid, LogPosition};
@@ -84,6 +85,17 @@ struct Counters {
     refused: AtomicU64,
 }
 
+/// Ends that were handed over and are not in the log yet: lazy ones, up to [`LAZY_DELAY`] long. Their shard has forgotten the
+/// transaction, and the log alone would still say that it is being decided.
+#[derive(Debug, Default)]
+struct OnTheirWay(Mutex<BTreeMap<Gtrid, EndRecord>>);
+
+impl OnTheirWay {
+    fn ends(&self) -> MutexGuard<'_, BTreeMap<Gtrid, EndRecord>> {
+        self.0.lock().expect("nobody panics with this lock")
+    }
+}
+
 struct Request {
     shard: usize,
     write: LogWrite,
@@ -96,6 +108,7 @@ pub struct LogWriter {
     queue: mpsc::Sender<Request>,
     position: watch::Receiver<LogPosition>,
     counters: Arc<Counters>,
+    on_their_way: Arc<OnTheirWay>,
     shards: usize,
 }
 
@@ -110,7 +123,17 @@ impl LogWriter {
     /// If there is no such shard.
     pub async fn submit(&self, shard: usize, write: LogWrite) -> Result<(), Stopped> {
         assert!(shard < self.shards, "shard {shard} of {} writes to the log", self.shards);
+        if let LogWrite::LazyEnd(end) = &write {
+            self.on_their_way.ends().insert(end.gtrid, end.clone());
+        }
         self.queue.send(Request { shard, write }).await.map_err(|_closed| Stopped)
+    }
+
+    /// The end of a transaction that was handed over and is not in the log yet. Whoever finds none here and reads the log after
+    /// that finds what was written meanwhile there.
+    #[must_use]
+    pub fn end_on_its_way(&self, gtrid: &Gtrid) -> Option<EndRecord> {
+        self.on_their_way.ends().get(gtrid).cloned()
     }
 
     /// The newest forced batch.
@@ -147,6 +170,7 @@ pub struct GroupCommit {
     shards: Vec<mpsc::UnboundedSender<Vec<LogDone>>>,
     position: watch::Sender<LogPosition>,
     counters: Arc<Counters>,
+    on_their_way: Arc<OnTheirWay>,
     /// What is forced next, and who waits for it.
     batch: Batch,
     waiters: Vec<Waiter>,
@@ -176,13 +200,21 @@ impl GroupCommit {
         let (queue, requests) = mpsc::channel(QUEUE);
         let (publish, position) = watch::channel(log.position());
         let counters = Arc::new(Counters::default());
-        let writer = LogWriter { queue, position, counters: Arc::clone(&counters), shards: shards.len() };
+        let on_their_way = Arc::<OnTheirWay>::default();
+        let writer = LogWriter {
+            queue,
+            position,
+            counters: Arc::clone(&counters),
+            on_their_way: Arc::clone(&on_their_way),
+            shards: shards.len(),
+        };
         let task = Self {
             log,
             queue: requests,
             shards,
             position: publish,
             counters,
+            on_their_way,
             batch: Batch::default(),
             waiters: Vec::new(),
             lazy: Vec::new(),
@@ -284,6 +316,7 @@ impl GroupCommit {
                 self.counters.records.fetch_add(records, Ordering::Relaxed);
                 self.counters.largest_batch.fetch_max(records, Ordering::Relaxed);
                 self.position.send_replace(*position);
+                self.have_arrived(&batch.ends[forced_ends..]);
             }
             Err(AppendError::Refused(_)) => {
                 self.counters.refused.fetch_add(1, Ordering::Relaxed);
@@ -317,8 +350,17 @@ impl GroupCommit {
             AppendError::Unknown(_) => {}
         })?;
         self.counters.lazy_writes.fetch_add(1, Ordering::Relaxed);
+        self.have_arrived(&self.lazy);
         self.lazy.clear();
         Ok(())
+    }
+
+    /// These ends are in the log: whoever asks from now on reads them there.
+    fn have_arrived(&self, ends: &[EndRecord]) {
+        let mut on_their_way = self.on_their_way.ends();
+        for end in ends {
+            on_their_way.remove(&end.gtrid);
+        }
     }
 
     /// The last write: the ends that are left, forced, since the process is about to end.
@@ -407,6 +449,32 @@ mod tests {
         assert!(even.iter().chain(&odd).all(|done| done.result == Ok(position)));
         let counts = bench.writer.counts();
         assert_eq!((counts.forces, counts.records, counts.largest_batch), (1, 65, 65));
+    }
+
+    /// Whoever looks here first and then into the log finds the end at every moment after it was handed over.
+    #[tokio::test]
+    async fn an_end_on_its_way_is_found_until_it_is_in_the_log() {
+        let mut bench = Bench::new().await;
+        let decision = commit(gtrid(bench.epoch, 0, 1));
+        let end = committed(&decision);
+        bench.writer.submit(0, LogWrite::LazyEnd(end.clone())).await.unwrap();
+        assert_eq!(bench.writer.end_on_its_way(&end.gtrid), Some(end.clone()));
+        bench.writer.submit(0, LogWrite::ForceDecision(decision.clone())).await.unwrap();
+        let _task = bench.start();
+        bench.done(0, 1).await;
+        assert_eq!(bench.writer.end_on_its_way(&end.gtrid), None);
+        assert_eq!(bench.recorded(end.gtrid).await, Recorded::Ended(Some(decision), end));
+
+        // One that is written without a force.
+        let end = rolled_back(gtrid(bench.epoch, 0, 2));
+        bench.writer.submit(0, LogWrite::LazyEnd(end.clone())).await.unwrap();
+        let arrived = async {
+            while bench.writer.end_on_its_way(&end.gtrid).is_some() {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(30), arrived).await.expect("it is written");
+        assert_eq!(bench.recorded(end.gtrid).await, Recorded::Ended(None, end));
     }
 
     #[tokio::test]

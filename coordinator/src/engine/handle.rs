@@ -146,11 +146,14 @@ impl Engine {
         // The shard follows from the random bits alone, so any time and epoch give the right one.
         let epoch = self.0.log.position().epoch;
         let shard = self.0.shards.of(&Gtrid::new(epoch, 0, random));
-        match shard.ask(|reply| Input::Begin { random, timeout, about, reply }).await? {
-            Answer::Begun(gtrid) => Ok(gtrid),
-            Answer::Full => Err(BeginError::Full(self.0.max_in_flight)),
-            other => unreachable!("a begin is answered with begun or full, not {other:?}"),
+        let answer = shard.ask(|reply| Input::Begin { random, timeout, about, reply }).await?;
+        if answer == Answer::Full {
+            return Err(BeginError::Full(self.0.max_in_flight));
         }
+        let Answer::Begun(gtrid) = answer else {
+            unreachable!("a begin is answered with begun or full, not {answer:?}")
+        };
+        Ok(gtrid)
     }
 
     fn admit(&self) -> Result<(), BeginError> {
@@ -198,14 +201,19 @@ impl Engine {
     }
 
     async fn outcome_or_recorded(&self, gtrid: Gtrid, answer: Answer) -> Result<OutcomeAnswer, EngineError> {
-        match answer {
-            Answer::Outcome(outcome) => Ok(outcome),
-            Answer::NotLive => {
-                let look_up = self.look_up(gtrid).await?;
-                Ok(recorded_outcome(&look_up, self.is_behind()))
+        if answer == Answer::NotLive {
+            // In this order: what is not on its way any more is in the log.
+            if let Some(end) = self.0.writer.end_on_its_way(&gtrid) {
+                let (outcome, branches) = (Some(end.outcome), end.branches.len());
+                return Ok(OutcomeAnswer { outcome, detail: end.detail, branches, pending: 0 });
             }
-            other => unreachable!("a question for an outcome is answered with one, not {other:?}"),
+            let look_up = self.look_up(gtrid).await?;
+            return Ok(recorded_outcome(&look_up, self.is_behind()));
         }
+        let Answer::Outcome(outcome) = answer else {
+            unreachable!("a question for an outcome is answered with one, not {answer:?}")
+        };
+        Ok(outcome)
     }
 
     /// What the log knows of a transaction.
@@ -241,10 +249,11 @@ impl Engine {
     ) -> Result<Vec<TransactionView>, Stopped> {
         let mut all = Vec::new();
         for shard in self.0.shards.iter() {
-            match shard.ask(&input).await? {
-                Answer::Listing(views) => all.extend(views),
-                other => unreachable!("a listing is answered with one, not {other:?}"),
-            }
+            let answer = shard.ask(&input).await?;
+            let Answer::Listing(views) = answer else {
+                unreachable!("a listing is answered with one, not {answer:?}")
+            };
+            all.extend(views);
         }
         all.sort_unstable_by_key(|view| std::cmp::Reverse(view.gtrid));
         all.truncate(limit);
@@ -258,15 +267,14 @@ impl Engine {
     pub async fn summarize(&self) -> Result<Summary, Stopped> {
         let mut sum = Summary::default();
         for shard in self.0.shards.iter() {
-            match shard.ask(|reply| Input::Summarize { reply }).await? {
-                Answer::Summary(part) => {
-                    sum.live += part.live;
-                    sum.undecided += part.undecided;
-                    sum.undelivered += part.undelivered;
-                    sum.oldest = [sum.oldest, part.oldest].into_iter().flatten().min();
-                }
-                other => unreachable!("a summary is answered with one, not {other:?}"),
-            }
+            let answer = shard.ask(|reply| Input::Summarize { reply }).await?;
+            let Answer::Summary(part) = answer else {
+                unreachable!("a summary is answered with one, not {answer:?}")
+            };
+            sum.live += part.live;
+            sum.undecided += part.undecided;
+            sum.undelivered += part.undelivered;
+            sum.oldest = [sum.oldest, part.oldest].into_iter().flatten().min();
         }
         Ok(sum)
     }

@@ -67,12 +67,11 @@ async fn ask_shards(engine: &Engine, xids: &[Xid]) -> Result<Vec<Option<Prepared
             continue;
         }
         let asked = here.iter().map(|index| xids[*index].clone()).collect();
-        match shard.ask(|reply| Input::AskPrepared { xids: asked, reply }).await? {
-            Answer::Prepared(told) => {
-                here.into_iter().zip(told).for_each(|(index, answer)| answers[index] = answer)
-            }
-            other => unreachable!("prepared branches are answered one by one, not with {other:?}"),
-        }
+        let answer = shard.ask(|reply| Input::AskPrepared { xids: asked, reply }).await?;
+        let Answer::Prepared(told) = answer else {
+            unreachable!("prepared branches are answered one by one, not with {answer:?}")
+        };
+        here.into_iter().zip(told).for_each(|(index, answer)| answers[index] = answer);
     }
     Ok(answers)
 }

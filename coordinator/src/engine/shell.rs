@@ -14,7 +14,7 @@ use tokio::sync::{mpsc, oneshot};
 
 use super::clock::Clock;
 use super::delivery::SessionId;
-use super::input::{Answer, Input, LogAnswer, Output};
+use super::input::{Answer, Input, LogAnswer, OutcomeAnswer, Output, ToParticipant};
 use super::shard::Shard;
 use crate::decision_log::AppendError;
 use crate::decision_log::group_commit::{LogDone, LogWriter};
@@ -161,11 +161,13 @@ impl ShardTask {
                 }
             }
             Output::Send(session, message) => {
+                crash_before_sending(&message);
                 if let Some(outbox) = self.outboxes.get(&session) {
                     outbox.send(message);
                 }
             }
             Output::Reply(reply, answer) => {
+                crash_before_answering(&answer);
                 // Whoever asked may have gone; the answer stays true, and they can ask again.
                 let _gone = reply.send(answer);
             }
@@ -179,6 +181,34 @@ impl ShardTask {
                 let _stopped = self.strays.send(StrayAcknowledgement { xid, applied }).await;
             }
         }
+    }
+}
+
+/// Crash points: what is to be said is decided, and durable where it has to be, and nobody has heard it.
+fn crash_before_sending(message: &ToParticipant) {
+    match message {
+        ToParticipant::Prepare(..) => fail::fail_point!("coordinator-before-prepare"),
+        ToParticipant::Commit(_) | ToParticipant::Rollback(_) => {
+            fail::fail_point!("coordinator-before-decide")
+        }
+        ToParticipant::CommitOnePhase(..) => fail::fail_point!("coordinator-before-commit-one-phase"),
+        ToParticipant::Enlisted(..) | ToParticipant::EnlistRefused(..) | ToParticipant::Refused(..) => {}
+    }
+}
+
+/// The same for clients.
+fn crash_before_answering(answer: &Answer) {
+    match answer {
+        Answer::Outcome(OutcomeAnswer { outcome: Some(_), .. }) => {
+            fail::fail_point!("coordinator-before-answer");
+        }
+        Answer::Outcome(OutcomeAnswer { outcome: None, .. })
+        | Answer::Begun(_)
+        | Answer::Full
+        | Answer::NotLive
+        | Answer::Prepared(_)
+        | Answer::Listing(_)
+        | Answer::Summary(_) => {}
     }
 }
 

@@ -175,7 +175,9 @@ impl Session {
     ) -> Result<(), SessionEnd> {
         use v1::participant_message::Kind;
         let session = self.id;
-        match wire::required(message.kind, "kind")? {
+        let kind = wire::required(message.kind, "kind")?;
+        crash_when_received(&kind);
+        match kind {
             Kind::Hello(_) => Err(SessionEnd::SecondHello),
             Kind::Enlist(enlist) => {
                 self.to_shard(wire::xid(enlist.xid)?, |xid| Input::Enlist { session, xid }).await
@@ -231,6 +233,18 @@ impl Session {
             return Err(WireError::Limit { field: "xid", why: "it names the session's resource manager" });
         }
         Ok(xids)
+    }
+}
+
+/// Crash points: a participant has done what it says here, and nobody else knows.
+fn crash_when_received(kind: &v1::participant_message::Kind) {
+    use v1::participant_message::Kind;
+    match kind {
+        Kind::Enlist(_) => fail::fail_point!("coordinator-enlist-received"),
+        Kind::Vote(_) => fail::fail_point!("coordinator-vote-received"),
+        Kind::Acknowledge(_) => fail::fail_point!("coordinator-acknowledge-received"),
+        Kind::Report(_) => fail::fail_point!("coordinator-report-received"),
+        Kind::Hello(_) | Kind::Reconcile(_) => {}
     }
 }
 

@@ -1,7 +1,7 @@
 //! One branch on its participant's side: a pure state machine, (state, event) → (state, actions).
 //!
 //! Nothing in here waits, reads a clock or touches a store. [`crate::session`] brings what happened and carries out what is
-//! asked for; a simulator can do the same. The table is in [`table`]; read it beside this page.
+//! asked for; a simulator can do the same. The table is in `table.rs`; read it beside this page.
 //!
 //! # The life of a branch
 //!

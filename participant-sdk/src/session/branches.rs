@@ -158,6 +158,15 @@ impl Session {
         }
     }
 
+    /// The store answers again: what waits to ask it need not wait longer.
+    pub(super) fn ask_again_now(&mut self, now: Duration) {
+        let waits = |entry: &Entry| matches!(entry.branch.state(), State::Undoing { waiting: true, .. });
+        let waiting = self.branches.iter().filter(|(_, entry)| waits(entry)).map(|(xid, _)| xid.clone());
+        for xid in waiting.collect::<Vec<_>>() {
+            self.step(now, &xid, Event::AskAgain);
+        }
+    }
+
     /// A message of the coordinator about a branch, which this process may never have heard of.
     pub(super) fn told(&mut self, now: Duration, xid: &Xid, event: Event) {
         let Phase::Attached { welcome, .. } = &self.phase else {

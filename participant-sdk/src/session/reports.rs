@@ -81,10 +81,14 @@ impl Session {
                 self.close(Closing::Broken(why.to_owned()));
             }
             Ok(listing) => {
+                let is_back = listing.attachment.is_some();
                 let soon = self.reports.store_doubtful.then_some(AFTER_A_FAILURE);
                 self.reports.due = Some(now + soon.unwrap_or(self.reports.interval));
                 self.reports.failed = 0;
                 self.report(listing);
+                if is_back {
+                    self.ask_again_now(now);
+                }
                 self.find_old_evidence();
             }
             Err(unresolved) => {

@@ -1,7 +1,7 @@
 //! What a service can do with a branch's connection, and who may write when (P16, P17, P19, P25).
 
 use std::io::{BufRead, BufReader};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use lockstep::resource::sqlite::Sqlite;
 use lockstep::resource::{Fate, Prepared, Resource, ResourceError};
@@ -141,7 +141,7 @@ async fn a_branch_is_over_at_its_deadline() {
     let database = Database::new(ONE).await;
     let resource = database.attached().await;
     let soon = Duration::from_millis(300);
-    let begun = Instant::now();
+    let begun = tokio::time::Instant::now();
     let mut open = resource.begin(&branch(1), soon).await.unwrap();
     let error = run(Sqlite::connection(&mut open), ENDLESS).await.unwrap_err().to_string();
     assert!(error.contains("interrupted"), "{error}");

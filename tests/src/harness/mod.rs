@@ -1,3 +1,46 @@
-//! Real things for tests to break: database servers made from nothing, and killed like anything else.
+//! Real things for tests to break: processes, database servers, files; killed like anything else, and looked at from outside.
+//!
+//! - [`process`]: a process of ours: started, killed, reaped, started again. [`roles`] says what it plays.
+//! - [`coordinator`], [`bank`], [`client`]: the three roles.
+//! - [`crash_points`]: SIGKILL at a named place, and the proof that it was there.
+//! - [`postgres`]: database servers made from nothing; [`books`]: a bank's database as the harness sees it.
+//! - [`clock`], [`ports`]: what the others share.
 
+pub mod bank;
+pub mod books;
+pub mod client;
+pub mod clock;
+pub mod coordinator;
+pub mod crash_points;
+pub mod ports;
 pub mod postgres;
+pub mod process;
+pub mod roles;
+
+/// Something that the harness needed did not work: it says what was tried and what came of it. Never a verdict on what is
+/// being tested.
+#[derive(Debug, Clone, thiserror::Error)]
+#[error("{0}")]
+pub struct Failed(String);
+
+/// What the harness's functions return.
+pub type Result<T, E = Failed> = std::result::Result<T, E>;
+
+impl Failed {
+    /// A failure in these words.
+    pub fn new(what: impl Into<String>) -> Self {
+        Self(what.into())
+    }
+
+    /// For `map_err`: `what` could not be done, and why.
+    pub fn because<E: std::fmt::Display>(what: impl Into<String>) -> impl FnOnce(E) -> Self {
+        let what = what.into();
+        move |cause| Self(format!("{what}: {cause}"))
+    }
+}
+
+impl From<postgres::PostgresError> for Failed {
+    fn from(error: postgres::PostgresError) -> Self {
+        Self(error.to_string())
+    }
+}

@@ -20,12 +20,13 @@ use std::process::{Child, Command, Stdio};
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use rustix::process::{Pid, Signal, kill_process};
 
 use self::janitor::Janitor;
 use self::programs::Programs;
+use super::clock::now;
 
 /// The superuser of every server made here, without a password. (Not `lockstep`: what such a role creates would
 /// go into our schema, because `"$user"` comes first in the usual `search_path`.)
@@ -210,9 +211,9 @@ impl PostgresServer {
         if self.postmaster.is_some() {
             self.stop()?;
         }
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = now() + PATIENCE;
         while !self.run()? {
-            if Instant::now() > deadline {
+            if now() > deadline {
                 return Err(self.failed(&format!("port {} has been taken by another", self.port)));
             }
             thread::sleep(GLANCE);
@@ -287,7 +288,7 @@ impl PostgresServer {
         // An own process group: a Ctrl-C for the tests is not one for the server, which goes with its directory.
         command.stdin(Stdio::null()).stdout(log).stderr(stderr).process_group(0);
         let mut postmaster = command.spawn().map_err(PostgresError::io("postgres does not run"))?;
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = now() + PATIENCE;
         while !self.is_ready(&postmaster) {
             let exit = postmaster.try_wait().map_err(PostgresError::io("postgres can't be waited for"))?;
             if let Some(status) = exit {
@@ -296,7 +297,7 @@ impl PostgresServer {
                 }
                 return Err(self.failed(&format!("the server did not start ({status})")));
             }
-            if Instant::now() > deadline {
+            if now() > deadline {
                 let late = self.failed("the server takes too long to start");
                 self.end(postmaster, Signal::QUIT)?;
                 return Err(late);
@@ -448,9 +449,9 @@ fn signal(pid: Pid, signal: Signal) -> Result<()> {
 }
 
 fn wait_until(what: &str, mut condition: impl FnMut() -> bool) -> Result<()> {
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = now() + PATIENCE;
     while !condition() {
-        if Instant::now() > deadline {
+        if now() > deadline {
             return Err(PostgresError(format!("waited {PATIENCE:?} for {what}")));
         }
         thread::sleep(GLANCE);

@@ -14,7 +14,7 @@ mod recovering;
 mod server_faults;
 
 use std::future::Future;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use lockstep::resource::postgres::{OpenBranch, Postgres};
 use lockstep::resource::{Attachment, BranchId, Fate, Prepared, Resource as _, Unresolved};
@@ -164,8 +164,7 @@ fn name(text: &str) -> ResourceManagerName {
 }
 
 fn branch_of(cluster: ClusterId, name: &ResourceManagerName) -> BranchId {
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
-    branch_begun(cluster, name, 1, u64::try_from(now.as_millis()).unwrap())
+    branch_begun(cluster, name, 1, lockstep_tests::harness::clock::unix_micros() / 1000)
 }
 
 fn branch_begun(cluster: ClusterId, name: &ResourceManagerName, epoch: u32, unix_ms: u64) -> BranchId {

@@ -75,12 +75,15 @@ pub(super) async fn append(
     Ok(bytes as u64)
 }
 
+/// Key, decision, whether it has ended, whether heuristically.
+type StoredRow = (Vec<u8>, Option<Vec<u8>>, bool, bool);
+
 async fn stored(
     connection: &mut SqliteConnection,
     gtrids: impl Iterator<Item = Gtrid>,
 ) -> Result<HashMap<Gtrid, Stored>, Fault> {
     let keys = json(gtrids.map(|gtrid| Hex::of(gtrid.to_bytes())));
-    let found: Vec<(Vec<u8>, Option<Vec<u8>>, bool, bool)> = sqlx::query_as(
+    let found: Vec<StoredRow> = sqlx::query_as(
         "SELECT gtrid, decision, ended_ms IS NOT NULL, heuristic IS NOT NULL FROM transactions \
          WHERE gtrid IN (SELECT unhex(value) FROM json_each(?1))",
     )

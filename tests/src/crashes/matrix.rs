@@ -1,0 +1,112 @@
+//! The cells: every crash point on every way over every kind of database; and those that cannot be, each with its reason.
+
+use super::points::{POINTS, Point, Reach, Way};
+use crate::harness::books::Database;
+
+/// One cell.
+#[derive(Debug, Clone, Copy)]
+pub struct Cell {
+    /// Where a process dies.
+    pub point: &'static Point,
+    /// Which way transactions take.
+    pub way: Way,
+    /// What the banks keep their accounts in.
+    pub database: Database,
+}
+
+impl Cell {
+    /// Its name: what to look for in a report.
+    #[must_use]
+    pub fn name(&self) -> String {
+        format!("{} / {} / {}", self.point.name, self.way.name(), self.database.name())
+    }
+}
+
+/// A cell that cannot be, and why.
+#[derive(Debug, Clone, serde::Serialize)]
+pub struct Skipped {
+    /// The cell's name.
+    pub cell: String,
+    /// Why.
+    pub reason: &'static str,
+}
+
+/// Which kind of database each has.
+const DATABASES: [Database; 2] = [Database::Sqlite, Database::Postgres];
+
+/// All cells that are wanted, in the order of the table, and those that cannot be.
+#[must_use]
+pub fn cells(wanted: impl Fn(&Point, Database) -> bool) -> (Vec<Cell>, Vec<Skipped>) {
+    let mut cells = Vec::new();
+    let mut skipped = Vec::new();
+    for point in POINTS {
+        for way in Way::ALL {
+            for database in DATABASES.into_iter().filter(|database| wanted(point, *database)) {
+                let cell = Cell { point, way, database };
+                match impossible(&cell) {
+                    None => cells.push(cell),
+                    Some(reason) => skipped.push(Skipped { cell: cell.name(), reason }),
+                }
+            }
+        }
+    }
+    (cells, skipped)
+}
+
+fn impossible(cell: &Cell) -> Option<&'static str> {
+    match (cell.point.only_in, cell.database) {
+        (Some(Database::Postgres), Database::Sqlite) => {
+            return Some("the point is in the code for PostgreSQL, which a bank over SQLite never runs");
+        }
+        (Some(Database::Sqlite), Database::Postgres) => {
+            return Some("the point is in the code for SQLite, which a bank over PostgreSQL never runs");
+        }
+        (None | Some(Database::Sqlite), Database::Sqlite)
+        | (None | Some(Database::Postgres), Database::Postgres) => {}
+    }
+    match cell.point.reach(cell.way, cell.database) {
+        Reach::Yes(_) | Reach::First(_) => None,
+        Reach::No(reason) => Some(reason),
+    }
+}
+
+/// A part of the cells: the `number`th of `of` parts, from 1. All parts together are all cells, and each has some of every
+/// area.
+#[must_use]
+pub fn share(cells: Vec<Cell>, number: usize, of: usize) -> Vec<Cell> {
+    cells
+        .into_iter()
+        .enumerate()
+        .filter(|(index, _)| index % of == number - 1)
+        .map(|(_, cell)| cell)
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+
+    #[test]
+    fn every_point_has_a_cell_and_every_name_is_there_once() {
+        let names: BTreeSet<&str> = POINTS.iter().map(|point| point.name).collect();
+        assert_eq!(names.len(), POINTS.len());
+        for point in POINTS {
+            let (cells, skipped) = cells(|other, _| other.name == point.name);
+            assert!(!cells.is_empty(), "{} has no cell", point.name);
+            assert_eq!(cells.len() + skipped.len(), 8, "{}", point.name);
+        }
+    }
+
+    #[test]
+    fn the_shares_are_the_whole() {
+        let all = cells(|_, _| true).0;
+        let mut parts: Vec<String> =
+            (1..=7).flat_map(|number| share(all.clone(), number, 7)).map(|cell| cell.name()).collect();
+        parts.sort();
+        let mut whole: Vec<String> = all.iter().map(Cell::name).collect();
+        whole.sort();
+        assert_eq!(parts, whole);
+    }
+}

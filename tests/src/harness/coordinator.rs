@@ -1,0 +1,155 @@
+//! A coordinator as a process: `lockstep serve`, by its library function.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use rustix::process::Signal;
+
+use super::clock::wait_for;
+use super::crash_points::{Fuse, slow_down};
+use super::process::{Process, Reaped, end_of_log};
+use super::roles::Roles;
+use super::{Failed, Result, ports};
+
+/// How long a coordinator may take to start or to drain.
+const PATIENCE: Duration = Duration::from_secs(30);
+/// What the last line of the banner begins with: everything is bound and recovered when it is there.
+const LAST_OF_BANNER: &str = "lockstep recovered";
+
+/// How a coordinator is started, each time: its port and its directory stay the same over restarts.
+#[derive(Debug, Clone)]
+struct Setup {
+    roles: Roles,
+    directory: PathBuf,
+    flags: Vec<String>,
+    port: u16,
+    slow_at: Option<(&'static str, Duration)>,
+}
+
+/// A coordinator of one's own.
+#[derive(Debug)]
+pub struct Coordinator {
+    setup: Setup,
+    process: Process,
+}
+
+impl Coordinator {
+    /// Starts one with its data in `directory`, and these flags of `lockstep serve`. Does not wait for it.
+    ///
+    /// # Errors
+    /// If it can't be started.
+    pub fn start(roles: &Roles, directory: &Path, flags: &[&str], fuse: Option<&Fuse>) -> Result<Self> {
+        Self::start_slow(roles, directory, flags, fuse, None)
+    }
+
+    /// The same, and each time it passes this crash point it waits so long.
+    ///
+    /// # Errors
+    /// If it can't be started.
+    pub fn start_slow(
+        roles: &Roles,
+        directory: &Path,
+        flags: &[&str],
+        fuse: Option<&Fuse>,
+        slow_at: Option<(&'static str, Duration)>,
+    ) -> Result<Self> {
+        let flags = flags.iter().map(ToString::to_string).collect();
+        let (roles, directory, port) = (roles.clone(), directory.to_owned(), ports::free_port()?);
+        let setup = Setup { roles, directory, flags, port, slow_at };
+        Ok(Self { process: setup.launch(fuse)?, setup })
+    }
+
+    /// Starts it again where it was, after it has died. Does not wait for it.
+    ///
+    /// # Errors
+    /// If it can't be started.
+    pub fn start_again(&mut self, fuse: Option<&Fuse>) -> Result<()> {
+        self.process = self.setup.launch(fuse)?;
+        Ok(())
+    }
+
+    /// Waits until it serves, or has ended, which its banner or its death tells.
+    ///
+    /// # Errors
+    /// If neither happens.
+    pub fn wait_until_it_serves(&mut self) -> Result<Option<Reaped>> {
+        let process = &mut self.process;
+        let (reaped, _) = wait_for("the coordinator's banner", PATIENCE, || {
+            if let Some(reaped) = process.try_reap()? {
+                return Ok(Some(Some(reaped)));
+            }
+            let serves = process.output().lines().any(|line| line.starts_with(LAST_OF_BANNER));
+            Ok(serves.then_some(None))
+        })?;
+        Ok(reaped)
+    }
+
+    /// Waits until it serves.
+    ///
+    /// # Errors
+    /// If it doesn't, with the end of its log.
+    pub fn expect_it_serves(&mut self) -> Result<()> {
+        match self.wait_until_it_serves()? {
+            None => Ok(()),
+            Some(how) => {
+                Err(Failed::new(format!("the coordinator ended: {how:?}\n{}", end_of_log(&self.log()))))
+            }
+        }
+    }
+
+    /// Where it is reached.
+    #[must_use]
+    pub fn url(&self) -> String {
+        format!("http://127.0.0.1:{}", self.setup.port)
+    }
+
+    /// The process.
+    pub fn process(&mut self) -> &mut Process {
+        &mut self.process
+    }
+
+    /// What it writes, over all its lives.
+    #[must_use]
+    pub fn log(&self) -> PathBuf {
+        self.setup.log()
+    }
+
+    /// Its data directory.
+    #[must_use]
+    pub fn data_directory(&self) -> PathBuf {
+        self.setup.data_directory()
+    }
+
+    /// SIGTERM, and waits until it has drained.
+    ///
+    /// # Errors
+    /// If it does not end.
+    pub fn stop(&mut self) -> Result<Reaped> {
+        self.process.signal(Signal::TERM)?;
+        self.process.wait(PATIENCE)
+    }
+}
+
+impl Setup {
+    fn launch(&self, fuse: Option<&Fuse>) -> Result<Process> {
+        let mut command = self.roles.command("coordinator");
+        command.arg("--").arg("serve").arg(format!("--listen=127.0.0.1:{}", self.port));
+        command.arg("--data-dir").arg(self.data_directory()).args(&self.flags);
+        command.current_dir(&self.directory);
+        if let Some((point, wait)) = self.slow_at {
+            slow_down(&mut command, point, wait);
+        }
+        if let Some(fuse) = fuse {
+            fuse.arm(&mut command);
+        }
+        Process::start("coordinator", command, &self.log())
+    }
+
+    fn data_directory(&self) -> PathBuf {
+        self.directory.join("coordinator")
+    }
+
+    fn log(&self) -> PathBuf {
+        self.directory.join("coordinator.log")
+    }
+}

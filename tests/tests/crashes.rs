@@ -1,0 +1,92 @@
+//! A share of `prove crashes` in every test run: each crash point once, the ways and databases by turns.
+//!
+//! The whole matrix is `cargo run --release -p lockstep-tests --bin prove -- crashes`. A failure names its cells.
+
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails there")]
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::Path;
+
+use lockstep_tests::crashes::matrix::{Cell, cells};
+use lockstep_tests::crashes::points::{POINTS, Victim};
+use lockstep_tests::crashes::run::run;
+use lockstep_tests::harness::roles::Roles;
+
+/// What the cells leave open is chosen from this.
+const SEED: u64 = 1;
+
+/// One cell of each point of this victim: another way and another kind of database from one point to the next.
+fn share(victim: Victim) -> Vec<Cell> {
+    let points = POINTS.iter().filter(|point| point.victim == victim);
+    points
+        .enumerate()
+        .map(|(turn, point)| {
+            let (cells, _) = cells(|other, _| other.name == point.name);
+            cells[turn % cells.len()]
+        })
+        .collect()
+}
+
+fn try_all(victim: Victim) {
+    let cells = share(victim);
+    let roles = Roles::played_by(env!("CARGO_BIN_EXE_prove"));
+    let verdicts = run(&roles, &cells, SEED, |done, verdict| {
+        println!("{done}/{} {} in doubt for {:?}", cells.len(), verdict.cell, verdict.in_doubt);
+    });
+    let verdicts = verdicts.unwrap_or_else(|failed| panic!("{failed}"));
+    let wrong = verdicts.iter().filter(|verdict| !verdict.violations.is_empty() || verdict.faults == 0);
+    let wrong: Vec<String> = wrong
+        .map(|verdict| format!("{}:\n  {}\n{}", verdict.cell, verdict.violations.join("\n  "), verdict.logs))
+        .collect();
+    assert!(wrong.is_empty(), "{} of {} cells failed:\n{}", wrong.len(), cells.len(), wrong.join("\n"));
+}
+
+#[test]
+fn a_client_may_die_at_each_of_its_crash_points() {
+    try_all(Victim::Client);
+}
+
+#[test]
+fn a_participant_may_die_at_each_of_its_crash_points() {
+    try_all(Victim::Participant);
+}
+
+#[test]
+fn a_coordinator_may_die_at_each_of_its_crash_points() {
+    try_all(Victim::Coordinator);
+}
+
+/// The table is written by hand, so that a point that was removed, renamed or added by mistake is noticed here.
+#[test]
+fn the_table_of_crash_points_is_what_the_sources_have() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
+    let mut in_sources = BTreeSet::new();
+    for folder in ["coordinator/src", "participant-sdk/src", "proto/src"] {
+        collect(&root.join(folder), &mut in_sources);
+    }
+    let in_table: BTreeSet<String> = POINTS.iter().map(|point| point.name.to_owned()).collect();
+    let missing: Vec<_> = in_sources.difference(&in_table).collect();
+    let gone: Vec<_> = in_table.difference(&in_sources).collect();
+    assert!(missing.is_empty(), "in the sources and not in tests/src/crashes/points.rs: {missing:?}");
+    assert!(gone.is_empty(), "in tests/src/crashes/points.rs and not in the sources: {gone:?}");
+    assert!(in_table.len() >= 20, "only {} crash points", in_table.len());
+}
+
+/// The names in `fail_point!("…")` of all files in this folder.
+fn collect(folder: &Path, names: &mut BTreeSet<String>) {
+    for entry in fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            collect(&path, names);
+        } else if path.extension().is_some_and(|extension| extension == "rs") {
+            let text = fs::read_to_string(&path).unwrap();
+            for rest in text.split("fail_point!(").skip(1) {
+                let name = rest.trim_start().strip_prefix('"').and_then(|rest| rest.split_once('"'));
+                let (name, _) =
+                    name.unwrap_or_else(|| panic!("{}: a crash point without a name", path.display()));
+                assert!(names.insert(name.to_owned()), "{}: {name} is there twice", path.display());
+            }
+        }
+    }
+}

@@ -1,0 +1,84 @@
+//! The program that users run has no crash points in it: nothing in its environment can make it kill itself.
+//!
+//! A point's name is a text in the program that has it. So the real release binary is built, the way the documentation says, and
+//! searched. The same search finds every name of the coordinator's in this test's own program, which has the coordinator in it
+//! and was built with crash points: it can find them.
+
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails there")]
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap()
+}
+
+/// The names of the crash points in a folder of sources. From the sources and not from a table: a table would be in this program.
+fn names(folder: &str) -> BTreeSet<String> {
+    let mut names = BTreeSet::new();
+    let mut folders = vec![root().join(folder)];
+    while let Some(folder) = folders.pop() {
+        for entry in fs::read_dir(folder).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                folders.push(path);
+            } else if path.extension().is_some_and(|extension| extension == "rs") {
+                let text = fs::read_to_string(&path).unwrap();
+                let found = text.split("fail_point!(\"").skip(1).filter_map(|rest| rest.split_once('"'));
+                names.extend(found.map(|(name, _)| name.to_owned()));
+            }
+        }
+    }
+    names
+}
+
+/// Those of the names that occur in a program.
+fn found_in(program: &Path, names: &BTreeSet<String>) -> BTreeSet<String> {
+    let bytes = fs::read(program).unwrap();
+    let occurs = |name: &&String| bytes.windows(name.len()).any(|window| window == name.as_bytes());
+    names.iter().filter(occurs).cloned().collect()
+}
+
+/// `cargo build --release -p lockstep-coordinator --bin lockstep`, into the workspace's own target directory.
+fn build_release() -> PathBuf {
+    let mut cargo = Command::new(env!("CARGO"));
+    cargo.args(["build", "--release", "--locked", "-p", "lockstep-coordinator", "--bin", "lockstep"]);
+    cargo.arg("--message-format=json-render-diagnostics").current_dir(root());
+    // Set for the test's own build and not meant for this one.
+    for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("CARGO_PKG_"))
+    {
+        cargo.env_remove(name);
+    }
+    let output = cargo.output().expect("cargo runs");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let messages = String::from_utf8(output.stdout).unwrap();
+    let executable = messages.lines().rev().find_map(|line| {
+        let message: serde_json::Value = serde_json::from_str(line).ok()?;
+        message["executable"].as_str().map(PathBuf::from)
+    });
+    executable.expect("cargo says what it has built")
+}
+
+#[test]
+fn the_release_program_has_no_crash_point_in_it() {
+    // So that the coordinator is in this program.
+    let coordinator: fn(Vec<String>) -> std::process::ExitCode = lockstep_coordinator::run;
+    std::hint::black_box(coordinator);
+    let of_the_coordinator = names("coordinator/src");
+    assert!(of_the_coordinator.len() > 10, "{of_the_coordinator:?}");
+    let here = found_in(&std::env::current_exe().unwrap(), &of_the_coordinator);
+    assert_eq!(here, of_the_coordinator, "the search finds what is there");
+
+    let released = build_release();
+    let mut all = of_the_coordinator;
+    all.extend(names("participant-sdk/src"));
+    assert_eq!(found_in(&released, &all), BTreeSet::new(), "crash points in {}", released.display());
+    // It is the program, and not something else without names in it.
+    let version = Command::new(&released).arg("--version").output().unwrap();
+    assert_eq!(
+        String::from_utf8_lossy(&version.stdout).trim(),
+        concat!("lockstep ", env!("CARGO_PKG_VERSION"))
+    );
+}
