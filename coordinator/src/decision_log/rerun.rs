@@ -64,24 +64,33 @@ impl Child {
     }
 }
 
-/// Whether this command works here; says so where it does not.
-pub(crate) fn works(command: &[&str]) -> bool {
-    let output = Command::new(command[0]).args(&command[1..]).output();
-    let works = output.is_ok_and(|output| output.status.success());
-    if !works {
-        eprintln!("skipped: {command:?} does not work here");
+/// Fails unless this command works here: a test that is passed over proves nothing. A missing `strace` is installed from
+/// Debian's packages.
+pub(crate) fn need(command: &[&str]) {
+    static ONE_AT_A_TIME: std::sync::Mutex<()> = std::sync::Mutex::new(());
+    let works = |command: &[&str]| {
+        Command::new(command[0]).args(&command[1..]).output().is_ok_and(|output| output.status.success())
+    };
+    if works(command) {
+        return;
     }
-    works
+    let _one = ONE_AT_A_TIME.lock().unwrap();
+    if command[0] == "strace" && !works(command) {
+        works(&["apt-get", "update", "-qq"]);
+        works(&["apt-get", "install", "-y", "-qq", "--no-install-recommends", "strace"]);
+    }
+    assert!(
+        works(command),
+        "this test needs {command:?} to work here: run it as root, where namespaces are allowed"
+    );
 }
 
 /// The words that start a process where [`DIR`] is the top of a file system of its own, mounted with these options. It goes
-/// with the process. `None` where that is not allowed.
-pub(crate) fn with_own_disk(options: &str) -> Option<Vec<String>> {
+/// with the process.
+pub(crate) fn with_own_disk(options: &str) -> Vec<String> {
     let unshare = ["unshare", "--map-root-user", "--mount"];
-    if !works(&[&unshare[..], &["true"]].concat()) {
-        return None;
-    }
+    need(&[&unshare[..], &["true"]].concat());
     let mount = format!("mount -t tmpfs -o {options} tmpfs \"${DIR}\" && exec \"$@\"");
     let words = unshare.iter().copied().chain(["sh", "-c", &mount, "sh"]);
-    Some(words.map(str::to_owned).collect())
+    words.map(str::to_owned).collect()
 }

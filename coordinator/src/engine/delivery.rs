@@ -355,10 +355,12 @@ fn patience(attempts: u32) -> Duration {
 /// Between half and all of the doubled time: branches that failed together do not come back together.
 fn backoff(xid: &Xid, attempts: u32) -> Duration {
     let longest = doubled(FIRST_BACKOFF, LONGEST_BACKOFF, attempts);
-    // FNV-1a. The standard library's hash may change with its version, and with it every recorded run.
+    // FNV-1a, and a multiplication that brings the last bytes to the top. The standard library's hash may change with its version,
+    // and with it every recorded run.
     let fold = |hash: u64, byte: u8| (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3);
     let hash = xid.bqual.as_str().bytes().fold(xid.gtrid.spread() ^ u64::from(attempts), fold);
-    let share = u32::try_from(hash >> 54).expect("10 bits");
+    let spread = (hash ^ (hash >> 32)).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    let share = u32::try_from(spread >> 54).expect("10 bits");
     longest / 2 + (longest / 2) * share / 1024
 }
 

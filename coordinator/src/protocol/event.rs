@@ -18,7 +18,8 @@ pub enum Event {
     RollbackRequested(String),
     /// A branch voted.
     Voted(Bqual, Vote),
-    /// The session of a branch that had not voted broke: its participant rolls it back unless it is prepared.
+    /// The session over which a branch was enlisted broke. If the branch had not voted, its participant rolls it back unless it is
+    /// prepared.
     BranchLost(Bqual),
     /// The deadline passed. It means nothing once the decision is on its way to the log.
     DeadlinePassed,
@@ -140,7 +141,7 @@ pub enum EnlistRefusal {
 /// What whoever waits for the outcome may be told now.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Reply {
-    /// The outcome is decided and cannot change; branches may still have to apply it.
+    /// The outcome is decided and cannot change, and no branch is known to contradict it; branches may still have to apply it.
     Decided(Outcome, String),
     /// Every branch has ended.
     Ended(Outcome, String),

@@ -17,8 +17,8 @@
 //! 3. **Change a decision.** From the moment a decision is on its way to the log nothing but the log's answer moves the
 //!    transaction: no request, no deadline, no session.
 //! 4. **Round unknown to anything.** A write of unknown result is neither there nor not there until the log was read again
-//!    behind its fence (P2). A branch that ended differently, or cannot say how it ended, is a heuristic outcome, which is on
-//!    record before anybody forgets it.
+//!    behind its fence (P2). A branch that ended differently, or cannot say how it ended, makes the outcome heuristic: from then
+//!    on the decision is not told as if it were the outcome, and the record comes before anybody forgets it.
 //! 5. **Conclude from silence where silence proves nothing.** "No record, so rolled back" holds only under the conditions of
 //!    [`presumption`], and is said nowhere else.
 //!

@@ -48,7 +48,8 @@ pub enum BranchEnd {
     ReadOnly,
     /// Its resource manager can bring it to neither end.
     Hazard,
-    /// It never voted and was told to roll back; its session was gone, so that it rolled back by itself.
+    /// It had not voted, and its session broke: it is taken to have rolled back with its connection. An assumption, which a later
+    /// proof may correct.
     Lost,
 }
 

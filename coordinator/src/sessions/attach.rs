@@ -67,8 +67,8 @@ pub enum AttachError {
     },
     /// The database was moved or copied.
     #[error(
-        "{name} was at {known:?} and is now at {theirs:?}. If it was moved and the old one is gone: \
-         `lockstep participants rebind {name}`, then attach again. If this is a copy, give it a name of its own"
+        "{name} was at {known:?} and is now at {theirs:?}: a copy and its original must not both take part. \
+         If it was moved, put it back; if this is a copy, attach it under a name of its own"
     )]
     Location {
         /// Its name.
@@ -197,7 +197,6 @@ fn compare(hello: &Hello, known: Option<&KnownResourceManager>) -> Result<KnownR
     if known.identity != hello.identity {
         return Err(AttachError::Identity { name, known: known.identity, theirs: hello.identity });
     }
-    // Empty after `rebind`: the place it attaches from next is its place.
     if !known.location.is_empty() && known.location != hello.location {
         let (known, theirs) = (known.location.clone(), hello.location.clone());
         return Err(AttachError::Location { name, known, theirs });

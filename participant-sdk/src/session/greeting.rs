@@ -92,7 +92,7 @@ fn check(welcome: &Welcome, attachment: &Attachment, highest_epoch: u32) -> Resu
     if epoch < highest_epoch {
         return Err(format!(
             "the coordinator runs under epoch {epoch} and epoch {highest_epoch} was seen here: it is one that was \
-             replaced, or its log was restored from a backup and needs `lockstep restore`"
+             replaced, or its log was restored from a backup: start the one with the newest log"
         ));
     }
     Ok(())

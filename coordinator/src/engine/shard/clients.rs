@@ -8,7 +8,6 @@ use super::{Live, Shard, Timer};
 use crate::engine::input::{Answer, BranchView, Now, OutcomeAnswer, Summary, TransactionView, Wait};
 use crate::protocol::branch::Branch;
 use crate::protocol::event::Event;
-use crate::protocol::outcome::Outcome;
 use crate::protocol::record::About;
 use crate::protocol::transaction::{State, Transaction};
 
@@ -138,15 +137,9 @@ fn is_undecided(transaction: &Transaction) -> bool {
 
 /// What may be told of a live transaction.
 fn known(transaction: &Transaction) -> OutcomeAnswer {
-    let (outcome, detail) = match transaction.state() {
-        State::Active | State::Preparing => (None, "no decision yet"),
-        State::Deciding(_) => (None, "the decision is on its way to the log"),
-        State::DecisionUnknown(_) => (None, "whether the decision is in the log is not known yet"),
-        State::CommittingOnePhase => (None, "its only branch commits by itself and has not answered yet"),
-        State::Recording(_) => (None, "a heuristic outcome is being recorded"),
-        State::Committing => (Some(Outcome::Committed), ""),
-        State::RollbackOnly(why) | State::RollingBack(why) => (Some(Outcome::RolledBack), why.as_str()),
-        State::Ended(outcome, detail) => (Some(*outcome), detail.as_str()),
+    let (outcome, detail) = match transaction.outcome() {
+        Ok((outcome, why)) => (Some(outcome), why),
+        Err(why) => (None, why),
     };
     OutcomeAnswer {
         outcome,

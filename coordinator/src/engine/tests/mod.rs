@@ -1,5 +1,6 @@
-//! Tests of the pure part of the engine: golden scripts for its behaviour, random histories for its safety.
+//! Tests of the pure part of the engine: golden scripts for its behaviour, random histories for its safety, and its size.
 
+mod delivery;
 mod golden;
 mod many;
 mod properties;

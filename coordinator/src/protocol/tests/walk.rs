@@ -253,21 +253,30 @@ impl Step<'_> {
     /// `stability` (AC2) and `reply_matches_log`, as far as one transaction can see: committed is told only where the commit
     /// decision is durable, or the one branch has proved it.
     fn replies_are_true(&self) {
-        let outcome = match &self.effects.reply {
+        let (outcome, why) = match &self.effects.reply {
             None => return,
-            Some(Reply::Decided(outcome, _)) => *outcome,
-            Some(Reply::Ended(outcome, _)) => {
-                assert!(matches!(self.after.state(), State::Ended(ended, _) if ended == outcome), "{self}");
-                return;
-            }
+            Some(Reply::Decided(outcome, why) | Reply::Ended(outcome, why)) => (*outcome, why.as_str()),
         };
-        match outcome {
-            Outcome::Committed => assert!(matches!(self.after.state(), State::Committing), "{self}"),
-            Outcome::RolledBack => assert!(matches!(self.after.state(), State::RollingBack(_)), "{self}"),
-            Outcome::NothingToCommit | Outcome::Heuristic(_) | Outcome::Unknown => {
-                panic!("is told only at the end: {self}")
-            }
-        }
+        assert_eq!(
+            self.after.outcome(),
+            Ok((outcome, why)),
+            "what is told now is told to who asks later: {self}"
+        );
+        let told_as = match (&self.effects.reply, outcome) {
+            (Some(Reply::Ended(..)), _) => matches!(self.after.state(), State::Ended(..)),
+            (_, Outcome::Committed) => matches!(self.after.state(), State::Committing),
+            (_, Outcome::RolledBack) => matches!(self.after.state(), State::RollingBack(_)),
+            (_, Outcome::NothingToCommit | Outcome::Heuristic(_) | Outcome::Unknown) => false,
+        };
+        assert!(told_as, "{self}");
+        let contradicted = self.after.branches().iter().any(|branch| match branch.ended() {
+            Some(BranchEnd::Hazard) => true,
+            Some(BranchEnd::Committed) => outcome == Outcome::RolledBack,
+            Some(BranchEnd::RolledBack | BranchEnd::Lost) => outcome == Outcome::Committed,
+            Some(BranchEnd::ReadOnly) | None => false,
+        });
+        let heuristic = matches!(outcome, Outcome::Heuristic(_));
+        assert!(heuristic || !contradicted, "a heuristic outcome is not rounded: {self}");
     }
 
     /// How a branch ended changes only where it was an assumption, or was contradicted.

@@ -13,7 +13,7 @@ use lockstep_proto::{Bqual, Gtrid};
 
 use crate::protocol::branch::{Branch, BranchState};
 use crate::protocol::event::{Effects, Event, Rejected};
-use crate::protocol::outcome::Outcome;
+use crate::protocol::outcome::{BranchEnd, Decision, Heuristic, Outcome};
 use crate::protocol::record::{About, DecisionKind, DecisionRecord, EndRecord};
 
 /// Where a transaction is on its way.
@@ -162,6 +162,35 @@ impl Transaction {
             | State::Recording(_)
             | State::Ended(..) => false,
         }
+    }
+
+    /// What may be told of its outcome now, and why; or why nothing may be.
+    ///
+    /// # Errors
+    /// The outcome is not decided, or not known to be durable, or a branch is known to have ended otherwise: that outcome is
+    /// heuristic, and told when it is on record.
+    pub fn outcome(&self) -> Result<(Outcome, &str), &'static str> {
+        let decided = |decision, outcome, why| match Heuristic::of(decision, &self.ends()) {
+            None => Ok((outcome, why)),
+            Some(_) => Err("a branch has ended otherwise than decided, and the others are awaited"),
+        };
+        match &self.state {
+            State::Active | State::Preparing => Err("no decision yet"),
+            State::Deciding(_) => Err("the decision is on its way to the log"),
+            State::DecisionUnknown(_) => Err("whether the decision is in the log is not known yet"),
+            State::CommittingOnePhase => Err("its only branch commits by itself and has not answered yet"),
+            State::Recording(_) => Err("a heuristic outcome is being recorded"),
+            State::Committing => decided(Decision::Commit, Outcome::Committed, ""),
+            State::RollbackOnly(why) | State::RollingBack(why) => {
+                decided(Decision::Rollback, Outcome::RolledBack, why.as_str())
+            }
+            State::Ended(outcome, detail) => Ok((*outcome, detail)),
+        }
+    }
+
+    /// How the branches that have ended did.
+    fn ends(&self) -> Vec<BranchEnd> {
+        self.branches.iter().filter_map(Branch::ended).collect()
     }
 
     /// What a participant that lists `bqual` as prepared has to do with it.

@@ -173,9 +173,8 @@ impl Transaction {
                 self.vote_after_commit(&bqual, &vote)?;
                 Ok(Effects::none())
             }
-            Event::CommitRequested => Ok(reply(Reply::Decided(Outcome::Committed, String::new()))),
-            // The engine answers that it is too late.
-            Event::RollbackRequested(_) => Ok(reply(Reply::Decided(Outcome::Committed, String::new()))),
+            // A rollback comes too late: whoever asks for it is told the outcome.
+            Event::CommitRequested | Event::RollbackRequested(_) => Ok(self.tell_decision()),
             Event::Enlist(bqual) => Ok(refuse(bqual, EnlistRefusal::CommitRequested)),
             Event::DeadlinePassed => Ok(Effects::none()),
             Event::BranchLost(bqual) => self.too_late_for(&bqual),
@@ -229,9 +228,7 @@ impl Transaction {
                 self.vote_after_rollback(&bqual, &vote)?;
                 Ok(self.end_if_all_ended(Decision::Rollback, &why, now_ms))
             }
-            Event::CommitRequested | Event::RollbackRequested(_) => {
-                Ok(reply(Reply::Decided(Outcome::RolledBack, why)))
-            }
+            Event::CommitRequested | Event::RollbackRequested(_) => Ok(self.tell_decision()),
             Event::Enlist(bqual) => Ok(refuse(bqual, EnlistRefusal::RollbackOnly)),
             Event::DeadlinePassed => Ok(Effects::none()),
             Event::LogForced

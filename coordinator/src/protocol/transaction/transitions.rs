@@ -56,7 +56,7 @@ impl Transaction {
 
     pub(super) fn become_committing(&mut self) -> Effects {
         self.state = State::Committing;
-        let mut effects = reply(Reply::Decided(Outcome::Committed, String::new()));
+        let mut effects = self.tell_decision();
         for branch in self.branches.iter_mut().filter(|branch| branch.ended().is_none()) {
             assert_eq!(
                 branch.state,
@@ -81,6 +81,14 @@ impl Transaction {
             return self.end_one_phase(now_ms);
         }
         effects
+    }
+
+    /// Tells the decision to who asked for it, if it may be told.
+    pub(super) fn tell_decision(&self) -> Effects {
+        self.outcome().map_or_else(
+            |_not_yet| Effects::none(),
+            |(outcome, why)| reply(Reply::Decided(outcome, why.to_owned())),
+        )
     }
 
     /// Tells every branch that may still hold anything to roll back.
@@ -108,7 +116,7 @@ impl Transaction {
         self.state = State::RollingBack(why.clone());
         let mut effects = self.end_if_all_ended(Decision::Rollback, &why, now_ms);
         if self.pending() > 0 {
-            effects.reply = Some(Reply::Decided(Outcome::RolledBack, why));
+            effects = self.tell_decision();
         }
         effects.messages = messages;
         effects
@@ -150,8 +158,7 @@ impl Transaction {
         if self.pending() > 0 {
             return Effects::none();
         }
-        let ends: Vec<BranchEnd> = self.branches.iter().filter_map(Branch::ended).collect();
-        match (Heuristic::of(decision, &ends), decision) {
+        match (Heuristic::of(decision, &self.ends()), decision) {
             (Some(heuristic), _) => self.become_recording(decision, heuristic, now_ms),
             (None, Decision::Commit) => self.end_on_record(Outcome::Committed, "", now_ms),
             (None, Decision::Rollback) => self.end_on_record(Outcome::RolledBack, why, now_ms),

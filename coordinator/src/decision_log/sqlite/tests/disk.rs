@@ -74,7 +74,7 @@ async fn child_fills_its_disk() {
 #[test]
 fn a_full_disk_breaks_the_log_and_loses_nothing() {
     let dir = TempDir::new().unwrap();
-    let Some(wrapper) = rerun::with_own_disk("size=2m") else { return };
+    let wrapper = rerun::with_own_disk("size=2m");
     let child = "decision_log::sqlite::tests::disk::child_fills_its_disk";
     let (status, said) = Child::start(child, dir.path(), &words(&wrapper)).finish();
     assert!(status.success(), "{said:?}");
@@ -112,17 +112,15 @@ fn syncs(trace: &str) -> Vec<(String, Vec<String>)> {
 }
 
 /// The traced run of a child that is not disturbed.
-fn trace_child_in_phases() -> Option<Vec<(String, Vec<String>)>> {
+fn trace_child_in_phases() -> Vec<(String, Vec<String>)> {
     let dir = TempDir::new().unwrap();
-    if !rerun::works(&["strace", "-f", "-o", "/dev/null", "true"]) {
-        return None;
-    }
+    rerun::need(&["strace", "-f", "-o", "/dev/null", "true"]);
     let trace = dir.path().join("trace");
     let wrapper = ["strace", "-f", "-e", "trace=fsync,fdatasync,write", "-o", trace.to_str().unwrap()];
     let child = "decision_log::sqlite::tests::disk::child_writes_in_phases";
     let (status, said) = Child::start(child, &dir.path().join("log"), &wrapper).finish();
     assert!(status.success(), "{said:?}");
-    Some(syncs(&std::fs::read_to_string(trace).unwrap()))
+    syncs(&std::fs::read_to_string(trace).unwrap())
 }
 
 #[tokio::test]
@@ -148,7 +146,7 @@ async fn child_writes_in_phases() {
 
 #[test]
 fn a_forced_write_syncs_once_and_a_lazy_one_never() {
-    let Some(phases) = trace_child_in_phases() else { return };
+    let phases = trace_child_in_phases();
     let counts: Vec<(&str, usize)> =
         phases.iter().skip(1).map(|(word, syncs)| (word.as_str(), syncs.len())).collect();
     assert_eq!(counts[..3], [("forced", 10), ("lazy", 0), ("forced again", 1)]);
@@ -157,7 +155,7 @@ fn a_forced_write_syncs_once_and_a_lazy_one_never() {
 /// An fsync that fails: participants.md, row 5, on this log.
 #[tokio::test]
 async fn a_failed_fsync_is_an_unknown_and_is_read_again_at_the_next_start() {
-    let Some(phases) = trace_child_in_phases() else { return };
+    let phases = trace_child_in_phases();
     // The thread that forces syncs first while it opens the log, then once for each round.
     let writer = &phases[1].1[0];
     let at_opening = phases[0].1.iter().filter(|thread| *thread == writer).count();
@@ -188,9 +186,7 @@ async fn child_opens() {
 /// Whichever fsync of the opening fails: nothing is handed out, and the next opening works.
 #[tokio::test]
 async fn a_failed_fsync_while_opening_hands_nothing_out() {
-    if !rerun::works(&["strace", "-f", "-o", "/dev/null", "true"]) {
-        return;
-    }
+    rerun::need(&["strace", "-f", "-o", "/dev/null", "true"]);
     let child = "decision_log::sqlite::tests::disk::child_opens";
     let store = TempSqlite(TempDir::new().unwrap());
     let (log, opened) = open(&store).await.unwrap();

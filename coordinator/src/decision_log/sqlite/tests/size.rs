@@ -1,7 +1,5 @@
 //! What a committed transaction costs on disk, and a force in time.
 
-use std::time::Instant;
-
 use super::{TempSqlite, open};
 use crate::decision_log::contract::{Store, bqual, commit, committed, decisions, ends, gtrid};
 use crate::decision_log::{Batch, DecisionLog};
@@ -53,7 +51,7 @@ async fn forces_per_second() {
                 decisions(&all)
             })
             .collect();
-        let start = Instant::now();
+        let start = tokio::time::Instant::now();
         for batch in &batches {
             log.force(batch).await.unwrap();
         }

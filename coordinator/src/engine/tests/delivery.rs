@@ -1,0 +1,125 @@
+//! Delivery queues by themselves: fairness, and random use.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use lockstep_proto::{Bqual, Epoch, Gtrid, Xid};
+use proptest::prelude::*;
+
+use crate::engine::delivery::{Deliveries, PATIENCE, SessionId, WINDOW};
+use crate::protocol::event::Message;
+use crate::protocol::tests::names::resource_manager;
+
+fn xid(name: &str, number: u64) -> Xid {
+    let gtrid = Gtrid::new(Epoch::new(1).unwrap(), number, [1; 10]);
+    Xid { gtrid, bqual: Bqual::new(&resource_manager(name), number) }
+}
+
+/// A participant that acknowledges nothing: what is stuck goes behind what has not been sent yet.
+#[test]
+fn what_is_stuck_does_not_stand_before_the_rest() {
+    let mut deliveries = Deliveries::default();
+    let all = u64::try_from(WINDOW + WINDOW / 2).unwrap();
+    for number in 0..all {
+        deliveries.enqueue(xid("a", number), Message::Commit, None);
+    }
+    deliveries.attached(SessionId(1), resource_manager("a"));
+    let first: BTreeSet<Xid> = deliveries.pump(Duration::ZERO).into_iter().map(|due| due.xid).collect();
+    assert_eq!(first.len(), WINDOW);
+    assert!(deliveries.pump(PATIENCE / 2).is_empty(), "the window is full");
+    let second: BTreeSet<Xid> = deliveries.pump(PATIENCE).into_iter().map(|due| due.xid).collect();
+    assert_eq!(second.len(), WINDOW);
+    assert_eq!(
+        first.union(&second).count(),
+        WINDOW + WINDOW / 2,
+        "everything was sent before anything twice over"
+    );
+}
+
+/// Many that fail at the same moment do not come back at the same moment.
+#[test]
+fn backoff_is_spread() {
+    let mut deliveries = Deliveries::default();
+    deliveries.attached(SessionId(1), resource_manager("a"));
+    for number in 0..100 {
+        deliveries.enqueue(xid("a", number), Message::Commit, None);
+    }
+    assert_eq!(deliveries.pump(Duration::ZERO).len(), 100);
+    for number in 0..100 {
+        deliveries.not_yet(&xid("a", number), "the database is restarting", Duration::ZERO);
+    }
+    let delays =
+        (0..100).map(|number| deliveries.view(&xid("a", number), Duration::ZERO).unwrap().next_in.unwrap());
+    let delays: BTreeSet<Duration> = delays.collect();
+    let (shortest, longest) = (*delays.first().unwrap(), *delays.last().unwrap());
+    assert!(shortest >= Duration::from_millis(50) && longest <= Duration::from_millis(100), "{delays:?}");
+    assert!(delays.len() > 80 && longest - shortest > Duration::from_millis(40), "{delays:?}");
+}
+
+#[derive(Debug, Clone, Copy)]
+enum Use {
+    Enqueue(u64, Option<u64>),
+    Attached(u64),
+    Detached(u64),
+    Remove(u64),
+    NotYet(u64),
+    Pump(u16),
+}
+
+fn uses() -> impl Strategy<Value = Use> {
+    // Even branches and sessions are of one resource manager, odd ones of another.
+    prop_oneof![
+        6 => (0..40u64, proptest::option::of(0..6u64)).prop_map(|(xid, session)| Use::Enqueue(xid, session)),
+        2 => (0..6u64).prop_map(Use::Attached),
+        2 => (0..6u64).prop_map(Use::Detached),
+        4 => (0..40u64).prop_map(Use::Remove),
+        4 => (0..40u64).prop_map(Use::NotYet),
+        4 => (0..20_000u16).prop_map(Use::Pump),
+    ]
+}
+
+fn of(number: u64) -> &'static str {
+    if number.is_multiple_of(2) { "a" } else { "b" }
+}
+
+proptest! {
+    /// Whatever is done in whatever order, each delivery is in one place, nothing goes to who is not attached, and each goes only to
+    /// its own resource manager.
+    #[test]
+    fn queues_stay_whole(uses in proptest::collection::vec(uses(), 0..200)) {
+        let mut deliveries = Deliveries::default();
+        let (mut now, mut next) = (Duration::ZERO, 100);
+        let mut attached = [None; 6];
+        for one in uses {
+            match one {
+                Use::Enqueue(number, session) => {
+                    let preferred = session.and_then(|session| attached[usize::try_from(session).unwrap()]);
+                    deliveries.enqueue(xid(of(number), number), Message::Commit, preferred);
+                }
+                Use::Attached(slot) => {
+                    let place = &mut attached[usize::try_from(slot).unwrap()];
+                    if place.is_none() {
+                        next += 2;
+                        let session = SessionId(next + slot % 2);
+                        *place = Some(session);
+                        deliveries.attached(session, resource_manager(of(slot)));
+                    }
+                }
+                Use::Detached(slot) => {
+                    if let Some(session) = attached[usize::try_from(slot).unwrap()].take() {
+                        deliveries.detached(session);
+                    }
+                }
+                Use::Remove(number) => deliveries.remove(&xid(of(number), number)),
+                Use::NotYet(number) => deliveries.not_yet(&xid(of(number), number), "busy", now),
+                Use::Pump(millis) => now += Duration::from_millis(millis.into()),
+            }
+            for due in deliveries.pump(now) {
+                prop_assert!(attached.contains(&Some(due.session)), "{due:?} goes to nobody");
+                prop_assert_eq!(due.xid.bqual.resource_manager_str(), of(due.session.0));
+            }
+            deliveries.assert_whole();
+            prop_assert!(deliveries.next_timer().is_none_or(|at| at > now), "what is due was done");
+        }
+    }
+}
