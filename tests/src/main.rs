@@ -15,6 +15,7 @@ use lockstep_tests::harness::Failed;
 use lockstep_tests::harness::books::Database;
 use lockstep_tests::harness::clock;
 use lockstep_tests::harness::roles::{Role, Roles, play};
+use lockstep_tests::simulation;
 
 #[derive(Debug, Parser)]
 #[command(name = "prove", arg_required_else_help = true)]
@@ -27,6 +28,8 @@ struct Cli {
 enum What {
     /// SIGKILL at every crash point, to a commit and to a rollback, over SQLite and PostgreSQL
     Crashes(Crashes),
+    /// The real protocol, engine and SDK on a simulated network, disk and clock, with faults of every kind
+    Simulate(Simulate),
     /// What a process of the harness plays
     #[command(hide = true)]
     Role {
@@ -54,6 +57,51 @@ struct Crashes {
     share: (usize, usize),
 }
 
+#[derive(Debug, clap::Args)]
+struct Simulate {
+    /// How many transactions to begin while there are faults
+    #[arg(long, default_value_t = 1_000_000)]
+    transactions: u64,
+    /// The seed of the first world; each one after it has the next seed
+    #[arg(long, default_value_t = 1)]
+    seed: u64,
+    /// End with one line of JSON on stdout
+    #[arg(long)]
+    json: bool,
+    /// Only one world: print its whole trace
+    #[arg(long)]
+    trace: bool,
+}
+
+fn simulate(arguments: &Simulate) -> ExitCode {
+    let started = clock::now();
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    let run = simulation::run::run(arguments.transactions, arguments.seed, cores, 1);
+    let t = started.elapsed().as_secs_f64();
+    println!(
+        "{} {} {} {} {:.1} {:.0}/s hash {:x}",
+        run.worlds,
+        run.transactions,
+        run.committed,
+        run.faults.iter().sum::<u64>(),
+        t,
+        run.transactions as f64 / t,
+        run.hash
+    );
+    for (k, c) in simulation::faults::KINDS.iter().zip(&run.faults) {
+        println!("{} {}", k.name(), c);
+    }
+    if std::env::var("SIT").is_ok() {
+        for (k, c) in run.reached.situations() {
+            println!("  {k} {c}");
+        }
+    }
+    for f in &run.found {
+        println!("{} {:?}\n{}", f.seed, f.violation, f.trace);
+    }
+    ExitCode::SUCCESS
+}
+
 fn parse_share(text: &str) -> Result<(usize, usize), String> {
     let parts = text.split_once('/').and_then(|(k, n)| Some((k.parse().ok()?, n.parse().ok()?)));
     let (k, n) = parts.ok_or("it has the form K/N, such as 1/4")?;
@@ -63,6 +111,7 @@ fn parse_share(text: &str) -> Result<(usize, usize), String> {
 fn main() -> ExitCode {
     match Cli::parse().what {
         What::Crashes(arguments) => crashes(&arguments),
+        What::Simulate(arguments) => simulate(&arguments),
         What::Role { role } => play(role),
     }
 }

@@ -12,7 +12,7 @@ use lockstep_proto::Gtrid;
 use super::input::{Answer, Input, OutcomeAnswer, Summary, TransactionView, Wait};
 use super::shell::{Mail, Shards, Stopped};
 use crate::decision_log::group_commit::LogWriter;
-use crate::decision_log::{DecisionLog, LookUp, ReadError};
+use crate::decision_log::{AppendError, DecisionLog, LookUp, ReadError};
 use crate::protocol::outcome::Outcome;
 use crate::protocol::presumption::{Known, conclude};
 use crate::protocol::record::About;
@@ -26,6 +26,9 @@ pub enum EngineError {
     /// The log cannot be asked.
     #[error(transparent)]
     Log(#[from] ReadError),
+    /// What was read in the log could not be made durable.
+    #[error(transparent)]
+    NotDurable(#[from] AppendError),
 }
 
 /// Why a transaction was not begun.
@@ -302,8 +305,9 @@ impl Engine {
     }
 }
 
-/// What a client is told of a transaction that is not live.
-fn recorded_outcome(look_up: &LookUp, behind: bool) -> OutcomeAnswer {
+/// What a client is told of a transaction that is not live. `behind`: participants have seen decisions that the log does not have.
+#[must_use]
+pub fn recorded_outcome(look_up: &LookUp, behind: bool) -> OutcomeAnswer {
     use crate::decision_log::Recorded;
     let branches = match &look_up.recorded {
         Recorded::Absent => 0,

@@ -228,6 +228,8 @@ impl Session {
         let entry = self.branches.get_mut(xid).expect("only known branches are stepped");
         let joining = matches!(entry.branch.state(), State::Opening(_));
         let before = (usize::from(entry.holds()), usize::from(entry.is_unsettled()));
+        #[cfg(feature = "simulation")]
+        self.seen.note(entry.branch.state(), &event);
         let actions = match entry.branch.step(event) {
             Ok(actions) => actions,
             Err(impossible) => panic!("branch {xid}: {impossible}"),

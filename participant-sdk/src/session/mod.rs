@@ -17,6 +17,8 @@ mod branches;
 mod greeting;
 pub mod message;
 mod reports;
+#[cfg(feature = "simulation")]
+pub mod seen;
 #[cfg(test)]
 mod tests;
 
@@ -221,6 +223,8 @@ pub struct Session {
     reports: Reports,
     detach_by: Option<Duration>,
     effects: Vec<Effect>,
+    #[cfg(feature = "simulation")]
+    seen: seen::Seen,
 }
 
 impl Session {
@@ -243,7 +247,16 @@ impl Session {
             reports: Reports::default(),
             detach_by: None,
             effects: Vec::new(),
+            #[cfg(feature = "simulation")]
+            seen: seen::Seen::default(),
         }
+    }
+
+    /// Which transitions its branches went through so far.
+    #[cfg(feature = "simulation")]
+    #[must_use]
+    pub fn seen(&self) -> &seen::Seen {
+        &self.seen
     }
 
     /// Takes one event and says what has to be done.

@@ -10,6 +10,8 @@
 
 mod clients;
 mod participants;
+#[cfg(feature = "simulation")]
+pub mod seen;
 mod waiters;
 #[cfg(test)]
 mod whole;
@@ -115,6 +117,8 @@ pub struct Shard<R> {
     deliveries: Deliveries,
     timers: BTreeSet<(Monotonic, Timer)>,
     outputs: Outputs<R>,
+    #[cfg(feature = "simulation")]
+    seen: seen::Seen,
 }
 
 impl<R> Shard<R> {
@@ -128,7 +132,16 @@ impl<R> Shard<R> {
             deliveries: Deliveries::default(),
             timers: BTreeSet::new(),
             outputs: Outputs { log: Vec::new(), sent: Vec::new(), answered: Vec::new() },
+            #[cfg(feature = "simulation")]
+            seen: seen::Seen::default(),
         }
+    }
+
+    /// Which transitions its transactions went through so far.
+    #[cfg(feature = "simulation")]
+    #[must_use]
+    pub fn seen(&self) -> &seen::Seen {
+        &self.seen
     }
 
     /// When [`Input::Tick`] is due though nothing else happened.
@@ -263,6 +276,8 @@ impl<R> Shard<R> {
     /// An event that fits every state: the coordinator's own, or the log's. Anything else is a bug, and no decision may
     /// be taken by a coordinator that has one.
     fn step_own(&mut self, gtrid: Gtrid, event: Event, now: Now) {
+        #[cfg(feature = "simulation")]
+        self.seen.note(self.live[&gtrid].transaction.state(), &event);
         match self.live_mut(gtrid).transaction.step(event, now.unix_ms) {
             Ok(effects) => self.carry_out(gtrid, effects, now),
             Err(rejected) => panic!("transaction {gtrid}: {rejected}"),
@@ -271,6 +286,8 @@ impl<R> Shard<R> {
 
     /// An event about one branch of a live transaction, which may be the participant's fault.
     fn step_branch(&mut self, xid: &Xid, event: Event, now: Now) -> Result<(), Rejected> {
+        #[cfg(feature = "simulation")]
+        self.seen.note(self.live[&xid.gtrid].transaction.state(), &event);
         let live = self.live_mut(xid.gtrid);
         let effects = live.transaction.step(event, now.unix_ms)?;
         let branch = live.transaction.branches().iter().find(|branch| branch.bqual == xid.bqual);
