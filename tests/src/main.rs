@@ -17,6 +17,9 @@ use lockstep_tests::harness::clock;
 use lockstep_tests::harness::roles::{Role, Roles, play};
 use lockstep_tests::simulation;
 
+/// Violations after which a simulation stops: each is a world that is run again for its trace.
+const MOST_VIOLATIONS: usize = 3;
+
 #[derive(Debug, Parser)]
 #[command(name = "prove", arg_required_else_help = true)]
 struct Cli {
@@ -68,38 +71,6 @@ struct Simulate {
     /// End with one line of JSON on stdout
     #[arg(long)]
     json: bool,
-    /// Only one world: print its whole trace
-    #[arg(long)]
-    trace: bool,
-}
-
-fn simulate(arguments: &Simulate) -> ExitCode {
-    let started = clock::now();
-    let cores = std::thread::available_parallelism().map_or(1, usize::from);
-    let run = simulation::run::run(arguments.transactions, arguments.seed, cores, 1);
-    let t = started.elapsed().as_secs_f64();
-    println!(
-        "{} {} {} {} {:.1} {:.0}/s hash {:x}",
-        run.worlds,
-        run.transactions,
-        run.committed,
-        run.faults.iter().sum::<u64>(),
-        t,
-        run.transactions as f64 / t,
-        run.hash
-    );
-    for (k, c) in simulation::faults::KINDS.iter().zip(&run.faults) {
-        println!("{} {}", k.name(), c);
-    }
-    if std::env::var("SIT").is_ok() {
-        for (k, c) in run.reached.situations() {
-            println!("  {k} {c}");
-        }
-    }
-    for f in &run.found {
-        println!("{} {:?}\n{}", f.seed, f.violation, f.trace);
-    }
-    ExitCode::SUCCESS
 }
 
 fn parse_share(text: &str) -> Result<(usize, usize), String> {
@@ -146,6 +117,20 @@ fn crashes(arguments: &Crashes) -> ExitCode {
         println!("{for_people}");
     }
     if report.is_clean(cells.len()) { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+fn simulate(arguments: &Simulate) -> ExitCode {
+    let started = clock::now();
+    let threads = std::thread::available_parallelism().map_or(1, usize::from);
+    let run = simulation::run::run(arguments.transactions, arguments.seed, threads, MOST_VIOLATIONS);
+    let report = simulation::report::Report::new(&run, arguments.seed, threads, started.elapsed());
+    if arguments.json {
+        eprintln!("{}", report.text(&run));
+        println!("{}", report.json());
+    } else {
+        println!("{}", report.text(&run));
+    }
+    if report.is_clean(arguments.transactions) { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
 fn try_all(cells: &[Cell], seed: u64) -> Result<Vec<Verdict>, Failed> {

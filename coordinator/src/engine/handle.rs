@@ -268,7 +268,7 @@ impl Engine {
     /// # Errors
     /// [`Stopped`].
     pub async fn summarize(&self) -> Result<Summary, Stopped> {
-        let mut sum = Summary::default();
+        let mut sum = Summary { begins_from_ms: u64::MAX, ..Summary::default() };
         for shard in self.0.shards.iter() {
             let answer = shard.ask(|reply| Input::Summarize { reply }).await?;
             let Answer::Summary(part) = answer else {
@@ -278,6 +278,7 @@ impl Engine {
             sum.undecided += part.undecided;
             sum.undelivered += part.undelivered;
             sum.oldest = [sum.oldest, part.oldest].into_iter().flatten().min();
+            sum.begins_from_ms = sum.begins_from_ms.min(part.begins_from_ms);
         }
         Ok(sum)
     }
@@ -287,10 +288,8 @@ impl Engine {
     /// # Errors
     /// [`Stopped`].
     pub async fn live_floor(&self) -> Result<Gtrid, Stopped> {
-        // Taken first: what begins while the shards are asked is younger than this.
-        let now = Gtrid::new(self.0.log.position().epoch, super::clock::unix_ms(), [0; 10]);
-        let oldest = self.summarize().await?.oldest;
-        Ok(oldest.map_or(now, |oldest| oldest.min(now)))
+        let sum = self.summarize().await?;
+        Ok(sum.floor(self.0.log.position().epoch))
     }
 
     /// Hands mail to every shard.

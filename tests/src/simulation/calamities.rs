@@ -25,8 +25,8 @@ const CALAMITIES: [Kind; 10] = [
 ];
 /// How far a clock jumps at most, in milliseconds.
 const LONGEST_JUMP_MS: u64 = 20_000;
-/// How often somebody looks for a branch in doubt: most are for milliseconds only.
-const HAND_LOOKS_EVERY: Time = 3 * MILLI;
+/// Within which time after a branch is prepared a hand is laid on one: most are in doubt for milliseconds only.
+const HAND_COMES_WITHIN: Time = 8 * MILLI;
 
 impl World {
     /// Draws what is to befall the world around this transaction.
@@ -109,17 +109,16 @@ impl World {
         say!(self, None, "the coordinator's clock is {} ms off", self.skew_ms);
     }
 
-    /// The standby lacks at most a quarter of what is retained.
+    /// The standby lacks far less than what is retained: evidence that comes back with a branch is as old as the branch, and must not be
+    /// pruned while answers about it are still on their way.
     fn failover(&mut self) {
         let store = self.rng.index(self.stores.len());
-        let since = self.now.saturating_sub(self.style.retention / 4);
+        let since = self.now.saturating_sub(self.style.retention / 10);
         let undone = self.stores[store].fail_over(since, &mut self.history);
-        say!(self, None, "store {store} fails over, and {undone} commits are undone");
         if undone > 0 {
+            say!(self, None, "store {store} fails over, and {undone} commits are undone");
             self.faults.count(Kind::Failover);
             self.reached.note("commit undone by a failover");
-        } else {
-            self.faults.count(Kind::StoreRestart);
         }
     }
 
@@ -127,7 +126,8 @@ impl World {
         let store = self.rng.index(self.stores.len());
         let in_reach = self.stores[store].in_reach_of_hands(&self.history);
         if in_reach.is_empty() {
-            return self.plan(HAND_LOOKS_EVERY, Happening::Befalls(Kind::Hand));
+            self.hands += 1; // It waits for one.
+            return;
         }
         let xid = in_reach[self.rng.index(in_reach.len())].clone();
         self.faults.count(Kind::Hand);
@@ -142,6 +142,15 @@ impl World {
             say!(self, about, "{xid} is {} by hand", if commit { "committed" } else { "rolled back" });
             let now = self.now;
             self.stores[store].end_by_hand(&xid, commit, now, &mut self.history);
+        }
+    }
+
+    /// A branch is prepared: a hand that waits for one comes soon.
+    pub(super) fn hand_may_come(&mut self) {
+        if self.hands > 0 {
+            self.hands -= 1;
+            let after = self.rng.below(HAND_COMES_WITHIN);
+            self.plan(after, Happening::Befalls(Kind::Hand));
         }
     }
 

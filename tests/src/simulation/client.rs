@@ -224,6 +224,7 @@ impl World {
 
     fn begins(&mut self, timeout: Time, reply: ReplyTo) {
         let random = bits_of(self.history.transactions.len());
+        // Its time is not known before the shard has made it; nothing but its number is looked at.
         let gtrid = Gtrid::new(self.log.position().epoch, self.unix_ms(), random);
         self.history.transactions.push(Facts {
             gtrid,

@@ -5,10 +5,14 @@
 
 use super::rng::Rng;
 
-/// Whether a transaction mostly survives it. Some worlds have mild faults only: there, very much goes wrong, and most commits.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// What a fault does to a transaction, as a rule. Some worlds have benign faults only: there, very much goes wrong, and most commits.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum Strength {
+    /// It commits all the same.
+    Benign,
+    /// It is rolled back.
     Mild,
+    /// So are all others that are under way.
     Harsh,
 }
 
@@ -29,75 +33,75 @@ macro_rules! kinds {
 kinds! {
     // ---- the network: for each message ----
     /// A message is lost.
-    Loss, "message lost", 12_000, Mild;
+    Loss, "message lost", 18_000, Mild;
     /// It comes twice.
-    Duplicate, "message doubled", 70_000, Mild;
+    Duplicate, "message doubled", 200_000, Benign;
     /// Later ones overtake it.
-    Reorder, "message overtaken", 70_000, Mild;
+    Reorder, "message overtaken", 190_000, Benign;
     /// It comes late.
-    Delay, "message late", 60_000, Mild;
+    Delay, "message late", 170_000, Benign;
     /// A client's request or its answer, or a call of a service, is lost.
-    CallLost, "call lost", 25_000, Harsh;
+    CallLost, "call lost", 50_000, Harsh;
 
     // ---- the network: for each transaction ----
     /// A participant is cut off for a while.
-    Partition, "partition", 160_000, Harsh;
+    Partition, "partition", 290_000, Harsh;
     /// A session breaks; each side learns it at its own time.
-    SessionBreak, "session broken", 220_000, Harsh;
+    SessionBreak, "session broken", 780_000, Harsh;
 
     // ---- processes: for each transaction, or between any two effects ----
     /// The coordinator is killed; what it wrote stays in the page cache.
-    CoordinatorCrash, "coordinator killed", 200_000, Harsh;
+    CoordinatorCrash, "coordinator killed", 400_000, Harsh;
     /// Its machine loses power; what was not synced is gone.
-    PowerLoss, "power lost", 180_000, Harsh;
+    PowerLoss, "power lost", 400_000, Harsh;
     /// A participant's process is killed.
-    ParticipantCrash, "participant killed", 160_000, Harsh;
+    ParticipantCrash, "participant killed", 310_000, Harsh;
     /// An application is gone, in the middle of its transaction.
-    ClientGone, "client gone", 40_000, Harsh;
+    ClientGone, "client gone", 86_000, Harsh;
     /// A handler fails or is cancelled.
-    HandlerFails, "handler failed", 80_000, Harsh;
+    HandlerFails, "handler failed", 130_000, Mild;
     /// A handler stands for a while.
     HandlerSlow, "handler slow", 120_000, Mild;
     /// A clock jumps.
-    ClockJump, "clock jumped", 200_000, Mild;
+    ClockJump, "clock jumped", 150_000, Benign;
 
     // ---- the decision log: for each force ----
     /// Refused: nothing is written.
-    LogRefused, "log write refused", 200_000, Harsh;
+    LogRefused, "log write refused", 150_000, Benign;
     /// An error though it is written.
-    LogErrorThere, "log error, written", 300_000, Harsh;
+    LogErrorThere, "log error, written", 170_000, Benign;
     /// An error, and it is not written.
-    LogErrorAbsent, "log error, not written", 300_000, Harsh;
+    LogErrorAbsent, "log error, not written", 170_000, Benign;
     /// Power fails in the middle of the write: it is torn.
-    LogTorn, "log write torn", 300_000, Harsh;
+    LogTorn, "log write torn", 170_000, Benign;
 
     // ---- databases: for each operation ----
     /// The reply is lost after the effect.
-    ReplyLost, "store reply lost", 60_000, Mild;
+    ReplyLost, "store reply lost", 46_000, Mild;
     /// It is out of reach, and nothing was done.
-    Unavailable, "store out of reach", 50_000, Mild;
+    Unavailable, "store out of reach", 24_000, Mild;
     /// It refuses to prepare.
-    Refuses, "store refused prepare", 110_000, Harsh;
+    Refuses, "store refused prepare", 360_000, Mild;
     /// PREPARE says OK and did nothing.
-    HollowPrepare, "hollow prepare", 110_000, Harsh;
+    HollowPrepare, "hollow prepare", 440_000, Mild;
     /// "Unknown xid", because the session that prepared it is still attached.
-    UnknownXid, "unknown xid", 900_000, Mild;
+    UnknownXid, "unknown xid", 3_600_000, Benign;
 
     // ---- databases: for each transaction ----
     /// It restarts: every connection is lost.
-    StoreRestart, "store restarted", 160_000, Harsh;
+    StoreRestart, "store restarted", 340_000, Harsh;
     /// A standby takes over that lacks the newest commits of prepared branches.
-    Failover, "failover undid commits", 260_000, Mild;
+    Failover, "failover undid commits", 360_000, Benign;
 
     // ---- people: for each transaction ----
     /// An administrator ends a prepared branch by hand.
-    Hand, "branch ended by hand", 200_000, Harsh;
+    Hand, "branch ended by hand", 860_000, Mild;
     /// An operator rolls a transaction back.
-    OperatorRollback, "operator rollback", 180_000, Harsh;
+    OperatorRollback, "operator rollback", 380_000, Harsh;
 }
 
 /// No occasion is a fault for certain: what never goes well never ends.
-const MOST: u32 = 900_000;
+const MOST: u32 = 950_000;
 
 /// How many kinds there are.
 pub const COUNT: usize = KINDS.len();
@@ -125,11 +129,12 @@ impl Faults {
     pub fn drawn(rng: &mut Rng) -> Self {
         let mut rates = [0; COUNT];
         if rng.below(16) > 0 {
-            let harshness = rng.pick(&[0, 0, 1, 1, 2]);
+            let strongest = rng.pick(&[Strength::Benign, Strength::Mild, Strength::Harsh]);
             for (rate, (middling, strength)) in rates.iter_mut().zip(RATES) {
                 let quarters = rng.pick(&[0, 0, 1, 2, 4, 8]);
-                let weight = if *strength == Strength::Harsh { harshness } else { 1 };
-                *rate = (middling / 4 * quarters * weight).min(MOST);
+                if *strength <= strongest {
+                    *rate = (middling / 4 * quarters).min(MOST);
+                }
             }
         }
         Self { rates, counts: [0; COUNT], on: true }

@@ -197,6 +197,12 @@ impl Log {
         self.known.get(name)
     }
 
+    /// The newest floor of any resource manager.
+    #[must_use]
+    pub fn newest_floor_ms(&self) -> u64 {
+        self.known.values().filter_map(|known| known.floor).map(|floor| floor.unix_ms()).max().unwrap_or(0)
+    }
+
     /// Remembers a resource manager, durably.
     pub fn remember(&mut self, known: KnownResourceManager) {
         self.sync();

@@ -13,6 +13,7 @@ pub mod node_questions;
 pub mod operations;
 pub mod participant;
 pub mod queue;
+pub mod report;
 pub mod rng;
 pub mod run;
 pub mod sometimes;

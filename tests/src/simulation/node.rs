@@ -84,6 +84,7 @@ impl World {
             epoch: position.epoch,
             max_live: self.style.max_live,
             apply_wait: Duration::from_micros(self.style.apply_wait),
+            begin_from_ms: self.log.newest_floor_ms().max(self.log.horizon_ms + 1),
         };
         self.node = Some(Node {
             life: self.lives,
@@ -155,7 +156,7 @@ impl World {
 
     /// Sums over all shards.
     pub(super) fn summary(&mut self) -> Option<Summary> {
-        let mut sum = Summary::default();
+        let mut sum = Summary { begins_from_ms: u64::MAX, ..Summary::default() };
         for shard in 0..self.style.shards {
             let Some(Answer::Summary(part)) = self.ask(shard, Input::Summarize { reply: ReplyTo::Here })
             else {
@@ -163,15 +164,15 @@ impl World {
             };
             sum.live += part.live;
             sum.oldest = [sum.oldest, part.oldest].into_iter().flatten().min();
+            sum.begins_from_ms = sum.begins_from_ms.min(part.begins_from_ms);
         }
         Some(sum)
     }
 
     /// No live transaction is older than this, and none that begins later will be.
     pub(super) fn live_floor(&mut self) -> Option<Gtrid> {
-        let now = Gtrid::new(self.log.position().epoch, self.unix_ms(), [0; 10]);
-        let oldest = self.summary()?.oldest;
-        Some(oldest.map_or(now, |oldest| oldest.min(now)))
+        let sum = self.summary()?;
+        Some(sum.floor(self.log.position().epoch))
     }
 
     fn carry_out(&mut self, shard: usize, output: Output<ReplyTo>) {

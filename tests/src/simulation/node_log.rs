@@ -113,14 +113,14 @@ impl World {
     }
 
     fn draw_fate(&mut self) -> Fate {
-        if self.strikes(Kind::LogRefused) {
-            Fate::Refused
-        } else if self.strikes(Kind::LogErrorThere) {
-            Fate::Error(true)
+        if self.strikes(Kind::LogTorn) {
+            Fate::Torn
         } else if self.strikes(Kind::LogErrorAbsent) {
             Fate::Error(false)
-        } else if self.strikes(Kind::LogTorn) {
-            Fate::Torn
+        } else if self.strikes(Kind::LogErrorThere) {
+            Fate::Error(true)
+        } else if self.strikes(Kind::LogRefused) {
+            Fate::Refused
         } else {
             Fate::Forced
         }

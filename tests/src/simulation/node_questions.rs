@@ -160,7 +160,10 @@ impl World {
 
     pub(super) fn answer_client(&mut self, client: u32, attempt: u32, answer: Answer) {
         match answer {
-            Answer::Begun(gtrid) => self.send_answer(client, attempt, Told::Begun(gtrid)),
+            Answer::Begun(gtrid) => {
+                self.history.of(&gtrid).gtrid = gtrid;
+                self.send_answer(client, attempt, Told::Begun(gtrid));
+            }
             Answer::Full => {
                 self.reached.note("as many live as may be");
                 self.send_answer(client, attempt, Told::Refused);

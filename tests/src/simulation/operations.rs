@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use lockstep::branch::Operation;
-use lockstep::resource::{BranchId, Fate, Unresolved};
+use lockstep::resource::{BranchId, Fate, Prepared, Unresolved};
 use lockstep::session::{Done, Event, Listing};
 use lockstep_proto::ClusterId;
 
@@ -58,6 +58,9 @@ impl World {
             branch.xid.bqual
         );
         self.branch_holds(number);
+        if matches!(done, Done::Prepared(Ok(Prepared::Yes))) {
+            self.hand_may_come();
+        }
         if alive {
             if done == Done::Begun {
                 self.has_connection(process.instance, number);

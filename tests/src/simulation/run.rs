@@ -42,12 +42,6 @@ pub struct Run {
     pub hash: u64,
 }
 
-/// One world, by its seed.
-#[must_use]
-pub fn one(seed: u64, transactions: usize, told: bool) -> World {
-    World::new(seed, transactions, told)
-}
-
 /// Runs as many worlds as it takes to begin so many transactions, from this seed on, on so many threads. Stops after `enough`
 /// violations.
 ///
@@ -86,7 +80,7 @@ pub fn run(transactions: u64, seed: u64, threads: usize, enough: usize) -> Run {
 impl Run {
     fn take(&mut self, seed: u64, transactions: usize) {
         self.worlds += 1;
-        match catch_unwind(AssertUnwindSafe(|| one(seed, transactions, false).run())) {
+        match catch_unwind(AssertUnwindSafe(|| World::new(seed, transactions, false).run())) {
             Ok(ended) => {
                 self.transactions += ended.transactions;
                 self.committed += ended.committed;
@@ -127,6 +121,6 @@ impl Run {
 
 /// The same world once more, told.
 fn again(seed: u64, transactions: usize, violation: Violation) -> Found {
-    let trace = one(seed, transactions, true).run().trace.text(violation.transaction);
+    let trace = World::new(seed, transactions, true).run().trace.text(violation.transaction);
     Found { seed, violation, trace }
 }

@@ -10,6 +10,19 @@ use lockstep_coordinator::protocol::record::DecisionKind;
 use super::node::ReplyTo;
 use super::world::World;
 
+/// From how many transactions on a run has to reach everything in [`ALL`]: below that the rarest may be missing by chance.
+pub const ENOUGH_FOR_ALL: u64 = 1_000_000;
+/// What has to be reached, one situation on a line.
+const ALL: &str = include_str!("sometimes.txt");
+
+/// What was to be reached and was not.
+#[must_use]
+pub fn never_seen(reached: &Reached) -> Vec<String> {
+    let situations = reached.situations();
+    let wanted = ALL.lines().filter(|line| !line.is_empty() && !line.starts_with('#'));
+    wanted.filter(|wanted| !situations.contains_key(*wanted)).map(str::to_owned).collect()
+}
+
 /// How often what was reached.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Reached {

@@ -376,12 +376,18 @@ impl Store {
     }
 
     /// A standby takes over that lacks the commits of prepared branches since then: they are prepared again
-    /// (participants.md, 4). How many.
+    /// (participants.md, 4). How many; nothing happens if there are none.
     pub fn fail_over(&mut self, since: Time, history: &mut History) -> usize {
+        let lacking = |number: &u32, row: &mut Row| {
+            let once = !history.branches[*number as usize].undone;
+            row.committed && row.two_phase && row.at >= since && row.deadline >= since && once
+        };
+        let lacking: Vec<(u32, Row)> = self.evidence.extract_if(.., lacking).collect();
+        if lacking.is_empty() {
+            return 0;
+        }
         self.restart(history);
         self.timeline += 1;
-        let lacking = |_: &u32, row: &mut Row| row.committed && row.two_phase && row.at >= since;
-        let lacking: Vec<(u32, Row)> = self.evidence.extract_if(.., lacking).collect();
         for (number, Row { xid, position, deadline, .. }) in lacking.iter().map(|(number, row)| (number, row))
         {
             let facts = &mut history.branches[*number as usize];

@@ -27,6 +27,8 @@ const BEGINNING_MS: u64 = 1_700_000_000_000;
 /// How long everything may take to end once faults have stopped: the longest deadline, the longest wait for an acknowledgement,
 /// and the longest clock jump, each more than once.
 const HEALING_BOUND: Time = 600 * SECOND;
+/// Longer than it takes to notice that a session broke, and to attach again.
+const SETTLING: Time = 20 * SECOND;
 /// Transactions that are begun after the healing, and have to commit.
 const AFTERWARDS: usize = 3;
 /// What happens in one world at most: a world that does not come to rest is a violation, not a test that never ends.
@@ -75,12 +77,12 @@ impl Style {
             embedded_log: rng.coin(),
             latency: rng.pick(&[100, 300, MILLI]),
             disk: rng.pick(&[200, MILLI, 8 * MILLI]),
-            between: rng.pick(&[50 * MILLI, 300 * MILLI, SECOND]),
-            timeouts: [SECOND, 5 * SECOND, rng.pick(&[10 * SECOND, 30 * SECOND])],
-            retention: rng.pick(&[5 * SECOND, 20 * SECOND]),
+            between: rng.pick(&[100 * MILLI, 300 * MILLI, SECOND]),
+            timeouts: [2 * SECOND, 5 * SECOND, rng.pick(&[10 * SECOND, 30 * SECOND])],
+            retention: rng.pick(&[20 * SECOND, 60 * SECOND]),
             report_interval: rng.pick(&[2 * SECOND, 6 * SECOND]),
             apply_wait: rng.pick(&[SECOND, 10 * SECOND]),
-            max_live: rng.pick(&[12, 1000, 1000]),
+            max_live: rng.pick(&[40, 1000, 1000, 1000]),
         }
     }
 }
@@ -104,6 +106,8 @@ pub struct World {
     pub(super) clients: Vec<Client>,
     /// Clients that are not at their end yet.
     pub(super) busy_clients: usize,
+    /// Administrators who wait for a prepared branch.
+    pub(super) hands: u32,
     pub(super) history: History,
     pub(super) reached: Reached,
     pub(super) trace: Trace,
@@ -122,7 +126,7 @@ pub struct Ended {
     pub reached: Reached,
     /// The trace.
     pub trace: Trace,
-    /// Transactions that began.
+    /// Transactions that applications began, or tried to.
     pub transactions: u64,
     /// Those that were committed.
     pub committed: u64,
@@ -153,6 +157,7 @@ impl World {
             stores,
             clients: Vec::new(),
             busy_clients: 0,
+            hands: 0,
             history: History::default(),
             reached: Reached::default(),
             trace: Trace::new(told),
@@ -182,7 +187,7 @@ impl World {
             faults: self.faults,
             reached: self.reached,
             trace: self.trace,
-            transactions: self.history.transactions.len() as u64,
+            transactions: self.clients.len() as u64,
             committed,
         }
     }
@@ -197,6 +202,11 @@ impl World {
             if self.now > by {
                 return self.does_not_rest();
             }
+            self.next();
+        }
+        // What a side is still to notice of a session that broke, it notices now.
+        let until = self.now + SETTLING;
+        while self.violation.is_none() && (self.now < until || !self.is_at_rest()) {
             self.next();
         }
         // Nothing is begun before the clock has passed whatever was pruned while it was wrong (P7).
@@ -317,5 +327,5 @@ fn store(number: usize, cluster: ClusterId, rng: &mut Rng) -> Store {
         BranchId { cluster, xid: xid(&other) },
     ];
     let identity = u8::try_from(number + 1).expect("a few stores");
-    Store::new(name, ResourceManagerId::from_bytes([identity; 16]), rng.below(4) > 0, foreign)
+    Store::new(name, ResourceManagerId::from_bytes([identity; 16]), rng.below(8) > 0, foreign)
 }

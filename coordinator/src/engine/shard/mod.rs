@@ -49,6 +49,9 @@ pub struct ShardConfig {
     pub max_live: usize,
     /// How long an answer to a commit waits for the branches after the decision.
     pub apply_wait: Duration,
+    /// No transaction begins with an earlier time than this, milliseconds since 1970: what the log has pruned, and the floors that it
+    /// believes, were below it (P7).
+    pub begin_from_ms: u64,
 }
 
 /// A reason to wake up. Only of transactions that are live.
@@ -117,6 +120,9 @@ pub struct Shard<R> {
     deliveries: Deliveries,
     timers: BTreeSet<(Monotonic, Timer)>,
     outputs: Outputs<R>,
+    /// The time of the next gtrid at the earliest. A clock that is set back must not begin anything below a floor that was given out:
+    /// nothing would keep its record from being pruned.
+    begins_from_ms: u64,
     #[cfg(feature = "simulation")]
     seen: seen::Seen,
 }
@@ -132,6 +138,7 @@ impl<R> Shard<R> {
             deliveries: Deliveries::default(),
             timers: BTreeSet::new(),
             outputs: Outputs { log: Vec::new(), sent: Vec::new(), answered: Vec::new() },
+            begins_from_ms: config.begin_from_ms,
             #[cfg(feature = "simulation")]
             seen: seen::Seen::default(),
         }
@@ -179,7 +186,7 @@ impl<R> Shard<R> {
             Input::AskPrepared { xids, reply } => self.ask_prepared(&xids, reply),
             Input::List { limit, reply } => self.list(limit, reply, now),
             Input::Find { prefix, limit, reply } => self.find(&prefix, limit, reply, now),
-            Input::Summarize { reply } => self.summarize(reply),
+            Input::Summarize { reply } => self.summarize(reply, now),
             Input::Attached { session, resource_manager } => self.attached(session, resource_manager),
             Input::Detached { session } => self.detached(session, now),
             Input::Enlist { session, xid } => self.enlist(session, xid, now),

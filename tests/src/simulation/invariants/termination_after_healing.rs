@@ -15,7 +15,10 @@ impl World {
         if self.busy_clients > 0 || stores.any(|left| left > 0) || self.is_anything_in_doubt() {
             return false;
         }
-        let attached = self.instances.iter().all(|instance| instance.attached);
+        let links = &self.links;
+        let is_up = |link: usize| links[link].up_at_node && links[link].up_at_participant;
+        let attached =
+            self.instances.iter().all(|instance| instance.attached && instance.link().is_some_and(is_up));
         let written = self.node.as_ref().is_some_and(|node| node.writer.is_idle());
         attached && written && self.summary().is_some_and(|summary| summary.live == 0)
     }
