@@ -35,13 +35,13 @@ kinds! {
     /// A message is lost.
     Loss, "message lost", 18_000, Mild;
     /// It comes twice.
-    Duplicate, "message doubled", 200_000, Benign;
+    Duplicate, "message doubled", 170_000, Benign;
     /// Later ones overtake it.
-    Reorder, "message overtaken", 190_000, Benign;
+    Reorder, "message overtaken", 160_000, Benign;
     /// It comes late.
-    Delay, "message late", 170_000, Benign;
+    Delay, "message late", 140_000, Benign;
     /// A client's request or its answer, or a call of a service, is lost.
-    CallLost, "call lost", 50_000, Harsh;
+    CallLost, "call lost", 46_000, Harsh;
 
     // ---- the network: for each transaction ----
     /// A participant is cut off for a while.
@@ -51,51 +51,51 @@ kinds! {
 
     // ---- processes: for each transaction, or between any two effects ----
     /// The coordinator is killed; what it wrote stays in the page cache.
-    CoordinatorCrash, "coordinator killed", 400_000, Harsh;
+    CoordinatorCrash, "coordinator killed", 330_000, Harsh;
     /// Its machine loses power; what was not synced is gone.
     PowerLoss, "power lost", 400_000, Harsh;
     /// A participant's process is killed.
-    ParticipantCrash, "participant killed", 310_000, Harsh;
+    ParticipantCrash, "participant killed", 280_000, Harsh;
     /// An application is gone, in the middle of its transaction.
-    ClientGone, "client gone", 86_000, Harsh;
+    ClientGone, "client gone", 90_000, Harsh;
     /// A handler fails or is cancelled.
-    HandlerFails, "handler failed", 130_000, Mild;
+    HandlerFails, "handler failed", 140_000, Mild;
     /// A handler stands for a while.
-    HandlerSlow, "handler slow", 120_000, Mild;
+    HandlerSlow, "handler slow", 140_000, Mild;
     /// A clock jumps.
-    ClockJump, "clock jumped", 150_000, Benign;
+    ClockJump, "clock jumped", 130_000, Benign;
 
     // ---- the decision log: for each force ----
     /// Refused: nothing is written.
-    LogRefused, "log write refused", 150_000, Benign;
+    LogRefused, "log write refused", 220_000, Benign;
     /// An error though it is written.
-    LogErrorThere, "log error, written", 170_000, Benign;
+    LogErrorThere, "log error, written", 390_000, Benign;
     /// An error, and it is not written.
-    LogErrorAbsent, "log error, not written", 170_000, Benign;
+    LogErrorAbsent, "log error, not written", 300_000, Benign;
     /// Power fails in the middle of the write: it is torn.
-    LogTorn, "log write torn", 170_000, Benign;
+    LogTorn, "log write torn", 260_000, Benign;
 
     // ---- databases: for each operation ----
     /// The reply is lost after the effect.
-    ReplyLost, "store reply lost", 46_000, Mild;
+    ReplyLost, "store reply lost", 58_000, Mild;
     /// It is out of reach, and nothing was done.
     Unavailable, "store out of reach", 24_000, Mild;
     /// It refuses to prepare.
-    Refuses, "store refused prepare", 360_000, Mild;
+    Refuses, "store refused prepare", 430_000, Mild;
     /// PREPARE says OK and did nothing.
-    HollowPrepare, "hollow prepare", 440_000, Mild;
+    HollowPrepare, "hollow prepare", 540_000, Mild;
     /// "Unknown xid", because the session that prepared it is still attached.
     UnknownXid, "unknown xid", 3_600_000, Benign;
 
     // ---- databases: for each transaction ----
     /// It restarts: every connection is lost.
-    StoreRestart, "store restarted", 340_000, Harsh;
+    StoreRestart, "store restarted", 280_000, Harsh;
     /// A standby takes over that lacks the newest commits of prepared branches.
-    Failover, "failover undid commits", 360_000, Benign;
+    Failover, "failover undid commits", 600_000, Benign;
 
     // ---- people: for each transaction ----
     /// An administrator ends a prepared branch by hand.
-    Hand, "branch ended by hand", 860_000, Mild;
+    Hand, "branch ended by hand", 250_000, Benign;
     /// An operator rolls a transaction back.
     OperatorRollback, "operator rollback", 380_000, Harsh;
 }
@@ -129,7 +129,13 @@ impl Faults {
     pub fn drawn(rng: &mut Rng) -> Self {
         let mut rates = [0; COUNT];
         if rng.below(16) > 0 {
-            let strongest = rng.pick(&[Strength::Benign, Strength::Mild, Strength::Harsh]);
+            let strongest = rng.pick(&[
+                Strength::Benign,
+                Strength::Benign,
+                Strength::Mild,
+                Strength::Harsh,
+                Strength::Harsh,
+            ]);
             for (rate, (middling, strength)) in rates.iter_mut().zip(RATES) {
                 let quarters = rng.pick(&[0, 0, 1, 2, 4, 8]);
                 if *strength <= strongest {

@@ -130,12 +130,12 @@ impl World {
     fn arrival(&mut self, link: usize, way: Way) -> Time {
         let mut at = self.now + self.latency();
         if self.strikes(Kind::Delay) {
-            let longest = if self.rng.below(20) == 0 { 2 * SECOND } else { 20 * MILLI };
+            let longest = if self.rng.below(200) == 0 { 2 * SECOND } else { 20 * MILLI };
             at += self.rng.between(2 * MILLI, longest);
         }
         if self.strikes(Kind::Reorder) {
             // It stands aside, and what is sent after it passes.
-            let longest = if self.rng.below(20) == 0 { 500 * MILLI } else { 10 * MILLI };
+            let longest = if self.rng.below(200) == 0 { 500 * MILLI } else { 10 * MILLI };
             return at + self.rng.between(MILLI, longest);
         }
         let last = &mut self.links[link].last[way as usize];

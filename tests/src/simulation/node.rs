@@ -26,7 +26,7 @@ use super::node_log::Writer;
 use super::node_questions::Question;
 use super::queue::Time;
 use super::trace::say;
-use super::world::{MILLI, SECOND, World};
+use super::world::{MILLI, World};
 
 /// Where a shard's answer goes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -345,6 +345,7 @@ fn heard_vote(vote: lockstep::branch::Vote) -> Vote {
         Said::Commit => Vote::Commit,
         Said::Rollback(why) => Vote::Rollback(why),
         Said::ReadOnly => Vote::ReadOnly,
+        Said::Hazard(why) => Vote::Hazard(why),
     }
 }
 

@@ -1,6 +1,7 @@
 //! Questions that need the shards first and then the log, as `engine/inquiry.rs` and `engine/handle.rs` ask them (P4): between the two time
 //! passes, and whatever can happen, happens.
 
+use lockstep::resource::Fate;
 use lockstep::session::message::FromCoordinator;
 use lockstep_coordinator::decision_log::PruneLimits;
 use lockstep_coordinator::engine::handle::recorded_outcome;
@@ -29,7 +30,7 @@ pub enum Question {
     /// Branches that are prepared, and what the shards have said of them.
     Prepared(usize, Vec<(Xid, Option<PreparedAnswer>)>),
     /// Evidence of transactions that are not live.
-    Evidence(usize, Vec<(Xid, bool)>),
+    Evidence(usize, Vec<(Xid, Fate)>),
     /// A branch that ended so, of a transaction that is not live.
     Stray(Xid, Applied),
     /// A client's, about a transaction that is not live.
@@ -116,7 +117,7 @@ impl World {
         }
     }
 
-    pub(super) fn reconcile_arrives(&mut self, link: usize, rows: Vec<(Xid, bool)>) {
+    pub(super) fn reconcile_arrives(&mut self, link: usize, rows: Vec<(Xid, Fate)>) {
         let xids: Vec<Xid> = rows.iter().map(|(xid, _)| xid.clone()).collect();
         let live = self.ask_live(&xids);
         let over = rows.into_iter().zip(live).filter(|(_, live)| live.is_none()).map(|(row, _)| row);
@@ -124,10 +125,14 @@ impl World {
         self.look_up_later(Question::Evidence(link, over));
     }
 
-    fn judge_evidence(&mut self, link: usize, rows: Vec<(Xid, bool)>) {
+    fn judge_evidence(&mut self, link: usize, rows: Vec<(Xid, Fate)>) {
         let mut forget = Vec::with_capacity(rows.len());
-        for (xid, committed) in rows {
-            let applied = if committed { Applied::Committed } else { Applied::RolledBack };
+        for (xid, fate) in rows {
+            let applied = match fate {
+                Fate::Committed => Applied::Committed,
+                Fate::RolledBack => Applied::RolledBack,
+                Fate::Hazard => Applied::Hazard,
+            };
             if self.judge_branch(&xid, applied) {
                 forget.push(xid);
             }

@@ -166,6 +166,10 @@ impl World {
                     return self.kill_instance(instance);
                 }
                 self.effect(instance, effect);
+                // Carrying it out may have ended the process.
+                if self.instances[instance].life != life || self.instances[instance].session.is_none() {
+                    return;
+                }
             }
             self.instances[instance].events.pop_front();
         }
@@ -189,7 +193,12 @@ impl World {
             }
             Effect::Run(branch, operation) => {
                 self.takes_connection(instance, &branch.xid, &operation);
+                let prepares = matches!(operation, Operation::Prepare(_));
                 self.begin_operation(process, branch, operation);
+                // The one moment in which a process is missed most: what it had sent may still prepare its branch.
+                if prepares && self.faults.strikes_rarely(Kind::ParticipantCrash, 20, &mut self.rng) {
+                    self.kill_instance(instance);
+                }
             }
             Effect::Hand(handler, xid) => self.hand(instance, handler, xid),
             Effect::RefuseJoin(handler, _) | Effect::AnswerFinish(handler, Err(_)) => {

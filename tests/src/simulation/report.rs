@@ -8,7 +8,7 @@ use serde::Serialize;
 
 use super::faults::KINDS;
 use super::run::{IN_A_WORLD, Run};
-use super::sometimes::{ENOUGH_FOR_ALL, never_seen};
+use super::sometimes::never_seen;
 
 /// Everything that was tried, and what came of it.
 #[derive(Debug, Serialize)]
@@ -61,11 +61,7 @@ impl Report {
             faults: run.faults.iter().sum(),
             faults_by_kind: faults_by_kind.collect(),
             situations: run.reached.situations().len(),
-            never_seen: if run.transactions >= ENOUGH_FOR_ALL {
-                never_seen(&run.reached)
-            } else {
-                Vec::new()
-            },
+            never_seen: never_seen(&run.reached, run.transactions),
             violations: run.found.len(),
             violation_texts: run.found.iter().map(text).collect(),
             seed,

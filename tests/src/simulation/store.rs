@@ -352,7 +352,7 @@ impl Store {
         let old = self.evidence.values().filter(|row| row.deadline + retention <= now).take(limit);
         old.map(|row| EvidenceRow {
             branch: BranchId { cluster, xid: row.xid.clone() },
-            committed: row.committed,
+            fate: if row.committed { Fate::Committed } else { Fate::RolledBack },
         })
         .collect()
     }

@@ -74,10 +74,10 @@ impl Style {
     fn drawn(rng: &mut Rng) -> Self {
         Self {
             shards: rng.index(3) + 1,
-            embedded_log: rng.coin(),
+            embedded_log: rng.below(4) == 0,
             latency: rng.pick(&[100, 300, MILLI]),
             disk: rng.pick(&[200, MILLI, 8 * MILLI]),
-            between: rng.pick(&[100 * MILLI, 300 * MILLI, SECOND]),
+            between: rng.pick(&[200 * MILLI, 600 * MILLI, SECOND]),
             timeouts: [2 * SECOND, 5 * SECOND, rng.pick(&[10 * SECOND, 30 * SECOND])],
             retention: rng.pick(&[20 * SECOND, 60 * SECOND]),
             report_interval: rng.pick(&[2 * SECOND, 6 * SECOND]),

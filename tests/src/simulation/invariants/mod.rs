@@ -119,7 +119,7 @@ impl World {
         match message {
             ToCoordinator::Vote(xid, Vote::Commit) => self.vote_is_true(xid),
             ToCoordinator::Acknowledge(xid, applied) => self.acknowledgement_is_true(xid, applied),
-            ToCoordinator::Vote(_, Vote::Rollback(_) | Vote::ReadOnly)
+            ToCoordinator::Vote(_, Vote::Rollback(_) | Vote::ReadOnly | Vote::Hazard(_))
             | ToCoordinator::Hello(_)
             | ToCoordinator::Enlist(_)
             | ToCoordinator::Report { .. }
