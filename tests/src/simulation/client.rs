@@ -137,8 +137,8 @@ impl World {
         let calls = (0..self.rng.pick(&[1, 2, 2, 2, 3, 3, 4])).map(|_| self.planned_call()).collect();
         let wait = if self.rng.coin() { Wait::Applied } else { Wait::Decided };
         let ending = match self.rng.below(100) {
-            0..3 if !plain => Ending::Abandon,
-            3..9 if !plain => Ending::Rollback,
+            0..2 if !plain => Ending::Abandon,
+            2..5 if !plain => Ending::Rollback,
             _ => Ending::Commit(wait),
         };
         let client = Client {

@@ -148,13 +148,13 @@ impl World {
 
     pub(super) fn at_node(&mut self, link: usize, message: ToCoordinator) {
         if self.links[link].up_at_node {
-            self.from_participant(link, message);
+            self.heard_by_node(link, message);
         }
     }
 
     pub(super) fn at_participant(&mut self, link: usize, message: FromCoordinator) {
         if self.links[link].up_at_participant {
-            self.from_coordinator(link, message);
+            self.heard_by_participant(link, message);
         }
     }
 

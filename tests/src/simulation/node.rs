@@ -290,7 +290,7 @@ impl World {
         }
     }
 
-    pub(super) fn from_participant(&mut self, link: usize, message: ToCoordinator) {
+    pub(super) fn heard_by_node(&mut self, link: usize, message: ToCoordinator) {
         say!(self, about(&message), "coordinator hears over link {link}: {message:?}");
         let session = session(link);
         match message {

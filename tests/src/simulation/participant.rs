@@ -275,7 +275,7 @@ impl World {
         self.tell(instance, Event::Dialled(attachment));
     }
 
-    pub(super) fn from_coordinator(&mut self, link: usize, message: FromCoordinator) {
+    pub(super) fn heard_by_participant(&mut self, link: usize, message: FromCoordinator) {
         let instance = self.links[link].instance;
         say!(self, about(&message), "instance {instance} hears over link {link}: {message:?}");
         let process = &mut self.instances[instance];

@@ -54,22 +54,23 @@ pub fn run(transactions: u64, seed: u64, threads: usize, enough: usize) -> Run {
     let next = AtomicU64::new(0);
     let stop = AtomicBool::new(false);
     let sum = Mutex::new(Run::default());
+    let work = || {
+        let mut part = Run::default();
+        while !stop.load(Ordering::Relaxed) {
+            let number = next.fetch_add(1, Ordering::Relaxed);
+            if number >= worlds {
+                break;
+            }
+            part.take(seed.wrapping_add(number), per_world);
+            if part.found.len() >= enough {
+                stop.store(true, Ordering::Relaxed);
+            }
+        }
+        sum.lock().expect("no thread panics with it").add(part);
+    };
     thread::scope(|scope| {
         for _ in 0..threads {
-            scope.spawn(|| {
-                let mut part = Run::default();
-                loop {
-                    let number = next.fetch_add(1, Ordering::Relaxed);
-                    if number >= worlds || stop.load(Ordering::Relaxed) {
-                        break;
-                    }
-                    part.take(seed.wrapping_add(number), per_world);
-                    if part.found.len() >= enough {
-                        stop.store(true, Ordering::Relaxed);
-                    }
-                }
-                sum.lock().expect("no thread panics with it").add(part);
-            });
+            scope.spawn(work);
         }
     });
     let mut sum = sum.into_inner().expect("no thread panics with it");
