@@ -6,15 +6,16 @@
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use lockstep_tests::crashes::cell::Verdict;
-use lockstep_tests::crashes::matrix::{Cell, cells, share};
+use lockstep_tests::crashes::matrix::{Cell, cells};
 use lockstep_tests::crashes::report::{Report, table};
-use lockstep_tests::crashes::world::Stage;
+use lockstep_tests::crashes::stage::Stage;
 use lockstep_tests::crashes::{points, run};
 use lockstep_tests::harness::Failed;
 use lockstep_tests::harness::books::Database;
 use lockstep_tests::harness::clock;
 use lockstep_tests::harness::roles::{Role, Roles, play};
+use lockstep_tests::trial::run::share;
+use lockstep_tests::trial::verdict::Verdict;
 
 #[derive(Debug, Parser)]
 #[command(name = "prove", arg_required_else_help = true)]

@@ -70,23 +70,12 @@ fn impossible(cell: &Cell) -> Option<&'static str> {
     }
 }
 
-/// A part of the cells: the `number`th of `of` parts, from 1. All parts together are all cells, and each has some of every
-/// area.
-#[must_use]
-pub fn share(cells: Vec<Cell>, number: usize, of: usize) -> Vec<Cell> {
-    cells
-        .into_iter()
-        .enumerate()
-        .filter(|(index, _)| index % of == number - 1)
-        .map(|(_, cell)| cell)
-        .collect()
-}
-
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeSet;
 
     use super::*;
+    use crate::trial::run::share;
 
     #[test]
     fn every_point_has_a_cell_and_every_name_is_there_once() {

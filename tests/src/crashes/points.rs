@@ -6,8 +6,8 @@
 
 use Reach::{First, No, Yes};
 
-use super::checker::Expected;
 use crate::harness::books::Database;
+use crate::trial::checker::Expected;
 
 /// Which process dies.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]

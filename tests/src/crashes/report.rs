@@ -6,9 +6,9 @@ use std::time::Duration;
 use comfy_table::{Table, presets};
 use serde::Serialize;
 
-use super::cell::Verdict;
 use super::matrix::{Cell, Skipped};
 use super::points::Way;
+use crate::trial::verdict::Verdict;
 
 /// Everything that was tried, and what came of it.
 #[derive(Debug, Serialize)]

@@ -211,19 +211,20 @@ impl Books {
     ///
     /// # Errors
     /// If it can't be removed.
-    pub async fn remove(&self, server: &PostgresServer) -> Result<()> {
+    pub async fn remove(&self) -> Result<()> {
         let Place::Postgres(url) = &self.place else { return Ok(()) };
+        let cannot = || Failed::because(format!("{url} cannot be removed"));
         let mut connection = self.connect_postgres().await?;
         for name in self.all_prepared().await? {
-            sqlx::query(AssertSqlSafe(format!("ROLLBACK PREPARED '{name}'")))
-                .execute(&mut connection)
-                .await
-                .map_err(Failed::because(format!("{name} cannot be rolled back")))?;
+            let sql = format!("ROLLBACK PREPARED '{name}'");
+            sqlx::query(AssertSqlSafe(sql)).execute(&mut connection).await.map_err(cannot())?;
         }
-        drop(connection.close().await);
-        let name = url.rsplit('/').next().unwrap_or_default();
-        server.psql("postgres", &format!("DROP DATABASE \"{name}\" WITH (FORCE)"))?;
-        Ok(())
+        connection.close().await.map_err(cannot())?;
+        let (server, name) = url.rsplit_once('/').expect("a URL names its database");
+        let mut connection = PgConnection::connect(&format!("{server}/postgres")).await.map_err(cannot())?;
+        let sql = format!("DROP DATABASE \"{name}\" WITH (FORCE)");
+        sqlx::query(AssertSqlSafe(sql)).execute(&mut connection).await.map_err(cannot())?;
+        connection.close().await.map_err(cannot())
     }
 
     /// Names are of the whole server, so each database has its own.

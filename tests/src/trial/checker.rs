@@ -69,6 +69,23 @@ impl Seen {
         under_way
     }
 
+    /// Where it is determined what must come of the transaction that was struck: what is wrong with it.
+    #[must_use]
+    pub fn unexpected(&self, struck: Option<&str>, expected: Expected) -> Vec<String> {
+        match (struck, expected) {
+            (None, Expected::Either) => Vec::new(),
+            (None, Expected::Committed | Expected::RolledBack | Expected::Heuristic) => {
+                vec!["no transaction was under way at the fault, so it shows nothing".to_owned()]
+            }
+            (Some(gtrid), expected) => {
+                let found = self.found(gtrid);
+                let wrong =
+                    format!("{gtrid} was under way at the fault and must be {expected:?}, and is {found:?}");
+                if is_expected(expected, found) { Vec::new() } else { vec![wrong] }
+            }
+        }
+    }
+
     /// Everything that contradicts everything else, a sentence each.
     #[must_use]
     pub fn contradictions(&self) -> Vec<String> {
@@ -171,8 +188,7 @@ fn fits(told: Told, found: Found, unknown_is_an_answer: bool) -> bool {
 }
 
 /// Whether what was found is what had to come.
-#[must_use]
-pub fn is_expected(expected: Expected, found: Found) -> bool {
+fn is_expected(expected: Expected, found: Found) -> bool {
     match expected {
         Expected::Committed => found == Found::Committed,
         Expected::RolledBack => found == Found::RolledBack,
