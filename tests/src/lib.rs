@@ -2,4 +2,5 @@
 
 pub mod crashes;
 pub mod harness;
+pub mod resources;
 pub mod trial;

@@ -13,7 +13,7 @@ use crate::harness::client::Plan;
 use crate::harness::crash_points::Fuse;
 use crate::harness::process::Reaped;
 use crate::harness::{Failed, Result, clock};
-use crate::trial::checker::{Found, Seen};
+use crate::trial::checker::Seen;
 use crate::trial::verdict::Verdict;
 use crate::trial::world::{Who, World};
 
@@ -158,7 +158,7 @@ fn try_cell(
     if choices.everyone {
         world.kill_and_restart_all_but(victim)?;
     }
-    verdict.in_doubt = world.come_to_rest()?;
+    verdict.in_doubt = world.come_to_rest(Plan::Commit)?;
     let mut seen = world.look(&mut verdict.violations)?;
     seen.forgets = cell.point.needs == Needs::ShortRetention;
     if cell.point.needs == Needs::Meddling {
@@ -192,18 +192,7 @@ fn unexpected(seen: &Seen, cell: Cell, struck_at: u64) -> Vec<String> {
         Reach::No(_) => unreachable!("there is no such cell"),
     };
     if !cell.way.commits() {
-        return committed_against_plan(seen);
+        return seen.committed_against_plan();
     }
     seen.unexpected(seen.under_way_at(struck_at), expected)
-}
-
-/// Transactions that were to be rolled back, and were not.
-fn committed_against_plan(seen: &Seen) -> Vec<String> {
-    use crate::harness::client::What;
-    let planned =
-        seen.ledger.iter().filter(|entry| matches!(entry.what, What::Begun { plan } if plan != Plan::Commit));
-    planned
-        .filter(|entry| seen.found(&entry.gtrid) != Found::RolledBack)
-        .map(|entry| format!("{} was to be rolled back, and is {:?}", entry.gtrid, seen.found(&entry.gtrid)))
-        .collect()
 }

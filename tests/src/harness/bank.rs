@@ -51,6 +51,8 @@ pub struct Apply {
     pub amount: i64,
     /// Whether the branch is to vote rollback when it is to be prepared: a constraint of the bank's own is then violated.
     pub refuse: bool,
+    /// Whether it only looks at the account.
+    pub only_read: bool,
 }
 
 /// Where a bank is asked.
@@ -144,7 +146,11 @@ macro_rules! accounts {
     ($resource:ty, $connection:ty) => {
         impl Accounts for $resource {
             async fn apply(connection: &mut $connection, transfer: &str, apply: &Apply) -> sqlx::Result<()> {
-                let Apply { account, amount, refuse } = apply;
+                let Apply { account, amount, refuse, only_read } = apply;
+                if *only_read {
+                    let query = sqlx::query("SELECT balance FROM accounts WHERE number = $1").bind(account);
+                    return query.fetch_one(&mut *connection).await.map(drop);
+                }
                 sqlx::query("INSERT INTO transfers (transfer, account, amount) VALUES ($1, $2, $3)")
                     .bind(transfer)
                     .bind(account)

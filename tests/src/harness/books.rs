@@ -56,6 +56,8 @@ pub struct Books {
     /// The resource manager's name.
     pub bank: String,
     place: Place,
+    /// The port at which the bank reaches its server, where it is not the server's own.
+    through: Option<u16>,
 }
 
 #[derive(Debug, Clone)]
@@ -88,7 +90,7 @@ impl Books {
             sqlx::query(*statement).execute(&mut connection).await.map_err(cannot())?;
         }
         connection.close().await.map_err(cannot())?;
-        Ok(Self { bank: bank.to_owned(), place: Place::Sqlite(file) })
+        Ok(Self { bank: bank.to_owned(), place: Place::Sqlite(file), through: None })
     }
 
     /// New books in a new database of this server.
@@ -97,7 +99,8 @@ impl Books {
     /// If they can't be made.
     pub async fn in_postgres(bank: &str, server: &PostgresServer, database: &str) -> Result<Self> {
         server.create_database(database)?;
-        let books = Self { bank: bank.to_owned(), place: Place::Postgres(server.url(database)) };
+        let place = Place::Postgres(server.url(database));
+        let books = Self { bank: bank.to_owned(), place, through: None };
         let mut connection = books.connect_postgres().await?;
         for statement in SCHEMA {
             sqlx::query(*statement)
@@ -108,12 +111,20 @@ impl Books {
         Ok(books)
     }
 
+    /// The same, where the bank reaches its server only through whoever listens at this port, without TLS. The harness itself looks
+    /// at the server directly.
+    #[must_use]
+    pub fn through(self, port: u16) -> Self {
+        Self { through: Some(port), ..self }
+    }
+
     /// What the bank connects to.
     #[must_use]
     pub fn url(&self) -> String {
-        match &self.place {
-            Place::Sqlite(file) => format!("sqlite:{}", file.display()),
-            Place::Postgres(url) => url.clone(),
+        match (&self.place, self.through) {
+            (Place::Sqlite(file), _) => format!("sqlite:{}", file.display()),
+            (Place::Postgres(url), None) => url.clone(),
+            (Place::Postgres(url), Some(port)) => format!("{}?sslmode=disable", at_port(url, port)),
         }
     }
 
@@ -246,8 +257,8 @@ impl Books {
     }
 
     async fn connect_postgres(&self) -> Result<PgConnection> {
-        let url = self.url();
-        PgConnection::connect(&url).await.map_err(Failed::because(format!("no connection to {url}")))
+        let Place::Postgres(url) = &self.place else { return Err(Failed::new("a file is no server")) };
+        PgConnection::connect(url).await.map_err(Failed::because(format!("no connection to {url}")))
     }
 
     /// Rows of a text and a number.
@@ -280,6 +291,13 @@ fn sqlite_options(file: &Path) -> SqliteConnectOptions {
         .filename(file)
         .journal_mode(SqliteJournalMode::Wal)
         .synchronous(SqliteSynchronous::Full)
+}
+
+/// The same server's URL at another port.
+fn at_port(url: &str, port: u16) -> String {
+    let parts = url.rsplit_once(':').and_then(|(host, rest)| Some((host, rest.split_once('/')?.1)));
+    let (host, database) = parts.expect("the harness's URLs have a port and a database");
+    format!("{host}:{port}/{database}")
 }
 
 /// What the journal beside a SQLite file holds, if it holds anything. Bytes 12 to 16 of its header say so: 0 is nothing.

@@ -36,6 +36,8 @@ pub enum Plan {
     Commit,
     /// The client rolls it back when all the work is done.
     Rollback,
+    /// It commits, and the first bank has only read.
+    OnlyReadByFirst,
     /// The client commits, and the first bank votes rollback.
     RefusedByFirst,
     /// The client commits, and the second bank votes rollback when the first may be prepared.
@@ -43,9 +45,18 @@ pub enum Plan {
 }
 
 impl Plan {
+    /// Whether it is meant to commit.
+    #[must_use]
+    pub const fn commits(self) -> bool {
+        match self {
+            Self::Commit | Self::OnlyReadByFirst => true,
+            Self::Rollback | Self::RefusedByFirst | Self::RefusedBySecond => false,
+        }
+    }
+
     const fn refused_by(self) -> Option<usize> {
         match self {
-            Self::Commit | Self::Rollback => None,
+            Self::Commit | Self::OnlyReadByFirst | Self::Rollback => None,
             Self::RefusedByFirst => Some(0),
             Self::RefusedBySecond => Some(1),
         }
@@ -212,7 +223,9 @@ impl Mover {
         let account = self.moved % ACCOUNTS;
         for (number, bank) in self.banks.iter().enumerate() {
             let amount = if number == 0 { -self.moved } else { self.moved };
-            let apply = Apply { account, amount, refuse: plan.refused_by() == Some(number) };
+            let refuse = plan.refused_by() == Some(number);
+            let only_read = plan == Plan::OnlyReadByFirst && number == 0;
+            let apply = Apply { account, amount, refuse, only_read };
             let request = self
                 .http
                 .post(format!("http://{bank}{APPLY}"))

@@ -4,6 +4,7 @@
 //! - [`coordinator`], [`bank`], [`client`]: the three roles.
 //! - [`crash_points`]: SIGKILL at a named place, and the proof that it was there.
 //! - [`postgres`]: database servers made from nothing; [`books`]: a bank's database as the harness sees it.
+//! - [`proxy`]: between a bank and its server, to break their connection at a chosen statement.
 //! - [`clock`], [`ports`]: what the others share.
 
 pub mod bank;
@@ -15,6 +16,7 @@ pub mod crash_points;
 pub mod ports;
 pub mod postgres;
 pub mod process;
+pub mod proxy;
 pub mod roles;
 
 /// Something that the harness needed did not work: it says what was tried and what came of it. Never a verdict on what is

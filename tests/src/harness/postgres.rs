@@ -134,6 +134,12 @@ impl PostgresServer {
         format!("postgres://{role}@127.0.0.1:{}/{database}", self.port)
     }
 
+    /// Where it listens on loopback.
+    #[must_use]
+    pub const fn port(&self) -> u16 {
+        self.port
+    }
+
     /// Makes an empty database. `name` is taken as it is.
     ///
     /// # Errors

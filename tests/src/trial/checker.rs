@@ -86,6 +86,45 @@ impl Seen {
         }
     }
 
+    /// Transactions that were to be rolled back, and were not.
+    #[must_use]
+    pub fn committed_against_plan(&self) -> Vec<String> {
+        let planned =
+            self.ledger.iter().filter(|entry| matches!(entry.what, What::Begun { plan } if !plan.commits()));
+        planned
+            .filter(|entry| self.found(&entry.gtrid) != Found::RolledBack)
+            .map(|entry| {
+                format!("{} was to be rolled back, and is {:?}", entry.gtrid, self.found(&entry.gtrid))
+            })
+            .collect()
+    }
+
+    /// Transactions of which the client was told anything else than what they were meant to end in. Only where nothing failed.
+    #[must_use]
+    pub fn not_as_planned(&self) -> Vec<String> {
+        let mut planned = BTreeMap::new();
+        let mut wrong = Vec::new();
+        for entry in &self.ledger {
+            match &entry.what {
+                What::Begun { plan } => {
+                    planned.insert(&entry.gtrid, *plan);
+                }
+                What::Told { told, detail } => {
+                    let plan = planned.get(&entry.gtrid);
+                    let commits = plan.is_some_and(|plan| plan.commits());
+                    if *told != if commits { Told::Committed } else { Told::RolledBack } {
+                        let gtrid = &entry.gtrid;
+                        wrong.push(format!(
+                            "{gtrid}: planned as {plan:?}, without a fault it is {told:?} ({detail})"
+                        ));
+                    }
+                }
+                What::Heard { .. } => {}
+            }
+        }
+        wrong
+    }
+
     /// Everything that contradicts everything else, a sentence each.
     #[must_use]
     pub fn contradictions(&self) -> Vec<String> {

@@ -234,12 +234,12 @@ impl World {
     ///
     /// # Errors
     /// If it is told nothing of the kind.
-    fn prove_health(&mut self, patience: Duration) -> Result<()> {
+    fn prove_health(&mut self, plan: Plan, patience: Duration) -> Result<()> {
         let addresses: Vec<String> = self.banks.iter().map(Bank::address).collect();
         let (url, ledger) = (self.coordinator.url(), self.ledger());
         let mut mover = self.runtime.block_on(Mover::new(&url, &addresses, &ledger))?;
         wait_for("a healthy transaction to commit", patience, || {
-            let told = self.runtime.block_on(mover.transfer(Plan::Commit))?;
+            let told = self.runtime.block_on(mover.transfer(plan))?;
             Ok((told == Some(Told::Committed)).then_some(()))
         })?;
         Ok(())
@@ -279,15 +279,15 @@ impl World {
         self.runtime.block_on(look)
     }
 
-    /// Waits until nothing is in doubt and nothing is left to write, and shows with one more transfer that all is well. How long
-    /// something was in doubt.
+    /// Waits until nothing is in doubt and nothing is left to write, and shows with one more transfer, planned like
+    /// `healthy`, that all is well. How long something was in doubt.
     ///
     /// # Errors
     /// What does not come to rest.
-    pub fn come_to_rest(&mut self) -> Result<Duration> {
+    pub fn come_to_rest(&mut self, healthy: Plan) -> Result<Duration> {
         self.coordinator.expect_it_serves()?;
         let in_doubt = self.settle(TO_SETTLE)?;
-        self.prove_health(TO_HEAL)?;
+        self.prove_health(healthy, TO_HEAL)?;
         self.settle(TO_SETTLE)?;
         self.wait_for_ends(TO_SETTLE)?;
         Ok(in_doubt)
@@ -333,7 +333,7 @@ impl World {
     ///
     /// # Errors
     /// If it can't be read.
-    fn told(&self) -> Result<Vec<Entry>> {
+    pub fn told(&self) -> Result<Vec<Entry>> {
         read_ledger(&self.ledger())
     }
 
