@@ -29,6 +29,8 @@ const CLEAN_TRANSACTIONS: usize = 3;
 
 /// The bank under test.
 const TESTED: Who = Who::Bank(0);
+/// What the names of its branches begin with.
+const ITS_BRANCHES: &str = "bank-a.";
 
 /// Tries these cells; `done` hears of each as it ends, with the number of those that have. Verdicts in the order of the cells.
 ///
@@ -194,10 +196,10 @@ impl<'a> Attempt<'a> {
         };
         let before = step.behind.map(|lost| {
             let at = if lost.executed { At::Answer(0) } else { At::Request };
-            Strike { statement: lost.text, nth: self.nth, at, then: Then::Cut }
+            Strike { statement: lost.text, same: None, nth: self.nth, at, then: Then::Cut }
         });
-        let nth = if before.is_some() { 1 } else { self.nth };
-        before.into_iter().chain([Strike { statement: step.text, nth, at, then }]).collect()
+        let (same, nth) = if before.is_some() { (Some(ITS_BRANCHES), 1) } else { (None, self.nth) };
+        before.into_iter().chain([Strike { statement: step.text, same, nth, at, then }]).collect()
     }
 
     fn wait_for_strikes(&self, world: &mut World, proxy: &Proxy, all: usize) -> Result<Vec<Struck>> {

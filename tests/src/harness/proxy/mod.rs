@@ -48,6 +48,9 @@ pub enum Then {
 pub struct Strike {
     /// What is in its text.
     pub statement: &'static str,
+    /// A word of its text begins so, and has to be the same as in the text of the strike before: a branch's name, where the
+    /// second statement is to be about the same branch as the first.
+    pub same: Option<&'static str>,
     /// At which pass: from 1, counted over all connections from when it is armed.
     pub nth: u32,
     /// When.
@@ -137,12 +140,20 @@ impl Plan {
     /// The strike that this statement's pass brings.
     fn passes(&mut self, text: &str) -> Option<Strike> {
         let next = self.to_come.front_mut()?;
-        if !text.contains(next.statement) {
+        let before = self.struck.last().map(|struck| struck.text.as_str()).unwrap_or_default();
+        let is_same = next.same.is_none_or(|begin| word(text, begin) == word(before, begin));
+        if !text.contains(next.statement) || !is_same {
             return None;
         }
         next.nth -= 1;
         if next.nth > 0 { None } else { self.to_come.pop_front() }
     }
+}
+
+/// The first word of `text` that begins so.
+fn word<'a>(text: &'a str, begin: &str) -> Option<&'a str> {
+    let behind = &text[text.find(begin)? + begin.len()..];
+    Some(behind.split(|c: char| !c.is_alphanumeric()).next().unwrap_or_default())
 }
 
 /// A statement whose answers are held back until they are complete.
