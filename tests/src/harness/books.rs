@@ -177,14 +177,43 @@ impl Books {
     /// # Errors
     /// If that is refused.
     pub async fn meddle(&self) -> Result<()> {
-        let Place::Sqlite(file) = &self.place else { return Ok(()) };
-        let cannot = || Failed::because(format!("{} cannot be meddled with", file.display()));
-        let mut connection = SqliteConnection::connect_with(&sqlite_options(file)).await.map_err(cannot())?;
-        sqlx::query("ALTER TABLE transfers ADD COLUMN meddled TEXT")
-            .execute(&mut connection)
-            .await
-            .map_err(cannot())?;
-        connection.close().await.map_err(cannot())
+        self.execute("ALTER TABLE transfers ADD COLUMN meddled TEXT").await
+    }
+
+    /// A statement by somebody who does not use the SDK.
+    ///
+    /// # Errors
+    /// If that is refused.
+    pub async fn execute(&self, sql: &'static str) -> Result<()> {
+        let cannot = || Failed::because(format!("{}: {sql}", self.url()));
+        match &self.place {
+            Place::Sqlite(file) => {
+                let options = sqlite_options(file);
+                let mut connection = SqliteConnection::connect_with(&options).await.map_err(cannot())?;
+                sqlx::query(sql).execute(&mut connection).await.map_err(cannot())?;
+                connection.close().await.map_err(cannot())
+            }
+            Place::Postgres(_) => {
+                let mut connection = self.connect_postgres().await?;
+                sqlx::query(sql).execute(&mut connection).await.map_err(cannot())?;
+                connection.close().await.map_err(cannot())
+            }
+        }
+    }
+
+    /// Ends the branch that a command to the server names, as somebody does who is tired of waiting.
+    ///
+    /// # Errors
+    /// If that is refused, or it is not prepared.
+    pub async fn end_by_hand(&self, command: &str, commit: bool) -> Result<()> {
+        let prepared = self.prepared().await?;
+        let name = prepared.iter().find(|name| command.contains(name.as_str()));
+        let name = name.ok_or_else(|| Failed::new(format!("{command}: not among {prepared:?}")))?;
+        let mut connection = self.connect_postgres().await?;
+        let verb = if commit { "COMMIT" } else { "ROLLBACK" };
+        let sql = format!("{verb} PREPARED '{name}'");
+        let ended = sqlx::query(AssertSqlSafe(sql)).execute(&mut connection).await;
+        ended.map(drop).map_err(Failed::because(format!("{name} cannot be ended by hand")))
     }
 
     /// Prepares what is nobody's business here: a transaction of another product, and one of another cluster of Lockstep for a

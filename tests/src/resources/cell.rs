@@ -242,11 +242,7 @@ impl<'a> Attempt<'a> {
             None => seen.not_as_planned(),
             // A rollback may go on when its client has been told, and whoever is struck then, nothing of it is to commit.
             Some(_) if self.cell.way == Way::Rollback => seen.committed_against_plan(),
-            Some(struck) => {
-                let named = seen.asked.keys().find(|gtrid| struck.text.contains(gtrid.as_str()));
-                let gtrid = named.map(String::as_str).or_else(|| seen.under_way_at(struck.when));
-                seen.unexpected(gtrid, self.cell.expected())
-            }
+            Some(struck) => seen.unexpected(seen.named_in(&struck.text, struck.when), self.cell.expected()),
         }
     }
 }

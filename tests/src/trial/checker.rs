@@ -86,6 +86,13 @@ impl Seen {
         }
     }
 
+    /// The transaction that is named in a text, such as a statement; if none is, the one that was under way at this moment.
+    #[must_use]
+    pub fn named_in(&self, text: &str, at: u64) -> Option<&str> {
+        let named = self.asked.keys().find(|gtrid| text.contains(gtrid.as_str()));
+        named.map(String::as_str).or_else(|| self.under_way_at(at))
+    }
+
     /// Transactions that were to be rolled back, and were not.
     #[must_use]
     pub fn committed_against_plan(&self) -> Vec<String> {

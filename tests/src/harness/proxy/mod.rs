@@ -20,6 +20,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::runtime::Runtime;
+use tokio::sync::watch;
 
 use self::wire::{Conversation, FromServer, Wire};
 use super::{Failed, Result, clock, ports};
@@ -39,7 +40,7 @@ pub enum At {
 pub enum Then {
     /// Both ends are reset.
     Cut,
-    /// Nothing passes any more, until one end goes; then the other one is reset.
+    /// Nothing passes any more, until one end goes or [`Proxy::release`] is called; then both are reset.
     Freeze,
 }
 
@@ -82,6 +83,8 @@ struct Plan {
 pub struct Proxy {
     port: u16,
     plan: Arc<Mutex<Plan>>,
+    /// Set when nothing is to stay frozen.
+    released: watch::Sender<bool>,
     /// Ends everything that runs in it when it is dropped.
     _runtime: Runtime,
 }
@@ -102,16 +105,17 @@ impl Proxy {
         let listener = runtime.block_on(TcpListener::bind((Ipv4Addr::LOCALHOST, port))).map_err(cannot())?;
         let plan = Arc::new(Mutex::new(Plan::default()));
         let shared = Arc::clone(&plan);
+        let (released, release) = watch::channel(false);
         runtime.spawn(async move {
             while let Ok((client, _)) = listener.accept().await {
                 // A server that is down refuses, and so does its proxy.
                 if let Ok(server) = TcpStream::connect((Ipv4Addr::LOCALHOST, server)).await {
-                    let passage = Passage::new(wire, Arc::clone(&shared));
+                    let passage = Passage::new(wire, Arc::clone(&shared), release.clone());
                     tokio::spawn(passage.run(client, server));
                 }
             }
         });
-        Ok(Self { port, plan, _runtime: runtime })
+        Ok(Self { port, plan, released, _runtime: runtime })
     }
 
     /// Where it is reached.
@@ -123,6 +127,11 @@ impl Proxy {
     /// Waits for these strikes, one after the other.
     pub fn arm(&self, strikes: &[Strike]) {
         lock(&self.plan).to_come.extend(strikes);
+    }
+
+    /// Cuts what is frozen, now and from now on.
+    pub fn release(&self) {
+        self.released.send_replace(true);
     }
 
     /// Those that came, in order.
@@ -171,6 +180,7 @@ struct Held {
 #[derive(Debug)]
 struct Passage {
     plan: Arc<Mutex<Plan>>,
+    release: watch::Receiver<bool>,
     conversation: Conversation,
     from_client: Vec<u8>,
     from_server: Vec<u8>,
@@ -178,9 +188,9 @@ struct Passage {
 }
 
 impl Passage {
-    fn new(wire: Wire, plan: Arc<Mutex<Plan>>) -> Self {
+    fn new(wire: Wire, plan: Arc<Mutex<Plan>>, release: watch::Receiver<bool>) -> Self {
         let conversation = Conversation::new(wire);
-        Self { plan, conversation, from_client: Vec::new(), from_server: Vec::new(), held: None }
+        Self { plan, release, conversation, from_client: Vec::new(), from_server: Vec::new(), held: None }
     }
 
     /// Passes everything on until one end goes or a strike comes.
@@ -203,7 +213,11 @@ impl Passage {
             }
         };
         if struck == Some(Then::Freeze) {
-            wait_until_one_goes(&mut client, &mut server).await;
+            let released = self.release.wait_for(|released| *released);
+            tokio::select! {
+                () = wait_until_one_goes(&mut client, &mut server) => {}
+                _released_or_gone = released => {}
+            }
         }
         // Reset instead of an orderly end: whoever waits for an answer gets an error at once, and nothing is taken for the last
         // word of the other side. Where it can't be had, the end is an orderly one.
