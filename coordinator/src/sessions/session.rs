@@ -249,12 +249,12 @@ fn crash_when_received(kind: &v1::participant_message::Kind) {
 }
 
 fn vote(message: &v1::Vote) -> Result<Vote, WireError> {
+    let why = || limits::cut(&message.detail, limits::MAX_DETAIL_BYTES).to_owned();
     Ok(match wire::known_enum::<v1::VoteKind>(message.vote, "vote")? {
         v1::VoteKind::Commit => Vote::Commit,
         v1::VoteKind::ReadOnly => Vote::ReadOnly,
-        v1::VoteKind::Rollback => {
-            Vote::Rollback(limits::cut(&message.detail, limits::MAX_DETAIL_BYTES).to_owned())
-        }
+        v1::VoteKind::Rollback => Vote::Rollback(why()),
+        v1::VoteKind::Hazard => Vote::Hazard(why()),
         v1::VoteKind::Unspecified => unreachable!("known_enum refuses it"),
     })
 }

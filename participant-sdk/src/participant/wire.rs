@@ -22,6 +22,7 @@ pub(super) fn to_wire(message: ToCoordinator) -> v1::ParticipantMessage {
                 Vote::Commit => (v1::VoteKind::Commit, String::new()),
                 Vote::Rollback(why) => (v1::VoteKind::Rollback, why),
                 Vote::ReadOnly => (v1::VoteKind::ReadOnly, String::new()),
+                Vote::Hazard(why) => (v1::VoteKind::Hazard, why),
             };
             ToKind::Vote(v1::Vote { xid: Some((&xid).into()), vote: vote.into(), detail: shortened(&detail) })
         }

@@ -226,6 +226,7 @@ fn show_message(message: &ToCoordinator) -> String {
             format!("hello, cluster {cluster}, seen {seen}")
         }
         ToCoordinator::Enlist(xid) => format!("enlist {}", show_xid(xid)),
+        ToCoordinator::Vote(xid, Vote::Hazard(why)) => format!("vote {} hazard ({why})", show_xid(xid)),
         ToCoordinator::Vote(xid, Vote::Rollback(why)) => format!("vote {} rollback ({why})", show_xid(xid)),
         ToCoordinator::Vote(xid, vote) => format!("vote {} {vote:?}", show_xid(xid)).to_lowercase(),
         ToCoordinator::Acknowledge(xid, Applied::NotYet(why)) => {

@@ -44,7 +44,8 @@ pub(super) enum Kind {
     Branch,
     /// It did not, and the row keeps it from ever doing so.
     Fence,
-    /// It was to commit, and could not be written again after a crash. It never will be.
+    /// It was to commit, and could not be written again after a crash; or its service may have committed a part of it by itself.
+    /// It never will be whole.
     Hazard,
 }
 
