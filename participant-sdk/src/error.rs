@@ -347,6 +347,16 @@ pub enum JoinError {
         /// Why.
         detail: String,
     },
+    /// An earlier call of the same transaction was marked as the last one to this service, and its branch here has voted: it can
+    /// be neither continued nor seen. Mark only the last call ([`crate::Transaction::vote`], [`crate::Branch::vote`]).
+    #[error(
+        "transaction {gtrid} cannot be joined again, its branch here has voted: an earlier call was marked as the last one \
+         to this service"
+    )]
+    Voted {
+        /// The transaction.
+        gtrid: Gtrid,
+    },
     /// The coordinator takes no such branch: the transaction ended, or its commit was already requested.
     #[error("transaction {gtrid} takes no branch here: {detail}")]
     Refused {
@@ -370,6 +380,7 @@ impl JoinError {
             Self::ForeignCluster { .. }
             | Self::Expired { .. }
             | Self::StoreUnfit { .. }
+            | Self::Voted { .. }
             | Self::Refused { .. } => Advice::GiveUp,
         }
     }
@@ -384,6 +395,17 @@ pub enum FinishError {
         /// The transaction.
         gtrid: Gtrid,
         /// Why.
+        detail: String,
+    },
+    /// The service ended the branch's local transaction itself, and what it committed so cannot be rolled back. Told where the
+    /// handler votes; elsewhere, whoever commits the transaction hears of it.
+    #[error(
+        "the branch of transaction {gtrid} was ended by its own service, which an operator has to look at: {detail}"
+    )]
+    Hazard {
+        /// The transaction.
+        gtrid: Gtrid,
+        /// What is known of it.
         detail: String,
     },
     /// The coordinator takes no such branch: the transaction ended, or its commit was already requested. Its other branches
@@ -403,7 +425,7 @@ impl FinishError {
     pub const fn advice(&self) -> Advice {
         match self {
             Self::RolledBack { .. } => Advice::Retry,
-            Self::Refused { .. } => Advice::GiveUp,
+            Self::Hazard { .. } | Self::Refused { .. } => Advice::GiveUp,
         }
     }
 }

@@ -46,7 +46,14 @@ pub(super) struct Join<R: Resource> {
 #[derive(Debug)]
 pub(super) enum Release<R: Resource> {
     /// Done.
-    Finished(Xid, HandlerId, R::Open, oneshot::Sender<Result<(), FinishError>>),
+    Finished {
+        xid: Xid,
+        handler: HandlerId,
+        open: R::Open,
+        /// Whether it votes early.
+        votes: bool,
+        reply: oneshot::Sender<Result<(), FinishError>>,
+    },
     /// Gone without having finished, with the connection unless it was given back already.
     Gone(Xid, HandlerId, Option<R::Open>),
     /// Go away within so long, and say when.
@@ -208,10 +215,10 @@ impl<R: Resource> Driver<R> {
 
     fn release(&mut self, release: Release<R>) {
         match release {
-            Release::Finished(xid, handler, open, reply) => {
+            Release::Finished { xid, handler, open, votes, reply } => {
                 self.opens.insert(xid.clone(), open);
                 self.finishers.insert(handler, reply);
-                self.tell(Event::Finished(xid, handler));
+                self.tell(Event::Finished { xid, handler, votes });
             }
             Release::Gone(xid, handler, open) => {
                 self.finishers.remove(&handler);
@@ -453,8 +460,9 @@ impl<R: Resource> Driver<R> {
     fn hand(&mut self, handler: HandlerId, xid: Xid) {
         let open = self.opens.remove(&xid).expect("the connection is here");
         let join = self.joiners.remove(&handler).expect("whoever joins waits for the branch");
+        let branch = Branch::new(xid, handler, open, join.context.is_last_call(), join.releases);
         // A handler that is gone drops the branch, which comes back by its own drop.
-        let _gone = join.reply.send(Ok(Branch::new(xid, handler, open, join.releases)));
+        let _gone = join.reply.send(Ok(branch));
     }
 
     fn ask_later(&self, xid: Xid, failed: u32) {

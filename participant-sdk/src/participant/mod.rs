@@ -158,22 +158,31 @@ impl<R: Resource> ParticipantBuilder<R> {
 /// One handler's hold on its transaction's branch. Dereferences to the connection to work with.
 ///
 /// There is no way to commit here. [`Branch::finish`] says that the handler has done its work; the branch then stays open
-/// until the coordinator prepares it. A branch that is dropped without that, because of an error, a panic or because the
-/// handler was cancelled, is rolled back, and the whole transaction with it.
+/// until the coordinator prepares it, unless this call was marked as the last one to the service ([`crate::Transaction::vote`])
+/// or the handler ends with [`Branch::vote`]. A branch that is dropped without either, because of an error, a panic or because
+/// the handler was cancelled, is rolled back, and the whole transaction with it.
 #[must_use = "a branch that is dropped is rolled back"]
 pub struct Branch<R: Resource> {
     xid: Xid,
     handler: HandlerId,
     /// `None` once it was given back.
     open: Option<R::Open>,
+    /// The caller has marked this call as its last one to the service.
+    is_last_call: bool,
     /// The coordinator is known to have the branch, and the handler to know it.
     finished: bool,
     releases: mpsc::UnboundedSender<Release<R>>,
 }
 
 impl<R: Resource> Branch<R> {
-    fn new(xid: Xid, handler: HandlerId, open: R::Open, releases: mpsc::UnboundedSender<Release<R>>) -> Self {
-        Self { xid, handler, open: Some(open), finished: false, releases }
+    fn new(
+        xid: Xid,
+        handler: HandlerId,
+        open: R::Open,
+        is_last_call: bool,
+        releases: mpsc::UnboundedSender<Release<R>>,
+    ) -> Self {
+        Self { xid, handler, open: Some(open), is_last_call, finished: false, releases }
     }
 
     /// The transaction.
@@ -189,11 +198,36 @@ impl<R: Resource> Branch<R> {
     ///
     /// # Errors
     /// If the branch was rolled back meanwhile. Answer the caller with an error then.
-    pub async fn finish(mut self) -> Result<(), FinishError> {
+    pub async fn finish(self) -> Result<(), FinishError> {
+        let votes = self.is_last_call;
+        self.end(votes).await
+    }
+
+    /// The work is done, and no further call of this transaction comes to this service: the branch votes now and saves the round
+    /// in which the coordinator asks for it. For a service that is called once in a transaction by its nature; otherwise the
+    /// caller knows better, and marks its last call with [`crate::Transaction::vote`].
+    ///
+    /// From the vote on only the coordinator ends the branch: its locks stay until the transaction's decision, also while the
+    /// coordinator is away. A further [`Participant::join`] of the transaction is refused ([`JoinError::Voted`]). A branch that
+    /// has written nothing has nothing to prepare: it stays open until the coordinator asks, as after [`Branch::finish`],
+    /// so that what it has read stays locked while others work (P23).
+    ///
+    /// Cancelling this call rolls the branch back, unless it has voted by then.
+    ///
+    /// # Errors
+    /// If the branch is rolled back, because the store refuses to prepare it or as for [`Branch::finish`].
+    pub async fn vote(self) -> Result<(), FinishError> {
+        self.end(true).await
+    }
+
+    async fn end(mut self, votes: bool) -> Result<(), FinishError> {
         let gtrid = self.gtrid();
-        let open = self.open.take().expect("a branch has its connection until it is finished");
+        let open = self.open.as_mut().expect("a branch has its connection until it is finished");
+        let votes = votes && R::has_written(open).await;
+        let open = self.open.take().expect("looked at just before");
         let (reply, answer) = oneshot::channel();
-        let _gone = self.releases.send(Release::Finished(self.xid.clone(), self.handler, open, reply));
+        let (xid, handler) = (self.xid.clone(), self.handler);
+        let _gone = self.releases.send(Release::Finished { xid, handler, open, votes, reply });
         let gone = || FinishError::RolledBack { gtrid, detail: "this participant is gone".to_owned() };
         let result = answer.await.unwrap_or_else(|_closed| Err(gone()));
         self.finished = true;

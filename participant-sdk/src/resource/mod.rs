@@ -146,6 +146,16 @@ pub trait Resource: Send + Sync + 'static {
     /// The same, shared: what `Deref` of a [`crate::Branch`] gives, without which there is no `DerefMut`.
     fn connection_ref(open: &Self::Open) -> &Self::Connection;
 
+    /// Whether the open branch has written anything; asked of a branch that is to vote before the coordinator has asked for it,
+    /// while its handler still holds it. Only if so it is prepared then. One that has written nothing would be over with its vote,
+    /// and its locks gone, while others still work in the transaction (P23), so it waits for the coordinator. A store that
+    /// cannot tell says no, which is what this does unless implemented: its branches never vote early. One that could not be
+    /// asked says yes: preparing finds out what is wrong.
+    fn has_written(open: &mut Self::Open) -> impl Future<Output = bool> + Send {
+        let _never_asked = open;
+        async { false }
+    }
+
     /// Prepares: durable when this returns [`Prepared::Yes`], together with its evidence row, which keeps `position`.
     /// [`Unresolved`] if it may or may not be prepared: the caller then has [`Resource::rollback`] find out.
     fn prepare(

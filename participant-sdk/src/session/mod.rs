@@ -23,7 +23,7 @@ mod tests;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
-use lockstep_proto::{ClusterId, Gtrid, InstanceId, ResourceManagerName, Xid};
+use lockstep_proto::{ClusterId, Gtrid, InstanceId, LogPosition, ResourceManagerName, Xid};
 
 use crate::branch::Operation;
 use crate::error::{FinishError, JoinError};
@@ -71,7 +71,14 @@ pub enum Event {
         random: u64,
     },
     /// A handler has done its work, and the shell has its connection.
-    Finished(Xid, HandlerId),
+    Finished {
+        /// The branch.
+        xid: Xid,
+        /// The handler's number.
+        handler: HandlerId,
+        /// Whether the branch votes now, without being asked.
+        votes: bool,
+    },
     /// A handler is gone, and the shell has its connection back, unless the session had it already.
     HandlerGone(Xid, HandlerId),
     /// An operation of the store has ended.
@@ -191,7 +198,7 @@ enum Phase {
     Greeting(Attachment),
     /// The welcome fits, and the store is being bound to the cluster.
     Binding(Attachment, Welcome),
-    /// Attached.
+    /// Attached. The welcome's position is the newest that the coordinator has told since.
     Attached { attachment: Attachment, welcome: Welcome },
     /// Told to go, and gone.
     Detached,
@@ -210,6 +217,8 @@ pub struct Session {
     branches: BTreeMap<Xid, Entry>,
     /// The branch of each transaction that a further handler may continue.
     open: BTreeMap<Gtrid, Xid>,
+    /// The branch of each transaction that has voted early here, or tried to: no further handler may work in it.
+    voted_early: BTreeMap<Gtrid, Xid>,
     /// Branches that have a connection: open and doomed ones.
     holding: usize,
     /// Branches that have not ended, prepared ones included.
@@ -235,6 +244,7 @@ impl Session {
             highest_epoch: 0,
             branches: BTreeMap::new(),
             open: BTreeMap::new(),
+            voted_early: BTreeMap::new(),
             holding: 0,
             unsettled: 0,
             deadlines: BTreeSet::new(),
@@ -259,7 +269,7 @@ impl Session {
             Event::Join { handler, cluster, gtrid, deadline, random } => {
                 self.join(now, handler, cluster, gtrid, deadline, random);
             }
-            Event::Finished(xid, handler) => self.finished(now, &xid, handler),
+            Event::Finished { xid, handler, votes } => self.finished(now, &xid, handler, votes),
             Event::HandlerGone(xid, handler) => self.handler_gone(now, &xid, handler),
             Event::Done(xid, done) => self.done(now, &xid, done),
             Event::AskAgain(xid) => self.ask_again(now, &xid),
@@ -366,14 +376,20 @@ impl Session {
                 self.told(now, &xid, E::Enlisted);
             }
             FromCoordinator::EnlistRefused(xid, why) => self.told(now, &xid, E::EnlistRefused(why)),
-            FromCoordinator::Prepare(xid, position) => self.told(now, &xid, E::Prepare(position)),
+            FromCoordinator::Prepare(xid, position) => {
+                self.learn(position);
+                self.told(now, &xid, E::Prepare(position));
+            }
             FromCoordinator::Decide(xid, decision, position) => {
+                self.learn(position);
                 self.told(now, &xid, E::Decide(decision, position));
             }
             FromCoordinator::CommitOnePhase(xid, position) => {
-                self.told(now, &xid, E::CommitOnePhase(position))
+                self.learn(position);
+                self.told(now, &xid, E::CommitOnePhase(position));
             }
             FromCoordinator::ReportAnswer(answers, position) => {
+                self.learn(position);
                 for (xid, answer) in answers {
                     match answer {
                         message::BranchAnswer::Commit => {
@@ -396,6 +412,16 @@ impl Session {
             }
             // It begins nothing new. What it has begun may still be joined, prepared and decided until the stream ends.
             FromCoordinator::Drain => self.warn("the coordinator is going away".to_owned()),
+        }
+    }
+
+    /// Nobody sends a position along with an early vote's order: it keeps the newest that is known here (P8).
+    fn learn(&mut self, position: LogPosition) {
+        if let Phase::Attached { welcome, .. } = &mut self.phase {
+            let known = &mut welcome.position;
+            if (known.epoch, known.incarnation) == (position.epoch, position.incarnation) {
+                known.sequence = known.sequence.max(position.sequence);
+            }
         }
     }
 

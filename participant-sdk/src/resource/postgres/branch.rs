@@ -79,6 +79,15 @@ fn cannot_begin(failure: Failure) -> ResourceError {
     })
 }
 
+/// The same question as the evidence row of a prepare answers, which refuses a branch without an xid.
+pub(super) async fn has_written(open: &mut OpenBranch) -> bool {
+    let time = open.time_for_an_answer();
+    match open.lease.run(sql::has_written(), time).await {
+        Ok(reply) => reply.rows.iter().any(|row| row.try_get("written").unwrap_or(true)),
+        Err(Failure::Refused(_) | Failure::Lost(_)) => true,
+    }
+}
+
 pub(super) async fn prepare(
     own: &PgPool,
     branch: &BranchId,

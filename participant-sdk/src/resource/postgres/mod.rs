@@ -121,6 +121,10 @@ impl Resource for Postgres {
         open.lease.connection_ref()
     }
 
+    async fn has_written(open: &mut OpenBranch) -> bool {
+        branch::has_written(open).await
+    }
+
     async fn prepare(
         &self,
         branch: &BranchId,

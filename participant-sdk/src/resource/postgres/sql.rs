@@ -181,6 +181,11 @@ pub(super) fn begin(branch: &BranchId, limits: Limits) -> SqlStr {
     text(sql)
 }
 
+/// Whether the transaction has an xid: it has written something, or locked a row.
+pub(super) fn has_written() -> SqlStr {
+    text("SELECT pg_current_xact_id_if_assigned() IS NOT NULL AS written".to_owned())
+}
+
 /// Writes the evidence, prepares, and asks PostgreSQL whether it has the branch: the last row says how many.
 ///
 /// `BEGIN` because sqlx counts this connection as inside a transaction, and will end one.

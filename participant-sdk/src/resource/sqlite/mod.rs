@@ -221,6 +221,10 @@ impl Resource for Sqlite {
         open.connection_ref()
     }
 
+    async fn has_written(open: &mut OpenBranch) -> bool {
+        open.has_written().await
+    }
+
     async fn prepare(
         &self,
         branch: &BranchId,
