@@ -38,6 +38,8 @@ pub enum Plan {
     Rollback,
     /// It commits, and the first bank has only read.
     OnlyReadByFirst,
+    /// It commits, and the first bank votes when its handler ends.
+    VotedEarlyByFirst,
     /// The client commits, and the first bank votes rollback.
     RefusedByFirst,
     /// The client commits, and the second bank votes rollback when the first may be prepared.
@@ -49,14 +51,14 @@ impl Plan {
     #[must_use]
     pub const fn commits(self) -> bool {
         match self {
-            Self::Commit | Self::OnlyReadByFirst => true,
+            Self::Commit | Self::OnlyReadByFirst | Self::VotedEarlyByFirst => true,
             Self::Rollback | Self::RefusedByFirst | Self::RefusedBySecond => false,
         }
     }
 
     const fn refused_by(self) -> Option<usize> {
         match self {
-            Self::Commit | Self::OnlyReadByFirst | Self::Rollback => None,
+            Self::Commit | Self::OnlyReadByFirst | Self::VotedEarlyByFirst | Self::Rollback => None,
             Self::RefusedByFirst => Some(0),
             Self::RefusedBySecond => Some(1),
         }
@@ -226,10 +228,12 @@ impl Mover {
             let refuse = plan.refused_by() == Some(number);
             let only_read = plan == Plan::OnlyReadByFirst && number == 0;
             let apply = Apply { account, amount, refuse, only_read };
+            let votes_early = plan == Plan::VotedEarlyByFirst && number == 0;
+            let context = if votes_early { transaction.vote() } else { transaction.context() };
             let request = self
                 .http
                 .post(format!("http://{bank}{APPLY}"))
-                .header(lockstep::CONTEXT_HEADER, transaction.context().to_string())
+                .header(lockstep::CONTEXT_HEADER, context.to_string())
                 .json(&apply);
             let response = request.send().await.map_err(|error| format!("{bank}: {error}"))?;
             if !response.status().is_success() {

@@ -138,8 +138,8 @@ impl PostgresServer {
 
     /// Where it listens on loopback.
     #[must_use]
-    pub const fn port(&self) -> u16 {
-        self.port
+    pub fn port(&self) -> u16 {
+        self.port.number()
     }
 
     /// Makes an empty database. `name` is taken as it is.

@@ -18,11 +18,14 @@ pub enum Way {
     ReadOnly,
     /// It is alone.
     OnePhase,
+    /// Its branch is prepared when its handler ends, before anybody asks, and then committed with another bank's.
+    EarlyVote,
 }
 
 impl Way {
     /// All of them.
-    pub const ALL: [Self; 4] = [Self::Commit, Self::Rollback, Self::ReadOnly, Self::OnePhase];
+    pub const ALL: [Self; 5] =
+        [Self::Commit, Self::Rollback, Self::ReadOnly, Self::OnePhase, Self::EarlyVote];
 
     /// Its name in reports.
     #[must_use]
@@ -32,6 +35,7 @@ impl Way {
             Self::Rollback => "rollback",
             Self::ReadOnly => "read-only",
             Self::OnePhase => "one-phase",
+            Self::EarlyVote => "early-vote",
         }
     }
 }
@@ -186,6 +190,8 @@ impl Step {
 const PREPARE: &str = "PREPARE TRANSACTION 'lockstep:";
 const COMMIT_PREPARED: &str = "COMMIT PREPARED 'lockstep:";
 const ROLLBACK_PREPARED: &str = "ROLLBACK PREPARED 'lockstep:";
+/// The question before an early vote: a branch that has only read waits for the coordinator.
+const HAS_WRITTEN: &str = " AS written";
 const ONE_PHASE: &str = "; COMMIT; BEGIN";
 const FENCE: &str = "'fence'";
 
@@ -235,6 +241,13 @@ pub const STEPS: &[Step] = &[
         .behind(ONE_PHASE, true)
         .ends(COMMITTED, COMMITTED),
     postgres(Way::OnePhase, "fence after a lost commit", FENCE, FENCED).behind(ONE_PHASE, false),
+    postgres(Way::EarlyVote, "question whether it has written", HAS_WRITTEN, &["SELECT 1"]),
+    // The handler waits for this prepare, and fails with it.
+    postgres(Way::EarlyVote, "prepare", PREPARE, PREPARED),
+    postgres(Way::EarlyVote, "commit", COMMIT_PREPARED, &["COMMIT PREPARED"]).ends(COMMITTED, COMMITTED),
+    postgres(Way::EarlyVote, "fence after a commit", FENCE, NOT_FENCED)
+        .behind(COMMIT_PREPARED, true)
+        .ends(COMMITTED, COMMITTED),
 ];
 
 const fn sqlite(way: Way, point: &'static str, expected: Expected) -> Death {
@@ -263,4 +276,11 @@ pub const DEATHS: &[Death] = &[
     sqlite(Way::OnePhase, "sqlite-one-phase-begun", ROLLED_BACK),
     sqlite(Way::OnePhase, "sqlite-one-phase-committed", COMMITTED),
     sqlite(Way::OnePhase, "sdk-after-commit-one-phase", COMMITTED),
+    sqlite(Way::EarlyVote, "sqlite-prepare-journal", ROLLED_BACK),
+    sqlite(Way::EarlyVote, "sqlite-journal-written", ROLLED_BACK),
+    sqlite(Way::EarlyVote, "sqlite-prepare-done", ROLLED_BACK),
+    sqlite(Way::EarlyVote, "sdk-before-vote", ROLLED_BACK),
+    sqlite(Way::EarlyVote, "sqlite-commit-begun", COMMITTED),
+    sqlite(Way::EarlyVote, "sqlite-commit-committed", COMMITTED),
+    sqlite(Way::EarlyVote, "sqlite-commit-ended", COMMITTED),
 ];

@@ -23,7 +23,8 @@ use tokio::runtime::Runtime;
 use tokio::sync::watch;
 
 use self::wire::{Conversation, FromServer, Wire};
-use super::{Failed, Result, clock, ports};
+use super::ports::Port;
+use super::{Failed, Result, clock};
 
 /// When a statement is struck.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -81,7 +82,7 @@ struct Plan {
 /// Passes connections on until it is dropped.
 #[derive(Debug)]
 pub struct Proxy {
-    port: u16,
+    port: Port,
     plan: Arc<Mutex<Plan>>,
     /// Set when nothing is to stay frozen.
     released: watch::Sender<bool>,
@@ -101,8 +102,9 @@ impl Proxy {
             .enable_all()
             .build()
             .map_err(cannot())?;
-        let port = ports::free_port()?;
-        let listener = runtime.block_on(TcpListener::bind((Ipv4Addr::LOCALHOST, port))).map_err(cannot())?;
+        let port = Port::reserve()?;
+        let listener =
+            runtime.block_on(TcpListener::bind((Ipv4Addr::LOCALHOST, port.number()))).map_err(cannot())?;
         let plan = Arc::new(Mutex::new(Plan::default()));
         let shared = Arc::clone(&plan);
         let (released, release) = watch::channel(false);
@@ -120,8 +122,8 @@ impl Proxy {
 
     /// Where it is reached.
     #[must_use]
-    pub const fn port(&self) -> u16 {
-        self.port
+    pub fn port(&self) -> u16 {
+        self.port.number()
     }
 
     /// Waits for these strikes, one after the other.
