@@ -3,6 +3,8 @@
 //! [`Advice`] is that answer. The texts say what happened, to which transaction, and what to do next. *Unknown* is never
 //! folded into one of the others: a commit whose answer was lost is neither a success nor a failure.
 
+use std::time::Duration;
+
 use lockstep_proto::{ClusterId, Gtrid, ParseIdError};
 
 /// What a caller may do after an error.
@@ -426,6 +428,55 @@ impl FinishError {
         match self {
             Self::RolledBack { .. } => Advice::Retry,
             Self::Hazard { .. } | Self::Refused { .. } => Advice::GiveUp,
+        }
+    }
+}
+
+/// A statement of a handler failed: what the handler's caller should hear. Made by [`crate::Branch::explain`].
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum WorkError {
+    /// Somebody else had a lock for as long as this transaction could wait. It may be a transaction that itself waits, in another
+    /// database, for a lock of this one: no database can see that, and only the deadlines end it.
+    #[error("transaction {gtrid} waited in {resource_manager} for {lock}, {}: another transaction has it", until(*.within, *.left))]
+    LockWait {
+        /// The transaction.
+        gtrid: Gtrid,
+        /// The resource manager in which it waited.
+        resource_manager: String,
+        /// Which lock, as the store names it.
+        lock: String,
+        /// From when the handler got its connection until the transaction's deadline.
+        within: Duration,
+        /// What of that was left when the wait ended: nothing, unless the service itself has asked for shorter waits.
+        left: Duration,
+    },
+    /// Anything else, in the store's words.
+    #[error("transaction {gtrid} failed in {resource_manager}: {detail}")]
+    Failed {
+        /// The transaction.
+        gtrid: Gtrid,
+        /// The resource manager.
+        resource_manager: String,
+        /// What the store said.
+        detail: String,
+    },
+}
+
+fn until(within: Duration, left: Duration) -> String {
+    let [within, left] = [within, left].map(|duration| duration.as_secs_f64());
+    if left > 0.0 {
+        return format!("and gave up {left:.1} s before its deadline");
+    }
+    format!("until its deadline, {within:.1} s after it came here")
+}
+
+impl WorkError {
+    /// [`Advice::Retry`] where only time was lacking: in a new transaction, when this one has been rolled back.
+    #[must_use]
+    pub const fn advice(&self) -> Advice {
+        match self {
+            Self::LockWait { .. } => Advice::Retry,
+            Self::Failed { .. } => Advice::GiveUp,
         }
     }
 }

@@ -71,7 +71,7 @@ pub use client::{Begin, Client, ClientBuilder, Committed, DEFAULT_PATIENCE, Outc
 pub use context::{CONTEXT_HEADER, Context, MAX_CONTEXT_BYTES};
 pub use error::{
     Advice, AttachError, BeginError, CommitError, ConnectError, ContextError, FinishError, InquireError,
-    JoinError, RollbackError, TransactionError,
+    JoinError, RollbackError, TransactionError, WorkError,
 };
 pub use layers::{ContextLayer, ContextService, InjectContext, InjectContextLayer};
 pub use lockstep_proto::{ClusterId, Gtrid};

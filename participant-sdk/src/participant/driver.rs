@@ -460,7 +460,7 @@ impl<R: Resource> Driver<R> {
     fn hand(&mut self, handler: HandlerId, xid: Xid) {
         let open = self.opens.remove(&xid).expect("the connection is here");
         let join = self.joiners.remove(&handler).expect("whoever joins waits for the branch");
-        let branch = Branch::new(xid, handler, open, join.context.is_last_call(), join.releases);
+        let branch = Branch::new(xid, handler, open, &join.context, join.releases);
         // A handler that is gone drops the branch, which comes back by its own drop.
         let _gone = join.reply.send(Ok(branch));
     }

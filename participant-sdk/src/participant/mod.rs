@@ -12,14 +12,15 @@ mod wire;
 
 use std::fmt;
 use std::ops::{Deref, DerefMut};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use lockstep_proto::{Gtrid, ResourceManagerName, Xid};
 use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::client::lazy_channel;
+use crate::clock;
 use crate::context::Context;
-use crate::error::{AttachError, FinishError, JoinError};
+use crate::error::{AttachError, FinishError, JoinError, WorkError};
 use crate::resource::Resource;
 use crate::session::HandlerId;
 use driver::{Driver, JOINS, Join, Parts, Release};
@@ -169,6 +170,10 @@ pub struct Branch<R: Resource> {
     open: Option<R::Open>,
     /// The caller has marked this call as its last one to the service.
     is_last_call: bool,
+    /// The transaction's.
+    deadline: Instant,
+    /// How long that was away when the handler got its connection.
+    within: Duration,
     /// The coordinator is known to have the branch, and the handler to know it.
     finished: bool,
     releases: mpsc::UnboundedSender<Release<R>>,
@@ -179,16 +184,38 @@ impl<R: Resource> Branch<R> {
         xid: Xid,
         handler: HandlerId,
         open: R::Open,
-        is_last_call: bool,
+        context: &Context,
         releases: mpsc::UnboundedSender<Release<R>>,
     ) -> Self {
-        Self { xid, handler, open: Some(open), is_last_call, finished: false, releases }
+        let (is_last_call, deadline, within) =
+            (context.is_last_call(), context.deadline(), context.remaining());
+        Self { xid, handler, open: Some(open), is_last_call, deadline, within, finished: false, releases }
     }
 
     /// The transaction.
     #[must_use]
     pub const fn gtrid(&self) -> Gtrid {
         self.xid.gtrid
+    }
+
+    /// What the error of a statement on this branch's connection means, in words for the handler's caller.
+    ///
+    /// The store ends every wait for a lock at the transaction's deadline, which also ends a deadlock over two databases that neither
+    /// of them can see. Its error alone says neither for which lock nor until when; this does, as far as the store tells.
+    ///
+    /// ```ignore
+    /// sqlx::query("UPDATE items SET free = free - 1").execute(&mut *branch).await.map_err(|error| branch.explain(&error))?;
+    /// ```
+    #[must_use]
+    pub fn explain(&self, error: &(dyn std::error::Error + 'static)) -> WorkError {
+        let (gtrid, resource_manager) = (self.gtrid(), self.xid.bqual.resource_manager_str().to_owned());
+        match R::awaited_lock(error) {
+            Some(lock) => {
+                let left = self.deadline.saturating_duration_since(clock::now());
+                WorkError::LockWait { gtrid, resource_manager, lock, within: self.within, left }
+            }
+            None => WorkError::Failed { gtrid, resource_manager, detail: error.to_string() },
+        }
     }
 
     /// The work is done: gives the connection back, and waits until the coordinator is known to count this branch. Answer

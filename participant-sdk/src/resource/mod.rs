@@ -146,6 +146,14 @@ pub trait Resource: Send + Sync + 'static {
     /// The same, shared: what `Deref` of a [`crate::Branch`] gives, without which there is no `DerefMut`.
     fn connection_ref(open: &Self::Open) -> &Self::Connection;
 
+    /// Which lock a statement on a branch's connection waited for in vain, in words that follow "waited for"; `None` if `error` says
+    /// nothing of the kind, or the store has no such waits, which is what this says unless implemented.
+    #[must_use]
+    fn awaited_lock(error: &(dyn std::error::Error + 'static)) -> Option<String> {
+        let _says_nothing = error;
+        None
+    }
+
     /// Whether the open branch has written anything; asked of a branch that is to vote before the coordinator has asked for it,
     /// while its handler still holds it. Only if so it is prepared then. One that has written nothing would be over with its vote,
     /// and its locks gone, while others still work in the transaction (P23), so it waits for the coordinator. A store that

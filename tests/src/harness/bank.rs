@@ -217,7 +217,8 @@ async fn apply<R: Accounts>(
     Json(request): Json<Apply>,
 ) -> Result<(), (StatusCode, String)> {
     let mut branch = bank.join(&context).await.map_err(refused)?;
-    R::apply(&mut branch, &context.gtrid().to_string(), &request).await.map_err(refused)?;
+    let applied = R::apply(&mut branch, &context.gtrid().to_string(), &request).await;
+    applied.map_err(|error| refused(branch.explain(&error)))?;
     branch.finish().await.map_err(refused)
 }
 

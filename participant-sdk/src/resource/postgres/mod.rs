@@ -121,6 +121,10 @@ impl Resource for Postgres {
         open.lease.connection_ref()
     }
 
+    fn awaited_lock(error: &(dyn std::error::Error + 'static)) -> Option<String> {
+        refusal::awaited_lock(error)
+    }
+
     async fn has_written(open: &mut OpenBranch) -> bool {
         branch::has_written(open).await
     }
