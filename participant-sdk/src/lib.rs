@@ -50,7 +50,7 @@
 //! - [`Client`], [`Transaction`]: the application's side.
 //! - [`Context`], and [`ContextLayer`]: what travels from one service to the next.
 //! - [`Participant`], [`Branch`]: the side of a service that takes part with its own database.
-//! - [`resource`]: what a store has to be able to do.
+//! - [`resource`]: what a store has to be able to do. With the feature `testing`, `testing::contract` tries whether it does.
 //! - [`branch`]: two-phase commit on the participant's side, as a pure state machine. [`session`] is the conversation around
 //!   it. Both are public for simulators and model checkers, not for services, and change with the protocol.
 
@@ -66,6 +66,8 @@ mod pure;
 pub mod resource;
 pub mod session;
 mod status;
+#[cfg(feature = "testing")]
+pub mod testing;
 
 pub use client::{Begin, Client, ClientBuilder, Committed, DEFAULT_PATIENCE, Outcome, Transaction};
 pub use context::{CONTEXT_HEADER, Context, MAX_CONTEXT_BYTES};

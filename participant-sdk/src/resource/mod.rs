@@ -17,7 +17,11 @@ pub mod sqlite;
 use std::future::Future;
 use std::time::{Duration, SystemTime};
 
-use lockstep_proto::{ClusterId, Gtrid, LogPosition, ResourceManagerId, ResourceManagerName, Xid};
+pub use lockstep_proto::limits::MAX_TIMEOUT;
+pub use lockstep_proto::{
+    Bqual, ClusterId, Epoch, Gtrid, Incarnation, LogPosition, ParseIdError, ResourceManagerId,
+    ResourceManagerName, Xid,
+};
 
 /// A branch's name in the store: which cluster's, and which branch.
 ///
@@ -37,7 +41,7 @@ impl std::fmt::Display for BranchId {
 }
 
 impl std::str::FromStr for BranchId {
-    type Err = lockstep_proto::ParseIdError;
+    type Err = ParseIdError;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         let (cluster, xid) = text.split_once(':').unwrap_or((text, ""));
@@ -108,8 +112,8 @@ pub struct Attachment {
 pub struct EvidenceRow {
     /// Whose it is.
     pub branch: BranchId,
-    /// Whether the branch committed (`true`), or a fence keeps it from ever doing so.
-    pub committed: bool,
+    /// What the row proves.
+    pub fate: Fate,
 }
 
 /// A store that can take part in global transactions.
