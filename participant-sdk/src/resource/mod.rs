@@ -1,7 +1,8 @@
 //! What a store has to be able to do to take part in a global transaction.
 //!
 //! [`Resource`] is the edge between the protocol, which the SDK owns, and one store, which an implementation owns:
-//! `postgres` (`PREPARE TRANSACTION`), `mysql` (XA) and `sqlite` (a journal beside the file). An implementation never decides anything: it
+//! `postgres` (`PREPARE TRANSACTION`), `mysql` (XA), `sqlite` (a journal beside the file), and whatever is written outside of this
+//! crate. An implementation never decides anything: it
 //! prepares, commits, rolls back, and says truthfully what became of a branch, or that it cannot tell.
 //!
 //! Three answers that must never be mixed up, and so have three types: *done* ([`Fate`]), *refused* ([`Prepared::No`])
@@ -120,6 +121,36 @@ pub struct EvidenceRow {
 ///
 /// Every method may be called at any time after [`Resource::attach`], by several tasks at once, and any number of
 /// times for the same branch: a second commit answers as the first did.
+///
+/// # Implementing it for a store of one's own
+///
+/// It need not be a database. What it has to have is a place where one write is durable or not there at all: a synced line of a
+/// file, one conditional put of an object store, one call of a service that keeps what it has confirmed. An API that can
+/// *try*, *confirm* and *cancel* fits as it is:
+///
+/// | the business | the protocol |
+/// |---|---|
+/// | try, not binding | work in an open branch |
+/// | try, binding: kept until it is told | [`Resource::prepare`] |
+/// | confirm | [`Resource::commit`] |
+/// | cancel, also of what was never tried | [`Resource::rollback`] |
+/// | what became of it? | [`Resource::prove`], [`Resource::prepared`] |
+///
+/// Five things make the difference between an API of that kind and a participant:
+///
+/// 1. **A yes is a promise.** When [`Resource::prepare`] answers [`Prepared::Yes`], the branch survives any crash, and a commit cannot
+///    fail any more for a reason of the business: what it needs was put aside. There is no timeout after which the store may forget it.
+/// 2. **A no is for ever.** A rollback of a branch that the store has never heard of leaves a *fence* under its name, durably, before
+///    it is answered: the prepare may still be on its way. An expired *try* is one thing; one that comes after its *cancel* another.
+/// 3. **The end leaves evidence**, written in one with the work: a second commit, and whoever lost the first one's answer, is told
+///    from it. It stays until [`Resource::forget`].
+/// 4. **What is not known is said to be not known.** After a timeout, a cut connection or a failed sync, the answer is
+///    [`Unresolved`], never a guess. The caller asks again, as long as it takes.
+/// 5. **What was begun goes on.** Each method is called from a task that can be dropped at any await. What is left then must be what a lost
+///    reply leaves: done or not done, never half. To spawn the step, and to wait for that, is one way.
+///
+/// `testing::contract` (feature `testing`) tries whether a store keeps all of this, without a coordinator, and says in words what
+/// it does not keep. `docs/own-resource.md` walks through a complete example, `participant-sdk/examples/reservations`.
 pub trait Resource: Send + Sync + 'static {
     /// What a handler works with, such as `sqlx::PgConnection`.
     type Connection: Send;
@@ -129,17 +160,26 @@ pub trait Resource: Send + Sync + 'static {
 
     /// Checks that the store is fit (versions, durability settings, slots), creates what the SDK keeps in it, and
     /// brings prepared branches of a crashed process back under control. Called before anything else, and again after a
-    /// lost connection.
+    /// lost connection, while branches may be open or prepared: it disturbs none of them.
+    ///
+    /// # Errors
+    /// [`ResourceError::Unfit`] ends the attempt, and a person has to mend something; [`ResourceError::Unavailable`] has it tried
+    /// again.
     fn attach(
         &self,
         name: &ResourceManagerName,
     ) -> impl Future<Output = Result<Attachment, ResourceError>> + Send;
 
-    /// Stores `cluster` as the one this store belongs to, durably, if none is stored yet.
+    /// Stores `cluster` as the one this store belongs to, durably, if none is stored yet. Success says that one is stored, not
+    /// which: the caller attaches again to see.
     fn bind(&self, cluster: ClusterId) -> impl Future<Output = Result<(), Unresolved>> + Send;
 
     /// Opens the branch's local transaction. `remaining`: until the global transaction's deadline; the store itself
-    /// ends the branch soon after that (P19), and waits for no lock longer.
+    /// ends the branch soon after that (P19), and waits for no lock longer. Soon: within some seconds, after which it is neither
+    /// prepared nor committed in one phase, whoever was stopped meanwhile.
+    ///
+    /// # Errors
+    /// [`ResourceError`]: nothing is open then.
     fn begin(
         &self,
         branch: &BranchId,
@@ -171,6 +211,9 @@ pub trait Resource: Send + Sync + 'static {
     }
 
     /// Prepares: durable when this returns [`Prepared::Yes`], together with its evidence row, which keeps `position`.
+    /// [`Prepared::No`] where a fence is in its way.
+    ///
+    /// # Errors
     /// [`Unresolved`] if it may or may not be prepared: the caller then has [`Resource::rollback`] find out.
     fn prepare(
         &self,
@@ -179,8 +222,11 @@ pub trait Resource: Send + Sync + 'static {
         position: &LogPosition,
     ) -> impl Future<Output = Result<Prepared, Unresolved>> + Send;
 
-    /// Commits without preparing, together with the evidence row. [`Unresolved`] if the reply was lost: the caller then
-    /// has [`Resource::prove`] find out.
+    /// Commits without preparing, together with the evidence row, also if nothing was written. [`Fate::RolledBack`] where
+    /// a fence is in its way.
+    ///
+    /// # Errors
+    /// [`Unresolved`] if the reply was lost: the caller then has [`Resource::prove`] find out.
     fn commit_one_phase(
         &self,
         branch: &BranchId,
@@ -193,13 +239,20 @@ pub trait Resource: Send + Sync + 'static {
     fn discard(&self, open: Self::Open) -> impl Future<Output = ()> + Send;
 
     /// Commits a prepared branch; where it is not prepared, tells what became of it (as [`Resource::prove`]).
+    ///
+    /// # Errors
+    /// [`Unresolved`], as long as it cannot be told or done now.
     fn commit(
         &self,
         branch: &BranchId,
         position: &LogPosition,
     ) -> impl Future<Output = Result<Fate, Unresolved>> + Send;
 
-    /// Rolls a prepared branch back; where it is not prepared, fences it and tells what became of it.
+    /// Rolls a prepared branch back; where it is not prepared, fences it and tells what became of it. So a branch that is committed
+    /// is answered with [`Fate::Committed`], and that is no error here.
+    ///
+    /// # Errors
+    /// [`Unresolved`], as long as it cannot be told or done now: also while the branch is open.
     fn rollback(
         &self,
         branch: &BranchId,
@@ -209,6 +262,9 @@ pub trait Resource: Send + Sync + 'static {
     /// Finds out what became of a branch that is not open here, and makes that final: prepared → it is committed (the
     /// caller only asks this of a branch that was told to commit in one phase, P10), evidence → committed, neither → a
     /// fence goes in and it can never commit.
+    ///
+    /// # Errors
+    /// [`Unresolved`], as long as it cannot be told or done now.
     fn prove(
         &self,
         branch: &BranchId,
@@ -216,13 +272,16 @@ pub trait Resource: Send + Sync + 'static {
     ) -> impl Future<Output = Result<Fate, Unresolved>> + Send;
 
     /// All prepared branches of `cluster` in this store that name `name`. Complete, or an error.
+    ///
+    /// # Errors
+    /// [`Unresolved`] if the list might lack one.
     fn prepared(
         &self,
         cluster: ClusterId,
         name: &ResourceManagerName,
     ) -> impl Future<Output = Result<Vec<Xid>, Unresolved>> + Send;
 
-    /// The oldest transaction of `cluster` with an evidence row here. Read after [`Resource::prepared`], never before: a
+    /// The oldest transaction of `cluster` with evidence of a commit here; fences need not count. Read after [`Resource::prepared`], never before: a
     /// branch that commits in between is then in at least one of the two.
     fn oldest_evidence(
         &self,

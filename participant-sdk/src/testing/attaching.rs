@@ -20,7 +20,7 @@ pub(super) async fn identity<S: Subject>(site: &Site<'_, S>) -> Result<(), Broke
 
 pub(super) async fn binding<S: Subject>(site: &Site<'_, S>) -> Result<(), Broken> {
     let other = ClusterId::from_random(rand::random());
-    let instance = site.start().await?;
+    let instance = site.start_unbound().await?;
     let unbound = instance.attach().await?.cluster;
     check(unbound.is_none(), "a new store belongs to no cluster", unbound)?;
     let is_bound = format!("it belongs to {}", site.cluster);

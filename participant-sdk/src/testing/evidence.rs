@@ -58,7 +58,7 @@ pub(super) async fn old<S: Subject>(site: &Site<'_, S>) -> Result<(), Broken> {
         persist(async || instance.resource.old_evidence(cluster, retention, limit).await).await
     };
     let expected: Vec<_> =
-        short.iter().map(|branch| EvidenceRow { branch: branch.clone(), committed: true }).collect();
+        short.iter().map(|branch| EvidenceRow { branch: branch.clone(), fate: Fate::Committed }).collect();
     let give_up = Instant::now() + PATIENCE;
     loop {
         let mut found = rows(site.cluster, Duration::ZERO, ALL).await?;

@@ -115,7 +115,7 @@ rules! {
         "The oldest evidence is that of the oldest transaction of this cluster that committed here, whenever that was."
         evidence::oldest;
     OldEvidenceIsListed "old-evidence-is-listed"
-        "Evidence is listed as old when its deadline has passed by the retention, as committed or not, and no more than asked for."
+        "Evidence is listed as old when its deadline has passed by the retention, with what it proves, and no more than asked for."
         evidence::old;
     ForgetDeletes "forget-deletes"
         "What is forgotten is gone, other evidence and the work itself stay, and forgetting twice is no error."

@@ -87,8 +87,15 @@ impl<'a, S: Subject> Site<'a, S> {
         self.launcher.child(&self.address)
     }
 
-    /// Opens the store, and attaches.
+    /// Opens the store, attaches, and has it belong to this cluster, as a session with a coordinator begins.
     pub(super) async fn start(&self) -> Result<Instance<'_, S>, Broken> {
+        let instance = self.start_unbound().await?;
+        persist(async || instance.resource.bind(self.cluster).await).await?;
+        Ok(instance)
+    }
+
+    /// Opens the store, and attaches.
+    pub(super) async fn start_unbound(&self) -> Result<Instance<'_, S>, Broken> {
         let instance = Instance { site: self, resource: self.subject.open(&self.address).await };
         instance.attach().await?;
         Ok(instance)

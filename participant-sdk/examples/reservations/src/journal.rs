@@ -13,7 +13,7 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
 
-use crate::record::{self, Record, VERSION};
+use crate::record::{self, BadLine, Record, VERSION};
 use crate::state::State;
 
 const NAME: &str = "ledger";
@@ -128,14 +128,20 @@ impl Journal {
     }
 }
 
-/// The state that a journal's content leads to.
-fn read(path: &Path, bytes: &[u8]) -> Result<State, JournalError> {
+/// The state that a journal's content leads to. `path` is for the error.
+///
+/// # Errors
+/// [`JournalError::Damaged`].
+pub fn read(path: &Path, bytes: &[u8]) -> Result<State, JournalError> {
     let damaged =
         |line: usize, why: String| JournalError::Damaged { path: path.to_owned(), line: line + 1, why };
     let lines: Vec<&[u8]> = bytes.split(|byte| *byte == b'\n').collect();
     let mut records = Vec::with_capacity(lines.len());
-    // What is behind the last end of a line is cut off, however whole it looks.
+    // What is behind the last end of a line was cut off, however whole it looks, unless it is too long for that.
     let (cut, whole) = lines.split_last().expect("there is one part, if an empty one");
+    if record::decode(cut) == Err(BadLine::Damaged) {
+        return Err(damaged(whole.len(), "its checksum is wrong".into()));
+    }
     for (number, line) in whole.iter().enumerate() {
         match record::decode(line) {
             Ok(Ok(record)) => records.push(record),
@@ -143,8 +149,10 @@ fn read(path: &Path, bytes: &[u8]) -> Result<State, JournalError> {
                 let why = format!("a record that this program (version {VERSION}) does not know: {unknown}");
                 return Err(damaged(number, why));
             }
-            Err(record::BadChecksum) if number + 1 == whole.len() && cut.is_empty() => break,
-            Err(record::BadChecksum) => return Err(damaged(number, "its checksum is wrong".into())),
+            Err(BadLine::CutOff) if number + 1 == whole.len() && cut.is_empty() => break,
+            Err(BadLine::CutOff | BadLine::Damaged) => {
+                return Err(damaged(number, "its checksum is wrong".into()));
+            }
         }
     }
     // All up to there was synced before the file got its name: a crash cannot have cut it.

@@ -1,11 +1,11 @@
-//! What stands in the journal: one record per line, as JSON behind its checksum, to be read by people too.
+//! What stands in the journal: one record per line, as JSON behind its checksum and its length, to be read by people too.
 //!
 //! ```text
-//! 5f3c09aa {"record":"ledger","version":1,"identity":"0f…"}
-//! 1b00c4d2 {"record":"item","item":"chair","stock":10}
-//! 90aa31c7 {"record":"complete"}
-//! 77e0d1f3 {"record":"prepared","branch":"7c1f09ae:3.0192…:shop.00…","entries":[…],"deadline_ms":…,"position":"3:17:07…"}
-//! c4410b9e {"record":"ended","branch":"7c1f09ae:3.0192…:shop.00…","outcome":"committed",…}
+//! 5f3c09aa 77 {"record":"ledger","version":1,"identity":"0f…"}
+//! 1b00c4d2 46 {"record":"item","item":"chair","stock":10}
+//! 90aa31c7 21 {"record":"complete"}
+//! 77e0d1f3 241 {"record":"prepared","branch":"7c1f09ae:3.0192…:shop.00…","entries":[…],"deadline_ms":…,"position":"3:17:07…"}
+//! c4410b9e 214 {"record":"ended","branch":"7c1f09ae:3.0192…:shop.00…","outcome":"committed",…}
 //! ```
 //!
 //! The names and meanings are those of files on disks: they are never used again for something else.
@@ -114,29 +114,39 @@ pub enum Record {
     Complete,
 }
 
-/// A line that is none: cut off, or damaged.
+/// A line that is none.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct BadChecksum;
+pub enum BadLine {
+    /// It can be the beginning of one.
+    CutOff,
+    /// It cannot.
+    Damaged,
+}
 
 /// The record as a line, with its end.
 #[must_use]
 pub fn encode(record: &Record) -> String {
     let json = serde_json::to_string(record).expect("a record has no keys but texts");
-    format!("{:08x} {json}\n", crc32c::crc32c(json.as_bytes()))
+    let summed = format!("{} {json}", json.len());
+    format!("{:08x} {summed}\n", crc32c::crc32c(summed.as_bytes()))
 }
 
 /// The record in a line without its end.
 ///
 /// # Errors
-/// [`BadChecksum`]; inside, why a line that is whole is no record that this program knows.
-pub fn decode(line: &[u8]) -> Result<Result<Record, String>, BadChecksum> {
-    let (checksum, json) = line.split_at_checked(CHECKSUM_DIGITS).ok_or(BadChecksum)?;
-    let json = json.strip_prefix(b" ").ok_or(BadChecksum)?;
+/// [`BadLine`]; inside, why a line that is whole is no record that this program knows.
+pub fn decode(line: &[u8]) -> Result<Result<Record, String>, BadLine> {
+    let (checksum, summed) = line.split_at_checked(CHECKSUM_DIGITS).ok_or(BadLine::CutOff)?;
+    let summed = summed.strip_prefix(b" ").ok_or(BadLine::CutOff)?;
+    let space = summed.iter().position(|byte| *byte == b' ').ok_or(BadLine::CutOff)?;
+    let json = &summed[space + 1..];
     // Compared as text: each sum has one spelling, so that no other bytes pass for it.
-    if checksum != format!("{:08x}", crc32c::crc32c(json)).as_bytes() {
-        return Err(BadChecksum);
+    if checksum == format!("{:08x}", crc32c::crc32c(summed)).as_bytes() {
+        return Ok(serde_json::from_slice(json).map_err(|error| error.to_string()));
     }
-    Ok(serde_json::from_slice(json).map_err(|error| error.to_string()))
+    // Two records whose end of line was damaged look like one that was cut off, if nobody counts.
+    let length = str::from_utf8(&summed[..space]).ok().and_then(|digits| digits.parse::<usize>().ok());
+    Err(if length.is_some_and(|length| json.len() > length) { BadLine::Damaged } else { BadLine::CutOff })
 }
 
 /// An id in a list, as its text.

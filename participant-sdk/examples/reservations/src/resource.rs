@@ -154,10 +154,8 @@ impl Resource for Ledger {
             .evidence
             .iter()
             .filter(|(branch, evidence)| branch.cluster == cluster && evidence.deadline_ms <= until);
-        let rows = old.map(|(branch, evidence)| EvidenceRow {
-            branch: branch.clone(),
-            committed: evidence.outcome == Ended::Committed,
-        });
+        let rows = old
+            .map(|(branch, evidence)| EvidenceRow { branch: branch.clone(), fate: fate(evidence.outcome) });
         Ok(rows.take(limit).collect())
     }
 

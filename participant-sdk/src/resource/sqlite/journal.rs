@@ -289,6 +289,30 @@ mod tests {
         }
     }
 
+    /// Cut or flipped anywhere, a journal that was ended never has an entry again: neither the one behind the end mark, which
+    /// is still whole from byte 32 on, nor another.
+    #[tokio::test]
+    async fn an_end_that_is_damaged_is_no_entry() {
+        let fixture = Fixture::new();
+        let journal = fixture.open();
+        journal.write((0..=255).collect()).await.unwrap();
+        journal.end().await.unwrap();
+        let ended = std::fs::read(fixture.path()).unwrap();
+        let cut = (0..HEADER_BYTES + 256).map(|length| ended[..length].to_vec());
+        let flipped =
+            (0..HEADER_BYTES + 256).flat_map(|at| (0..8).map(move |bit| (at, bit))).map(|(at, bit)| {
+                let mut bytes = ended.clone();
+                bytes[at] ^= 1 << bit;
+                bytes
+            });
+        for bytes in cut.chain(flipped) {
+            std::fs::write(fixture.path(), &bytes).unwrap();
+            let found = fixture.open().read();
+            let is_safe = matches!(found, Ok(Found::Nothing | Found::Torn) | Err(ResourceError::Unfit(_)));
+            assert!(is_safe, "{:?}: {found:?}", &bytes[..bytes.len().min(HEADER_BYTES)]);
+        }
+    }
+
     /// What a crash leaves of a write in place: any subset of its sectors.
     #[tokio::test]
     async fn a_torn_write_over_an_older_entry_brings_neither_back() {
