@@ -99,7 +99,8 @@ fn committed_but_rolled_back_by_hand(kind: Database, statement: &'static str) {
     let (mut world, proxy) =
         held_up(&stage, &server, &directory.path().join("cell"), Plan::Commit, statement);
     let held = proxy.struck().remove(0);
-    world.block_on(world.banks[0].books.end_by_hand(&held.text, false)).unwrap();
+    let by_hand = held.text.replace("COMMIT", "ROLLBACK");
+    world.block_on(world.banks[0].books.execute(&by_hand)).unwrap();
     proxy.release();
     let torn = Torn::look(&mut world, &held.text, held.when);
     assert_eq!(torn.seen.contradictions(), Vec::<String>::new());
@@ -116,7 +117,8 @@ fn rolled_back_but_committed_by_hand(kind: Database, statement: &'static str) {
     let (mut world, proxy) =
         held_up(&stage, &server, &directory.path().join("cell"), Plan::RefusedBySecond, statement);
     let held = proxy.struck().remove(0);
-    world.block_on(world.banks[0].books.end_by_hand(&held.text, true)).unwrap();
+    let by_hand = held.text.replace("ROLLBACK", "COMMIT");
+    world.block_on(world.banks[0].books.execute(&by_hand)).unwrap();
     proxy.release();
     let torn = Torn::look(&mut world, &held.text, held.when);
     assert_eq!(torn.seen.found(&torn.gtrid), Found::Torn, "nobody repairs it");

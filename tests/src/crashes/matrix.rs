@@ -54,15 +54,10 @@ pub fn cells(wanted: impl Fn(&Point, Database) -> bool) -> (Vec<Cell>, Vec<Skipp
 }
 
 fn impossible(cell: &Cell) -> Option<&'static str> {
-    match (cell.point.only_in, cell.database) {
-        (Some(Database::Postgres), Database::Sqlite) => {
-            return Some("the point is in the code for PostgreSQL, which a bank over SQLite never runs");
-        }
-        (Some(Database::Sqlite), Database::Postgres) => {
-            return Some("the point is in the code for SQLite, which a bank over PostgreSQL never runs");
-        }
-        (None | Some(Database::Sqlite), Database::Sqlite)
-        | (None | Some(Database::Postgres), Database::Postgres) => {}
+    if cell.point.only_in.is_some_and(|only| only != cell.database) {
+        return Some(
+            "the point is in the code for another kind of database, which a bank over this one never runs",
+        );
     }
     match cell.point.reach(cell.way, cell.database) {
         Reach::Yes(_) | Reach::First(_) => None,

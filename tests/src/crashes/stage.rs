@@ -3,10 +3,10 @@
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use crate::harness::Result;
 use crate::harness::books::{Books, Database};
 use crate::harness::postgres::PostgresServer;
 use crate::harness::roles::Roles;
+use crate::harness::{Failed, Result};
 use crate::trial::world::BANKS;
 
 /// What every cell shares.
@@ -37,6 +37,7 @@ impl Stage {
     pub async fn books(&self, kind: Database, bank: usize, directory: &Path) -> Result<Books> {
         let name = BANKS[bank];
         let books = match kind {
+            Database::Mariadb | Database::Own => return Err(Failed::new("not in this matrix")),
             Database::Sqlite => Books::in_sqlite(name, directory.join(format!("{name}.db"))).await?,
             Database::Postgres => {
                 let database = format!("bank_{}", self.databases.fetch_add(1, Ordering::Relaxed));

@@ -10,13 +10,16 @@ use axum::http::StatusCode;
 use axum::routing::post;
 use axum::{Json, Router};
 use lockstep::resource::Resource;
-use lockstep::{Context, Participant, Postgres, Sqlite};
+use lockstep::{Context, MySql, Participant, Postgres, Sqlite};
+use reservations::{BookError, Desk, Ledger};
 use serde::{Deserialize, Serialize};
+use sqlx::mysql::{MySqlConnection, MySqlPoolOptions};
 use sqlx::postgres::{PgConnection, PgPoolOptions};
 use sqlx::sqlite::{SqliteConnection, SqlitePoolOptions};
 use tokio::net::TcpListener;
 
 use super::books::Books;
+use super::books::ledger::item;
 use super::crash_points::Fuse;
 use super::ports::Port;
 use super::process::Process;
@@ -133,36 +136,33 @@ fn launch(
     Process::start(&books.bank, command, log)
 }
 
-/// What a bank does in its database: the same SQL for each.
+/// What a bank does in its database: the same for each.
 trait Accounts: Resource {
+    /// How a statement fails.
+    type Error: std::error::Error + 'static;
+
     fn apply(
         connection: &mut Self::Connection,
         transfer: &str,
         apply: &Apply,
-    ) -> impl Future<Output = sqlx::Result<()>> + Send;
+    ) -> impl Future<Output = Result<(), Self::Error>> + Send;
 }
 
-/// The same body over two types of connection that have no trait in common that would be shorter than this.
+/// The same body over types of connection that have no trait in common that would be shorter than this.
 macro_rules! accounts {
-    ($resource:ty, $connection:ty) => {
+    ($resource:ty, $connection:ty, $insert:literal, $update:literal, $select:literal) => {
         impl Accounts for $resource {
+            type Error = sqlx::Error;
+
             async fn apply(connection: &mut $connection, transfer: &str, apply: &Apply) -> sqlx::Result<()> {
                 let Apply { account, amount, refuse, only_read } = apply;
                 if *only_read {
-                    let query = sqlx::query("SELECT balance FROM accounts WHERE number = $1").bind(account);
+                    let query = sqlx::query($select).bind(account);
                     return query.fetch_one(&mut *connection).await.map(drop);
                 }
-                sqlx::query("INSERT INTO transfers (transfer, account, amount) VALUES ($1, $2, $3)")
-                    .bind(transfer)
-                    .bind(account)
-                    .bind(amount)
-                    .execute(&mut *connection)
-                    .await?;
-                sqlx::query("UPDATE accounts SET balance = balance + $2 WHERE number = $1")
-                    .bind(account)
-                    .bind(amount)
-                    .execute(&mut *connection)
-                    .await?;
+                let insert = sqlx::query($insert).bind(transfer).bind(account).bind(amount);
+                insert.execute(&mut *connection).await?;
+                sqlx::query($update).bind(amount).bind(account).execute(&mut *connection).await?;
                 if *refuse {
                     sqlx::query("INSERT INTO refusals (reason) VALUES (1)").execute(&mut *connection).await?;
                 }
@@ -170,10 +170,44 @@ macro_rules! accounts {
             }
         }
     };
+    ($resource:ty, $connection:ty) => {
+        accounts!(
+            $resource,
+            $connection,
+            "INSERT INTO transfers (transfer, account, amount) VALUES ($1, $2, $3)",
+            "UPDATE accounts SET balance = balance + $1 WHERE number = $2",
+            "SELECT balance FROM accounts WHERE number = $1"
+        );
+    };
 }
 
 accounts!(Postgres, PgConnection);
 accounts!(Sqlite, SqliteConnection);
+accounts!(
+    MySql,
+    MySqlConnection,
+    "INSERT INTO transfers (transfer, account, amount) VALUES (?, ?, ?)",
+    "UPDATE accounts SET balance = balance + ? WHERE number = ?",
+    "SELECT balance FROM accounts WHERE number = ?"
+);
+
+/// An account is an item: taking money reserves it, and a transfer is the reference. It has nothing that is refused at the end.
+impl Accounts for Ledger {
+    type Error = BookError;
+
+    async fn apply(desk: &mut Desk, transfer: &str, apply: &Apply) -> Result<(), BookError> {
+        let item = item(apply.account);
+        if apply.only_read {
+            return desk.left(&item).await.map(drop).map_err(BookError::Ledger);
+        }
+        let count = u32::try_from(apply.amount.unsigned_abs()).unwrap_or(u32::MAX);
+        if apply.amount < 0 {
+            desk.reserve(transfer, &item, count).await
+        } else {
+            desk.restock(transfer, &item, count).await
+        }
+    }
+}
 
 /// A bank's process.
 ///
@@ -192,6 +226,11 @@ pub fn run(arguments: &Arguments) -> Result<()> {
                 .await
                 .map_err(cannot())?;
             serve(Sqlite::new(pool), arguments).await
+        } else if let Some(directory) = database.strip_prefix("ledger:") {
+            serve(Ledger::new(directory), arguments).await
+        } else if database.starts_with("mysql:") {
+            let pool = MySqlPoolOptions::new().max_connections(CONNECTIONS);
+            serve(MySql::new(pool.connect(database).await.map_err(cannot())?), arguments).await
         } else {
             let pool =
                 PgPoolOptions::new().max_connections(CONNECTIONS).connect(database).await.map_err(cannot())?;

@@ -131,6 +131,12 @@ impl MariaDbServer {
         format!("mysql://{user}@127.0.0.1:{}/{database}", self.port)
     }
 
+    /// Where it listens on loopback.
+    #[must_use]
+    pub const fn port(&self) -> u16 {
+        self.port
+    }
+
     /// Where to connect to over the server's socket in the file system.
     #[must_use]
     pub fn socket_url(&self, database: &str) -> String {

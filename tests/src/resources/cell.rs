@@ -9,7 +9,7 @@ use rand::{RngExt as _, SeedableRng as _};
 use super::matrix::{Cell, Place};
 use super::promise::{Fault, GivenUp, Step, Way};
 use super::stage::{Server, Stage};
-use crate::harness::books::Books;
+use crate::harness::books::{Books, Database};
 use crate::harness::client::{Plan, What};
 use crate::harness::clock::wait_for;
 use crate::harness::crash_points::Fuse;
@@ -107,6 +107,9 @@ impl<'a> Attempt<'a> {
             Some((server, proxy)) => {
                 world.block_on(server.books(tested, &stage.fresh_name()))?.through(proxy.port())
             }
+            None if self.cell.database == Database::Own => {
+                world.block_on(Books::in_ledger(tested, self.directory.join("ledger")))?
+            }
             None => world.block_on(Books::in_sqlite(tested, file(tested)))?,
         };
         world.block_on(books.plant_foreign())?;
@@ -199,7 +202,10 @@ impl<'a> Attempt<'a> {
             let at = if lost.executed { At::Answer(0) } else { At::Request };
             Strike { statement: lost.text, same: None, nth: self.nth, at, then: Then::Cut }
         });
-        let (same, nth) = if before.is_some() { (Some(ITS_BRANCHES), 1) } else { (None, self.nth) };
+        let (same, nth) = match before {
+            Some(_) => (step.names_its_branch.then_some(ITS_BRANCHES), 1),
+            None => (None, self.nth),
+        };
         before.into_iter().chain([Strike { statement: step.text, same, nth, at, then }]).collect()
     }
 

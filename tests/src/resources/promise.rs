@@ -5,7 +5,7 @@ use crate::harness::books::Database;
 use crate::trial::checker::Expected;
 
 /// The kinds of database, from the first column of the README's table to its last row.
-pub const DATABASES: [Database; 2] = [Database::Postgres, Database::Sqlite];
+pub const DATABASES: [Database; 4] = [Database::Postgres, Database::Mariadb, Database::Sqlite, Database::Own];
 
 /// The ways that a transaction takes through the bank under test.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -82,6 +82,8 @@ pub struct Step {
     pub text: &'static str,
     /// What the server answers to each statement, in order: the beginnings of its words.
     pub answers: &'static [&'static str],
+    /// Whether its text has the branch's name.
+    pub names_its_branch: bool,
     /// It is sent only if the connection was cut at this step before.
     pub behind: Option<Lost>,
     /// How the transaction is given up where it is to be rolled back.
@@ -135,7 +137,15 @@ pub const fn impossible(database: Database, fault: Fault) -> Option<&'static str
         (Database::Sqlite, Fault::Cut) => Some(
             "SQLite has no connection that could be cut; the participant is killed before and after each step instead",
         ),
-        (Database::Sqlite, Fault::Clean | Fault::ParticipantKilled) | (Database::Postgres, _) => None,
+        (Database::Own, Fault::ServerKilled) => Some(
+            "the example of a store of one's own has no server: it is a file of the participant's, and dies with it",
+        ),
+        (Database::Own, Fault::Cut) => Some(
+            "the example of a store of one's own has no connection that could be cut; the participant is killed before and after \
+             each record instead",
+        ),
+        (Database::Sqlite | Database::Own, Fault::Clean | Fault::ParticipantKilled)
+        | (Database::Postgres | Database::Mariadb, _) => None,
     }
 }
 
@@ -149,21 +159,36 @@ const fn postgres(
     text: &'static str,
     answers: &'static [&'static str],
 ) -> Step {
-    Step {
-        database: Database::Postgres,
-        way,
-        name,
-        text,
-        answers,
-        behind: None,
-        given_up: GivenUp::ByTheOther,
-        before: ROLLED_BACK,
-        after: ROLLED_BACK,
-        heard: ROLLED_BACK,
-    }
+    Step::new(Database::Postgres, way, name, text, answers)
+}
+
+const fn mariadb(way: Way, name: &'static str, text: &'static str, answers: &'static [&'static str]) -> Step {
+    Step::new(Database::Mariadb, way, name, text, answers)
 }
 
 impl Step {
+    const fn new(
+        database: Database,
+        way: Way,
+        name: &'static str,
+        text: &'static str,
+        answers: &'static [&'static str],
+    ) -> Self {
+        Self {
+            database,
+            way,
+            name,
+            text,
+            answers,
+            names_its_branch: true,
+            behind: None,
+            given_up: GivenUp::ByTheOther,
+            before: ROLLED_BACK,
+            after: ROLLED_BACK,
+            heard: ROLLED_BACK,
+        }
+    }
+
     const fn ends(mut self, before: Expected, after: Expected) -> Self {
         self.before = before;
         self.after = after;
@@ -178,6 +203,11 @@ impl Step {
 
     const fn heard(mut self, expected: Expected) -> Self {
         self.heard = expected;
+        self
+    }
+
+    const fn about_all_branches(mut self) -> Self {
+        self.names_its_branch = false;
         self
     }
 
@@ -207,6 +237,23 @@ const COMMITTED_ALONE: &[&str] =
 const FENCED: &[&str] = &["INSERT 0 1", "SELECT 1"];
 /// The evidence keeps it out.
 const NOT_FENCED: &[&str] = &["INSERT 0 0", "SELECT 1"];
+
+/// The evidence of MariaDB, in the round trip before: settings, two savepoint statements and their warnings, autocommit, the
+/// counters, the row.
+const XA_EVIDENCE: &str = " 'branch', ";
+const XA_EVIDENCE_WRITTEN: &[&str] = &["OK", "OK", "OK", "ROWS", "OK", "ROWS", "OK"];
+const XA_END: &str = "XA END ";
+const XA_PREPARE: &str = "; XA PREPARE ";
+const XA_COMMIT: &str = "XA COMMIT ";
+const XA_ROLLBACK: &str = "XA ROLLBACK ";
+const XA_ONE_PHASE: &str = " ONE PHASE";
+const XA_RECOVER: &str = "XA RECOVER";
+const KIND: &str = "SELECT kind FROM";
+/// There is no such branch, or not for this session.
+const NO_XID: &[&str] = &["ERROR 1397"];
+const DUPLICATE: &[&str] = &["ERROR 1062"];
+/// Whether it is a replica, and the list.
+const LISTED: &[&str] = &["ROWS", "ROWS"];
 
 /// Every step at which a connection can be cut, and a server or its participant killed.
 pub const STEPS: &[Step] = &[
@@ -248,10 +295,64 @@ pub const STEPS: &[Step] = &[
     postgres(Way::EarlyVote, "fence after a commit", FENCE, NOT_FENCED)
         .behind(COMMIT_PREPARED, true)
         .ends(COMMITTED, COMMITTED),
+    // MariaDB. The evidence goes first, in a round trip of its own: without its OK nothing is prepared.
+    mariadb(Way::Commit, "evidence", XA_EVIDENCE, XA_EVIDENCE_WRITTEN),
+    mariadb(Way::Commit, "prepare", XA_PREPARE, &["OK", "OK"]).heard(COMMITTED),
+    mariadb(Way::Commit, "commit", XA_COMMIT, &["OK"]).ends(COMMITTED, COMMITTED),
+    mariadb(Way::Commit, "commit again", XA_COMMIT, NO_XID)
+        .behind(XA_COMMIT, true)
+        .ends(COMMITTED, COMMITTED),
+    mariadb(Way::Commit, "list after a commit", XA_RECOVER, LISTED)
+        .behind(XA_COMMIT, true)
+        .about_all_branches()
+        .ends(COMMITTED, COMMITTED),
+    mariadb(Way::Commit, "fence after a commit", FENCE, DUPLICATE)
+        .behind(XA_COMMIT, true)
+        .ends(COMMITTED, COMMITTED),
+    mariadb(Way::Commit, "kind of what kept the fence out", KIND, &["ROWS"])
+        .behind(XA_COMMIT, true)
+        .ends(COMMITTED, COMMITTED),
+    mariadb(Way::Rollback, "evidence", XA_EVIDENCE, XA_EVIDENCE_WRITTEN),
+    mariadb(Way::Rollback, "prepare", XA_PREPARE, &["OK", "OK"]),
+    mariadb(Way::Rollback, "rollback", XA_ROLLBACK, &["OK"]),
+    mariadb(Way::Rollback, "rollback again", XA_ROLLBACK, NO_XID).behind(XA_ROLLBACK, true),
+    mariadb(Way::Rollback, "list after a rollback", XA_RECOVER, LISTED)
+        .behind(XA_ROLLBACK, true)
+        .about_all_branches(),
+    mariadb(Way::Rollback, "fence after a rollback", FENCE, &["OK"]).behind(XA_ROLLBACK, true),
+    mariadb(Way::Rollback, "end of an open branch", XA_END, &["OK"]).given_up_by_the_client(),
+    mariadb(Way::Rollback, "rollback of an open branch", XA_ROLLBACK, &["OK"]).given_up_by_the_client(),
+    mariadb(Way::Rollback, "fence after a lost prepare", FENCE, &["OK"]).behind(XA_PREPARE, false),
+    // The counters are the read-only vote, if they are heard. Then the branch is over, or is about to be.
+    mariadb(Way::ReadOnly, "evidence", XA_EVIDENCE, XA_EVIDENCE_WRITTEN).heard(COMMITTED),
+    mariadb(Way::ReadOnly, "end of what was read", XA_END, &["OK"]).ends(EITHER, EITHER),
+    mariadb(Way::ReadOnly, "rollback of what was read", XA_ROLLBACK, &["OK"]).ends(EITHER, EITHER),
+    mariadb(Way::OnePhase, "evidence", XA_EVIDENCE, XA_EVIDENCE_WRITTEN),
+    mariadb(Way::OnePhase, "commit", XA_ONE_PHASE, &["OK", "OK"]).ends(ROLLED_BACK, COMMITTED),
+    mariadb(Way::OnePhase, "question after a commit", XA_COMMIT, NO_XID)
+        .behind(XA_ONE_PHASE, true)
+        .ends(COMMITTED, COMMITTED),
+    mariadb(Way::OnePhase, "fence after a commit", FENCE, DUPLICATE)
+        .behind(XA_ONE_PHASE, true)
+        .ends(COMMITTED, COMMITTED),
+    mariadb(Way::OnePhase, "kind of what kept the fence out", KIND, &["ROWS"])
+        .behind(XA_ONE_PHASE, true)
+        .ends(COMMITTED, COMMITTED),
+    mariadb(Way::OnePhase, "fence after a lost commit", FENCE, &["OK"]).behind(XA_ONE_PHASE, false),
+    mariadb(Way::EarlyVote, "evidence", XA_EVIDENCE, XA_EVIDENCE_WRITTEN),
+    mariadb(Way::EarlyVote, "prepare", XA_PREPARE, &["OK", "OK"]).heard(COMMITTED),
+    mariadb(Way::EarlyVote, "commit", XA_COMMIT, &["OK"]).ends(COMMITTED, COMMITTED),
+    mariadb(Way::EarlyVote, "fence after a commit", FENCE, DUPLICATE)
+        .behind(XA_COMMIT, true)
+        .ends(COMMITTED, COMMITTED),
 ];
 
 const fn sqlite(way: Way, point: &'static str, expected: Expected) -> Death {
     Death { database: Database::Sqlite, way, point, expected }
+}
+
+const fn own(way: Way, point: &'static str, expected: Expected) -> Death {
+    Death { database: Database::Own, way, point, expected }
 }
 
 /// Where a participant is killed that has its database in itself: before and after each thing that it makes durable.
@@ -283,4 +384,29 @@ pub const DEATHS: &[Death] = &[
     sqlite(Way::EarlyVote, "sqlite-commit-begun", COMMITTED),
     sqlite(Way::EarlyVote, "sqlite-commit-committed", COMMITTED),
     sqlite(Way::EarlyVote, "sqlite-commit-ended", COMMITTED),
+    // A record that is written survives the process, synced or not: only a machine that loses its power tells the difference.
+    own(Way::Commit, "sdk-before-prepare", ROLLED_BACK),
+    own(Way::Commit, "reservations-prepare-written", ROLLED_BACK),
+    own(Way::Commit, "reservations-prepare-durable", ROLLED_BACK),
+    own(Way::Commit, "sdk-before-commit", COMMITTED),
+    own(Way::Commit, "reservations-end-written", COMMITTED),
+    own(Way::Commit, "reservations-end-durable", COMMITTED),
+    own(Way::Rollback, "sdk-before-prepare", ROLLED_BACK),
+    own(Way::Rollback, "reservations-prepare-written", ROLLED_BACK),
+    own(Way::Rollback, "reservations-prepare-durable", ROLLED_BACK),
+    own(Way::Rollback, "sdk-before-rollback", ROLLED_BACK),
+    own(Way::Rollback, "reservations-end-written", ROLLED_BACK),
+    own(Way::Rollback, "reservations-end-durable", ROLLED_BACK),
+    own(Way::ReadOnly, "sdk-before-prepare", ROLLED_BACK),
+    own(Way::ReadOnly, "sdk-after-prepare", ROLLED_BACK),
+    own(Way::ReadOnly, "sdk-before-vote", ROLLED_BACK),
+    own(Way::OnePhase, "sdk-before-commit-one-phase", ROLLED_BACK),
+    own(Way::OnePhase, "reservations-end-written", COMMITTED),
+    own(Way::OnePhase, "reservations-end-durable", COMMITTED),
+    own(Way::OnePhase, "sdk-after-commit-one-phase", COMMITTED),
+    own(Way::EarlyVote, "sdk-before-prepare", ROLLED_BACK),
+    own(Way::EarlyVote, "reservations-prepare-written", ROLLED_BACK),
+    own(Way::EarlyVote, "reservations-prepare-durable", ROLLED_BACK),
+    own(Way::EarlyVote, "reservations-end-written", COMMITTED),
+    own(Way::EarlyVote, "reservations-end-durable", COMMITTED),
 ];

@@ -4,6 +4,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 
 use crate::harness::books::{Books, Database};
+use crate::harness::mariadb::MariaDbServer;
 use crate::harness::postgres::PostgresServer;
 use crate::harness::proxy::Proxy;
 use crate::harness::proxy::wire::Wire;
@@ -26,6 +27,8 @@ pub struct Stage {
 pub enum Server {
     /// PostgreSQL.
     Postgres(PostgresServer),
+    /// MariaDB.
+    Mariadb(MariaDbServer),
 }
 
 impl Stage {
@@ -46,7 +49,8 @@ impl Stage {
         }
         drop(idle);
         match kind {
-            Database::Sqlite => Ok(None),
+            Database::Sqlite | Database::Own => Ok(None),
+            Database::Mariadb => Ok(Some(Server::Mariadb(MariaDbServer::start()?))),
             Database::Postgres => Ok(Some(Server::Postgres(PostgresServer::start()?))),
         }
     }
@@ -67,6 +71,7 @@ impl Server {
     const fn kind(&self) -> Database {
         match self {
             Self::Postgres(_) => Database::Postgres,
+            Self::Mariadb(_) => Database::Mariadb,
         }
     }
 
@@ -77,6 +82,7 @@ impl Server {
     pub async fn books(&self, bank: &str, database: &str) -> Result<Books> {
         match self {
             Self::Postgres(server) => Books::in_postgres(bank, server, database).await,
+            Self::Mariadb(server) => Books::in_mariadb(bank, server, database).await,
         }
     }
 
@@ -87,6 +93,7 @@ impl Server {
     pub fn proxy(&self) -> Result<Proxy> {
         match self {
             Self::Postgres(server) => Proxy::start(Wire::Postgres, server.port()),
+            Self::Mariadb(server) => Proxy::start(Wire::Mysql, server.port()),
         }
     }
 
@@ -97,6 +104,7 @@ impl Server {
     pub fn kill_and_restart(&mut self) -> Result<()> {
         match self {
             Self::Postgres(server) => server.kill().and_then(|()| server.restart()).map_err(Failed::from),
+            Self::Mariadb(server) => server.kill().and_then(|()| server.restart()).map_err(Failed::from),
         }
     }
 }

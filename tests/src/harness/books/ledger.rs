@@ -45,7 +45,8 @@ impl Sums {
         // What is behind the last end of a line is not written to its end yet.
         let (whole, _cut) = text.rsplit_once('\n').unwrap_or_default();
         for line in whole.lines() {
-            let (_checksum, json) = line.split_once(' ').unwrap_or_default();
+            // Before it stand its checksum and its length.
+            let json = &line[line.find('{').unwrap_or_default()..];
             let record = serde_json::from_str(json).map_err(Failed::because(format!("the line {line}")))?;
             sums.add(&record);
         }

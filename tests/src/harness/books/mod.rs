@@ -1,6 +1,9 @@
 //! A bank's database as the harness sees it: made before the bank starts, and looked at from outside, always over a fresh
 //! connection, never through the SDK.
 
+pub(crate) mod ledger;
+mod mariadb;
+
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -9,6 +12,7 @@ use sqlx::postgres::PgConnection;
 use sqlx::sqlite::{SqliteConnectOptions, SqliteConnection, SqliteJournalMode, SqliteSynchronous};
 use sqlx::{AssertSqlSafe, Connection as _, Row as _};
 
+use super::mariadb::MariaDbServer;
 use super::postgres::PostgresServer;
 use super::{Failed, Result};
 
@@ -17,8 +21,12 @@ use super::{Failed, Result};
 pub enum Database {
     /// A file.
     Sqlite,
-    /// A database of a server.
+    /// A database of a PostgreSQL server.
     Postgres,
+    /// A database of a MariaDB server.
+    Mariadb,
+    /// A ledger of reservations: a store of one's own.
+    Own,
 }
 
 impl Database {
@@ -28,6 +36,8 @@ impl Database {
         match self {
             Self::Sqlite => "sqlite",
             Self::Postgres => "postgres",
+            Self::Mariadb => "mariadb",
+            Self::Own => "own",
         }
     }
 }
@@ -37,7 +47,7 @@ pub const ACCOUNTS: i64 = 4;
 /// What each holds at first.
 pub const OPENING_BALANCE: i64 = 1000;
 
-/// Both databases take it as it stands. The constraint of `refusals` is looked at when the work is to be made durable and
+/// SQLite and PostgreSQL take it as it stands. The constraint of `refusals` is looked at when the work is to be made durable and
 /// not before: a row without its `reasons` makes a branch vote rollback at its prepare.
 const SCHEMA: &[&str] = &[
     "CREATE TABLE accounts (number BIGINT PRIMARY KEY, balance BIGINT NOT NULL)",
@@ -64,6 +74,9 @@ pub struct Books {
 enum Place {
     Sqlite(PathBuf),
     Postgres(String),
+    Mariadb(String),
+    /// Its directory.
+    Own(PathBuf),
 }
 
 /// What a look at the books found.
@@ -111,6 +124,26 @@ impl Books {
         Ok(books)
     }
 
+    /// New books in a new database of this server.
+    ///
+    /// # Errors
+    /// If they can't be made.
+    pub async fn in_mariadb(bank: &str, server: &MariaDbServer, database: &str) -> Result<Self> {
+        server.create_database(database)?;
+        let url = server.url(database);
+        mariadb::make(&url).await?;
+        Ok(Self { bank: bank.to_owned(), place: Place::Mariadb(url), through: None })
+    }
+
+    /// New books in a ledger in this directory, which is made.
+    ///
+    /// # Errors
+    /// If they can't be made.
+    pub async fn in_ledger(bank: &str, directory: PathBuf) -> Result<Self> {
+        ledger::make(&directory).await?;
+        Ok(Self { bank: bank.to_owned(), place: Place::Own(directory), through: None })
+    }
+
     /// The same, where the bank reaches its server only through whoever listens at this port, without TLS. The harness itself looks
     /// at the server directly.
     #[must_use]
@@ -123,8 +156,10 @@ impl Books {
     pub fn url(&self) -> String {
         match (&self.place, self.through) {
             (Place::Sqlite(file), _) => format!("sqlite:{}", file.display()),
-            (Place::Postgres(url), None) => url.clone(),
+            (Place::Own(directory), _) => format!("ledger:{}", directory.display()),
+            (Place::Postgres(url) | Place::Mariadb(url), None) => url.clone(),
             (Place::Postgres(url), Some(port)) => format!("{}?sslmode=disable", at_port(url, port)),
+            (Place::Mariadb(url), Some(port)) => format!("{}?ssl-mode=DISABLED", at_port(url, port)),
         }
     }
 
@@ -134,6 +169,8 @@ impl Books {
         match self.place {
             Place::Sqlite(_) => Database::Sqlite,
             Place::Postgres(_) => Database::Postgres,
+            Place::Mariadb(_) => Database::Mariadb,
+            Place::Own(_) => Database::Own,
         }
     }
 
@@ -142,34 +179,36 @@ impl Books {
     /// # Errors
     /// If they can't be read.
     pub async fn read(&self) -> Result<Page> {
+        let [text, number] = match &self.place {
+            Place::Own(directory) => return ledger::read(directory),
+            Place::Sqlite(_) | Place::Postgres(_) => ["TEXT", "BIGINT"],
+            Place::Mariadb(_) => ["CHAR", "SIGNED"],
+        };
         let transfers = self.pairs("SELECT transfer, amount FROM transfers").await?.into_iter().collect();
-        let balances = self
-            .pairs(
-                "SELECT CAST(a.number AS TEXT), \
-                 a.balance - COALESCE((SELECT CAST(sum(t.amount) AS BIGINT) FROM transfers t WHERE t.account = a.number), 0) \
-                 FROM accounts a",
-            )
-            .await?;
+        let moved =
+            format!("SELECT CAST(sum(t.amount) AS {number}) FROM transfers t WHERE t.account = a.number");
+        let opening = format!("a.balance - COALESCE(({moved}), 0)");
+        let balances =
+            self.pairs(&format!("SELECT CAST(a.number AS {text}), {opening} FROM accounts a")).await?;
         let wrong = balances.iter().filter(|(_, opening)| *opening != OPENING_BALANCE);
         let wrong_accounts = wrong.map(|(number, _)| number.parse().unwrap_or(-1)).collect();
-        let total = self.pairs("SELECT 'total', CAST(sum(balance) AS BIGINT) FROM accounts").await?;
+        let total = format!("SELECT 'total', CAST(sum(balance) AS {number}) FROM accounts");
+        let total = self.pairs(&total).await?;
         Ok(Page { transfers, total: total.iter().map(|(_, sum)| sum).sum(), wrong_accounts })
     }
 
-    /// The branches of ours that are prepared in it: names in PostgreSQL; for SQLite that its journal has an entry.
+    /// The branches of ours that are prepared in it; for SQLite that its journal has an entry.
     ///
     /// # Errors
     /// If it can't be looked at.
     pub async fn prepared(&self) -> Result<Vec<String>> {
-        match &self.place {
-            Place::Sqlite(file) => Ok(journal_entry(file)?.into_iter().collect()),
-            Place::Postgres(_) => {
-                let foreign = self.foreign_names();
-                let all = self.all_prepared().await?;
-                let ours = |name: &String| name.starts_with(PREFIX) && !foreign.contains(name);
-                Ok(all.into_iter().filter(ours).collect())
-            }
-        }
+        let foreign = self.foreign_names();
+        let all = match &self.place {
+            Place::Sqlite(file) => return Ok(journal_entry(file)?.into_iter().collect()),
+            Place::Own(directory) => return ledger::prepared(directory),
+            Place::Postgres(_) | Place::Mariadb(_) => self.all_prepared().await?,
+        };
+        Ok(all.into_iter().filter(|name| !foreign.contains(name)).collect())
     }
 
     /// What somebody does to a SQLite file who does not use the SDK, while nobody holds it: changes a table.
@@ -184,36 +223,23 @@ impl Books {
     ///
     /// # Errors
     /// If that is refused.
-    pub async fn execute(&self, sql: &'static str) -> Result<()> {
+    pub async fn execute(&self, sql: &str) -> Result<()> {
         let cannot = || Failed::because(format!("{}: {sql}", self.url()));
         match &self.place {
             Place::Sqlite(file) => {
                 let options = sqlite_options(file);
                 let mut connection = SqliteConnection::connect_with(&options).await.map_err(cannot())?;
-                sqlx::query(sql).execute(&mut connection).await.map_err(cannot())?;
+                sqlx::raw_sql(AssertSqlSafe(sql)).execute(&mut connection).await.map_err(cannot())?;
                 connection.close().await.map_err(cannot())
             }
             Place::Postgres(_) => {
                 let mut connection = self.connect_postgres().await?;
-                sqlx::query(sql).execute(&mut connection).await.map_err(cannot())?;
+                sqlx::raw_sql(AssertSqlSafe(sql)).execute(&mut connection).await.map_err(cannot())?;
                 connection.close().await.map_err(cannot())
             }
+            Place::Mariadb(url) => mariadb::execute(url, sql).await,
+            Place::Own(_) => Err(Failed::new("a ledger takes no statements")),
         }
-    }
-
-    /// Ends the branch that a command to the server names, as somebody does who is tired of waiting.
-    ///
-    /// # Errors
-    /// If that is refused, or it is not prepared.
-    pub async fn end_by_hand(&self, command: &str, commit: bool) -> Result<()> {
-        let prepared = self.prepared().await?;
-        let name = prepared.iter().find(|name| command.contains(name.as_str()));
-        let name = name.ok_or_else(|| Failed::new(format!("{command}: not among {prepared:?}")))?;
-        let mut connection = self.connect_postgres().await?;
-        let verb = if commit { "COMMIT" } else { "ROLLBACK" };
-        let sql = format!("{verb} PREPARED '{name}'");
-        let ended = sqlx::query(AssertSqlSafe(sql)).execute(&mut connection).await;
-        ended.map(drop).map_err(Failed::because(format!("{name} cannot be ended by hand")))
     }
 
     /// Prepares what is nobody's business here: a transaction of another product, and one of another cluster of Lockstep for a
@@ -222,17 +248,18 @@ impl Books {
     /// # Errors
     /// If it can't.
     pub async fn plant_foreign(&self) -> Result<()> {
-        let Place::Postgres(_) = self.place else { return Ok(()) };
-        let cannot = || Failed::because("nothing foreign could be planted");
-        let mut connection = self.connect_postgres().await?;
-        sqlx::query("CREATE TABLE foreign_work (name TEXT)")
-            .execute(&mut connection)
-            .await
-            .map_err(cannot())?;
+        match &self.place {
+            Place::Sqlite(_) | Place::Own(_) => return Ok(()),
+            Place::Mariadb(url) => {
+                return mariadb::plant(url, &mariadb::foreign(&self.bank, name_in(url))).await;
+            }
+            Place::Postgres(_) => {}
+        }
+        self.execute("CREATE TABLE foreign_work (name TEXT)").await?;
         for name in self.foreign_names() {
-            let script =
+            let work =
                 format!("BEGIN; INSERT INTO foreign_work VALUES ('{name}'); PREPARE TRANSACTION '{name}'");
-            sqlx::raw_sql(AssertSqlSafe(script)).execute(&mut connection).await.map_err(cannot())?;
+            self.execute(&work).await?;
         }
         Ok(())
     }
@@ -242,24 +269,28 @@ impl Books {
     /// # Errors
     /// If it can't be looked at.
     pub async fn foreign_missing(&self) -> Result<Vec<String>> {
-        let Place::Postgres(_) = self.place else { return Ok(Vec::new()) };
+        let foreign = self.foreign_names();
+        if foreign.is_empty() {
+            return Ok(Vec::new());
+        }
         let all = self.all_prepared().await?;
-        Ok(self.foreign_names().into_iter().filter(|name| !all.contains(name)).collect())
+        Ok(foreign.into_iter().filter(|name| !all.contains(name)).collect())
     }
 
-    /// Removes a PostgreSQL database, with what is prepared in it. A file goes with its directory.
+    /// Removes a server's database, with what is prepared in it. A file goes with its directory.
     ///
     /// # Errors
     /// If it can't be removed.
     pub async fn remove(&self) -> Result<()> {
-        let Place::Postgres(url) = &self.place else { return Ok(()) };
+        let url = match &self.place {
+            Place::Sqlite(_) | Place::Own(_) => return Ok(()),
+            Place::Mariadb(url) => return mariadb::remove(url, name_in(url)).await,
+            Place::Postgres(url) => url,
+        };
         let cannot = || Failed::because(format!("{url} cannot be removed"));
-        let mut connection = self.connect_postgres().await?;
         for name in self.all_prepared().await? {
-            let sql = format!("ROLLBACK PREPARED '{name}'");
-            sqlx::query(AssertSqlSafe(sql)).execute(&mut connection).await.map_err(cannot())?;
+            self.execute(&format!("ROLLBACK PREPARED '{name}'")).await?;
         }
-        connection.close().await.map_err(cannot())?;
         let (server, name) = url.rsplit_once('/').expect("a URL names its database");
         let mut connection = PgConnection::connect(&format!("{server}/postgres")).await.map_err(cannot())?;
         let sql = format!("DROP DATABASE \"{name}\" WITH (FORCE)");
@@ -269,8 +300,14 @@ impl Books {
 
     /// Names are of the whole server, so each database has its own.
     fn foreign_names(&self) -> Vec<String> {
-        let Place::Postgres(url) = &self.place else { return Vec::new() };
-        let database = url.rsplit('/').next().unwrap_or_default();
+        let url = match &self.place {
+            Place::Sqlite(_) | Place::Own(_) => return Vec::new(),
+            Place::Mariadb(url) => {
+                return mariadb::foreign(&self.bank, name_in(url)).iter().map(mariadb::text).collect();
+            }
+            Place::Postgres(url) => url,
+        };
+        let database = name_in(url);
         // The number of a database, behind its last `_`, tells the two of a cell and all of a run apart.
         let number: u64 =
             database.rsplit('_').next().and_then(|digits| digits.parse().ok()).unwrap_or_default();
@@ -280,32 +317,42 @@ impl Books {
         ]
     }
 
+    /// Everybody's, in the database, or where that can't be told, in the server.
     async fn all_prepared(&self) -> Result<Vec<String>> {
+        if let Place::Mariadb(url) = &self.place {
+            return Ok(mariadb::prepared(url).await?.iter().map(mariadb::text).collect());
+        }
         let sql = "SELECT gid, 0::BIGINT FROM pg_prepared_xacts WHERE database = current_database()";
         Ok(self.pairs(sql).await?.into_iter().map(|(name, _)| name).collect())
     }
 
     async fn connect_postgres(&self) -> Result<PgConnection> {
-        let Place::Postgres(url) = &self.place else { return Err(Failed::new("a file is no server")) };
+        let Place::Postgres(url) = &self.place else {
+            return Err(Failed::new("it is in no PostgreSQL server"));
+        };
         PgConnection::connect(url).await.map_err(Failed::because(format!("no connection to {url}")))
     }
 
     /// Rows of a text and a number.
-    async fn pairs(&self, sql: &'static str) -> Result<Vec<(String, i64)>> {
+    async fn pairs(&self, sql: &str) -> Result<Vec<(String, i64)>> {
         let cannot = || Failed::because(format!("{}: {sql}", self.url()));
         match &self.place {
             Place::Sqlite(file) => {
                 let options = sqlite_options(file).read_only(true);
                 let mut connection = SqliteConnection::connect_with(&options).await.map_err(cannot())?;
-                let rows = sqlx::query(sql).fetch_all(&mut connection).await.map_err(cannot())?;
+                let rows =
+                    sqlx::query(AssertSqlSafe(sql)).fetch_all(&mut connection).await.map_err(cannot())?;
                 rows.iter()
                     .map(|row| Ok((row.try_get(0)?, row.try_get(1)?)))
                     .collect::<sqlx::Result<_>>()
                     .map_err(cannot())
             }
+            Place::Mariadb(url) => mariadb::pairs(url, sql).await,
+            Place::Own(_) => Err(Failed::new("a ledger takes no statements")),
             Place::Postgres(_) => {
                 let mut connection = self.connect_postgres().await?;
-                let rows = sqlx::query(sql).fetch_all(&mut connection).await.map_err(cannot())?;
+                let rows =
+                    sqlx::query(AssertSqlSafe(sql)).fetch_all(&mut connection).await.map_err(cannot())?;
                 rows.iter()
                     .map(|row| Ok((row.try_get(0)?, row.try_get(1)?)))
                     .collect::<sqlx::Result<_>>()
@@ -320,6 +367,11 @@ fn sqlite_options(file: &Path) -> SqliteConnectOptions {
         .filename(file)
         .journal_mode(SqliteJournalMode::Wal)
         .synchronous(SqliteSynchronous::Full)
+}
+
+/// The database that a URL names.
+fn name_in(url: &str) -> &str {
+    url.rsplit('/').next().unwrap_or_default()
 }
 
 /// The same server's URL at another port.
