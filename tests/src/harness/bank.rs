@@ -10,17 +10,19 @@ use axum::http::StatusCode;
 use axum::routing::post;
 use axum::{Json, Router};
 use lockstep::resource::Resource;
-use lockstep::{Context, Participant, Postgres, Sqlite};
+use lockstep::{Context, MySql, Participant, Postgres, Sqlite};
 use serde::{Deserialize, Serialize};
+use sqlx::mysql::{MySqlConnection, MySqlPoolOptions};
 use sqlx::postgres::{PgConnection, PgPoolOptions};
 use sqlx::sqlite::{SqliteConnection, SqlitePoolOptions};
 use tokio::net::TcpListener;
 
 use super::books::Books;
 use super::crash_points::Fuse;
+use super::ports::Port;
 use super::process::Process;
 use super::roles::Roles;
-use super::{Failed, Result, ports};
+use super::{Failed, Result};
 
 /// Connections of a bank to its database: open branches have one each.
 const CONNECTIONS: u32 = 6;
@@ -63,7 +65,7 @@ pub struct Bank {
     /// Its database.
     pub books: Books,
     coordinator: String,
-    port: u16,
+    port: Port,
     log: std::path::PathBuf,
     process: Process,
 }
@@ -80,9 +82,9 @@ impl Bank {
         coordinator: &str,
         fuse: Option<&Fuse>,
     ) -> Result<Self> {
-        let port = ports::free_port()?;
+        let port = Port::reserve()?;
         let log = directory.join(format!("{}.log", books.bank));
-        let process = launch(roles, &books, coordinator, port, &log, fuse)?;
+        let process = launch(roles, &books, coordinator, &port, &log, fuse)?;
         Ok(Self { roles: roles.clone(), books, coordinator: coordinator.to_owned(), port, log, process })
     }
 
@@ -91,14 +93,14 @@ impl Bank {
     /// # Errors
     /// If it can't be started.
     pub fn start_again(&mut self, fuse: Option<&Fuse>) -> Result<()> {
-        self.process = launch(&self.roles, &self.books, &self.coordinator, self.port, &self.log, fuse)?;
+        self.process = launch(&self.roles, &self.books, &self.coordinator, &self.port, &self.log, fuse)?;
         Ok(())
     }
 
     /// Where it is called.
     #[must_use]
     pub fn address(&self) -> String {
-        format!("127.0.0.1:{}", self.port)
+        format!("127.0.0.1:{}", self.port.number())
     }
 
     /// The process.
@@ -117,20 +119,20 @@ fn launch(
     roles: &Roles,
     books: &Books,
     coordinator: &str,
-    port: u16,
+    port: &Port,
     log: &Path,
     fuse: Option<&Fuse>,
 ) -> Result<Process> {
     let mut command = roles.command("bank");
     command.args(["--name", &books.bank, "--database", &books.url(), "--coordinator", coordinator]);
-    command.args(["--port", &port.to_string()]);
+    command.args(["--port", &port.number().to_string()]);
     if let Some(fuse) = fuse {
         fuse.arm(&mut command);
     }
     Process::start(&books.bank, command, log)
 }
 
-/// What a bank does in its database: the same SQL for each.
+/// What a bank does in its database: the same SQL for each, as far as they have the same.
 trait Accounts: Resource {
     fn apply(
         connection: &mut Self::Connection,
@@ -168,6 +170,31 @@ macro_rules! accounts {
 accounts!(Postgres, PgConnection);
 accounts!(Sqlite, SqliteConnection);
 
+impl Accounts for MySql {
+    async fn apply(connection: &mut MySqlConnection, transfer: &str, apply: &Apply) -> sqlx::Result<()> {
+        let Apply { account, amount, refuse } = apply;
+        sqlx::query("INSERT INTO transfers (transfer, account, amount) VALUES (?, ?, ?)")
+            .bind(transfer)
+            .bind(account)
+            .bind(amount)
+            .execute(&mut *connection)
+            .await?;
+        sqlx::query("UPDATE accounts SET balance = balance + ? WHERE number = ?")
+            .bind(amount)
+            .bind(account)
+            .execute(&mut *connection)
+            .await?;
+        if *refuse {
+            // No constraint is looked at when the work is to be made durable, so this fails at once. A service that does not
+            // say so has a branch that is turned down.
+            let refused =
+                sqlx::query("INSERT INTO refusals (reason) VALUES (1)").execute(&mut *connection).await;
+            drop(refused);
+        }
+        Ok(())
+    }
+}
+
 /// A bank's process.
 ///
 /// # Errors
@@ -185,6 +212,13 @@ pub fn run(arguments: &Arguments) -> Result<()> {
                 .await
                 .map_err(cannot())?;
             serve(Sqlite::new(pool), arguments).await
+        } else if database.starts_with("mysql:") {
+            let pool = MySqlPoolOptions::new()
+                .max_connections(CONNECTIONS)
+                .connect(database)
+                .await
+                .map_err(cannot())?;
+            serve(MySql::new(pool), arguments).await
         } else {
             let pool =
                 PgPoolOptions::new().max_connections(CONNECTIONS).connect(database).await.map_err(cannot())?;

@@ -16,6 +16,7 @@ use sqlx::{MySqlPool, Row as _, SqlStr};
 use tokio::time::Instant;
 
 use super::connection::{Failure, Lease, Reply};
+use super::recovery;
 use super::refusal::{WORK_OUTSIDE, words};
 use super::session::{KillOnDrop, Session};
 use super::sql::{self, Schema};
@@ -80,8 +81,10 @@ impl OpenBranch {
 /// What the server has counted in a session.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Counters {
-    /// XA START and XA END.
+    /// XA START and XA END, also refused ones.
     xa: (u64, u64),
+    /// XA COMMIT, likewise.
+    commits: u64,
     /// Statements that an engine has undone because they failed: duplicate keys, locks that were waited for in vain,
     /// statements that were cut off. Rolling back to a savepoint is none.
     undone: u64,
@@ -94,9 +97,17 @@ impl Counters {
         let number = |name| reply.number(name);
         Some(Self {
             xa: (number("Com_xa_start")?, number("Com_xa_end")?),
+            commits: number("Com_xa_commit")?,
             undone: number("Handler_rollback")?,
             rows: number("Handler_write")? + number("Handler_update")? + number("Handler_delete")?,
         })
+    }
+}
+
+impl Counters {
+    /// A branch can be committed only behind XA END.
+    fn has_committed_since(self, before: Self) -> bool {
+        self.commits != before.commits && self.xa != before.xa
     }
 }
 
@@ -158,24 +169,31 @@ enum Readiness {
     NothingWritten,
     /// The branch must not commit, and why. It can't: nothing that could prepare or commit it was sent.
     Unfit(String),
+    /// The service has committed something itself, and why that is all that is known (P16).
+    Committed(String),
 }
 
+/// A table was changed that can't be rolled back.
+const NOT_TRANSACTIONAL: u64 = 1196;
+
 async fn write_evidence(open: &mut OpenBranch, schema: &Schema, position: &LogPosition) -> Readiness {
+    fail_point!("mysql-before-evidence");
     let sql = schema.write_evidence(&open.branch, position, open.deadline_micros, PAUSE);
     let reply = match open.run(sql).await {
         Ok(reply) => reply,
-        Err(Failure::Refused(error)) => return Readiness::Unfit(words(&error)),
+        Err(Failure::Refused(error)) => return why_refused(open, words(&error)).await,
         Err(Failure::Lost(why)) => return Readiness::Unfit(format!("the branch was not prepared: {why}")),
     };
-    let warnings = reply.rows.iter().find_map(|row| row.try_get::<i64, _>("not_transactional").ok());
-    let (Some(now), Some(warnings)) = (Counters::of(&reply), warnings) else {
+    let Some(now) = Counters::of(&reply) else {
         return Readiness::Unfit("the database does not say what happened in the branch".to_owned());
     };
     let before = open.counters;
+    if now.has_committed_since(before) {
+        return Readiness::Committed(COMMITTED_BY_SERVICE.to_owned());
+    }
     if now.xa != before.xa {
         return Readiness::Unfit(
-            "the service ended the branch's local transaction itself (XA statements on the branch's connection): what it \
-             committed stays committed, what it did afterwards is rolled back"
+            "the service ended the branch's local transaction itself (XA statements on the branch's connection)"
                 .to_owned(),
         );
     }
@@ -186,23 +204,55 @@ async fn write_evidence(open: &mut OpenBranch, schema: &Schema, position: &LogPo
                 .to_owned(),
         );
     }
-    if warnings > 0 {
+    if reply
+        .rows
+        .iter()
+        .any(|row| row.try_get_unchecked::<u64, _>("Code").is_ok_and(|code| code == NOT_TRANSACTIONAL))
+    {
         return Readiness::Unfit(
-            "the branch made a temporary table, or changed a table that can't be rolled back (its engine is not InnoDB): \
-             what was changed there stays"
+            "the branch made a temporary table, or changed a table that can't be rolled back (its engine is not InnoDB): what \
+             was changed there stays"
                 .to_owned(),
         );
     }
     if now.rows == before.rows { Readiness::NothingWritten } else { Readiness::Ready }
 }
 
+const COMMITTED_BY_SERVICE: &str = "the service committed the branch's local transaction itself (XA statements on the branch's \
+     connection): what it committed stays committed, what it did afterwards is rolled back";
+
+/// The evidence was refused; that may be because the service has committed by itself.
+async fn why_refused(open: &mut OpenBranch, why: String) -> Readiness {
+    let before = open.counters;
+    match open.run(sql::counters()).await {
+        Ok(reply) if Counters::of(&reply).is_some_and(|now| now.has_committed_since(before)) => {
+            Readiness::Committed(COMMITTED_BY_SERVICE.to_owned())
+        }
+        Ok(_) | Err(_) => Readiness::Unfit(why),
+    }
+}
+
+/// Keeps that this branch can be brought to neither end.
+async fn record_hazard(
+    own: &MySqlPool,
+    schema: &Schema,
+    branch: &BranchId,
+    position: &LogPosition,
+    why: &str,
+) {
+    tracing::error!(%branch, "{why}");
+    if let Err(unresolved) = recovery::record_hazard(own, schema, branch, position).await {
+        tracing::error!(%branch, "the evidence of this hazard could not be written: {unresolved}");
+    }
+}
+
 pub(super) async fn prepare(
+    own: &MySqlPool,
     branch: &BranchId,
     mut open: OpenBranch,
     schema: &Schema,
     position: &LogPosition,
 ) -> Result<Prepared, Unresolved> {
-    fail_point!("mysql-before-evidence");
     match write_evidence(&mut open, schema, position).await {
         Readiness::Ready => {}
         Readiness::NothingWritten => {
@@ -212,6 +262,11 @@ pub(super) async fn prepare(
         Readiness::Unfit(why) => {
             open.roll_back().await;
             return Ok(Prepared::No(why));
+        }
+        Readiness::Committed(why) => {
+            open.roll_back().await;
+            record_hazard(own, schema, branch, position, &why).await;
+            return Ok(Prepared::Hazard(why));
         }
     }
     fail_point!("mysql-before-prepare");
@@ -244,16 +299,25 @@ pub(super) async fn prepare(
 }
 
 pub(super) async fn commit_one_phase(
+    own: &MySqlPool,
     branch: &BranchId,
     mut open: OpenBranch,
     schema: &Schema,
     position: &LogPosition,
 ) -> Result<Fate, Unresolved> {
-    fail_point!("mysql-before-evidence");
-    if let Readiness::Unfit(why) = write_evidence(&mut open, schema, position).await {
-        tracing::warn!(%branch, "the branch is rolled back instead of committed: {why}");
-        open.roll_back().await;
-        return Ok(Fate::RolledBack);
+    match write_evidence(&mut open, schema, position).await {
+        // Its evidence is what the client is answered from.
+        Readiness::Ready | Readiness::NothingWritten => {}
+        Readiness::Unfit(why) => {
+            tracing::warn!(%branch, "the branch is rolled back instead of committed: {why}");
+            open.roll_back().await;
+            return Ok(Fate::RolledBack);
+        }
+        Readiness::Committed(why) => {
+            open.roll_back().await;
+            record_hazard(own, schema, branch, position, &why).await;
+            return Ok(Fate::Hazard);
+        }
     }
     fail_point!("mysql-before-commit-one-phase");
     open.killer.disarm();

@@ -62,7 +62,7 @@ fn advice(number: u16, message: &str) -> &'static str {
              the error"
         }
         WRONG_STATE => ": the service ended the branch itself (XA statements on the branch's connection)",
-        1305 => {
+        1178 => {
             ": a table was changed whose engine has no savepoints (Aria); only InnoDB tables can take part in a branch"
         }
         1205 | 1969 | 3024 => ": it took longer than the deadline of the transaction allows",
