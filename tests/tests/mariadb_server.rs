@@ -27,7 +27,8 @@ fn servers_are_separate_and_a_crash_loses_nothing_that_was_committed_or_prepared
 
     one.create_database("kept").unwrap();
     one.sql("kept", "CREATE TABLE kept (n int)").unwrap();
-    one.sql("kept", "XA START 'doubt'; INSERT INTO kept VALUES (1); XA END 'doubt'; XA PREPARE 'doubt'").unwrap();
+    one.sql("kept", "XA START 'doubt'; INSERT INTO kept VALUES (1); XA END 'doubt'; XA PREPARE 'doubt'")
+        .unwrap();
     one.sql("kept", "INSERT INTO kept VALUES (2)").unwrap();
     let url = one.url("kept");
     one.kill().unwrap();

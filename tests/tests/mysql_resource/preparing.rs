@@ -69,7 +69,7 @@ async fn a_deadlock_turns_the_branch_down_though_its_error_was_swallowed() {
         Ok(()) => (two, open_two, one, open_one),
     };
     let reason = reason(site.prepare(&victim, open_victim).await);
-    assert!(reason.contains("deadlock"), "{reason}");
+    assert!(reason.contains("had failed before"), "{reason}");
     assert_eq!(site.prepare(&winner, open_winner).await, Prepared::Yes);
     assert_eq!(site.commit(&winner).await, Ok(Fate::Committed));
     assert_eq!((site.amount(1).await, site.amount(2).await), (99, 99));
@@ -112,11 +112,9 @@ async fn a_service_can_not_commit_inside_of_a_branch() {
         "LOCK TABLES account WRITE",
         "FLUSH STATUS",
         "SET autocommit = 0; SET autocommit = 1",
-        "XA COMMIT 'x' ONE PHASE",
     ] {
         let error = run(&mut open, statement).await.unwrap_err();
-        let error = error.to_string();
-        assert!(error.contains("1399") || error.contains("1397"), "{statement}: {error}");
+        assert!(error.to_string().contains("1399"), "{statement}: {error}");
     }
     // Nothing of it was done, and nothing was undone.
     assert_eq!(site.prepare(&branch, open).await, Prepared::Yes);

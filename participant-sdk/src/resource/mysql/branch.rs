@@ -12,12 +12,13 @@ use std::time::Duration;
 
 use fail::fail_point;
 use lockstep_proto::LogPosition;
+use sqlx::mysql::MySqlDatabaseError;
 use sqlx::{MySqlPool, Row as _, SqlStr};
 use tokio::time::Instant;
 
 use super::connection::{Failure, Lease, Reply};
 use super::recovery;
-use super::refusal::{WORK_OUTSIDE, words};
+use super::refusal::{NOT_TRIED, WORK_OUTSIDE, words};
 use super::session::{KillOnDrop, Session};
 use super::sql::{self, Schema};
 use crate::resource::{BranchId, Fate, Prepared, ResourceError, Unresolved};
@@ -104,13 +105,6 @@ impl Counters {
     }
 }
 
-impl Counters {
-    /// A branch can be committed only behind XA END.
-    fn has_committed_since(self, before: Self) -> bool {
-        self.commits != before.commits && self.xa != before.xa
-    }
-}
-
 /// Begins a branch on a connection of the service's pool.
 pub(super) async fn begin(
     pool: &MySqlPool,
@@ -181,28 +175,15 @@ async fn write_evidence(open: &mut OpenBranch, schema: &Schema, position: &LogPo
     let sql = schema.write_evidence(&open.branch, position, open.deadline_micros, PAUSE);
     let reply = match open.run(sql).await {
         Ok(reply) => reply,
-        Err(Failure::Refused(error)) => return why_refused(open, words(&error)).await,
+        Err(Failure::Refused(error)) => return why_refused(open, &error).await,
         Err(Failure::Lost(why)) => return Readiness::Unfit(format!("the branch was not prepared: {why}")),
     };
     let Some(now) = Counters::of(&reply) else {
         return Readiness::Unfit("the database does not say what happened in the branch".to_owned());
     };
     let before = open.counters;
-    if now.has_committed_since(before) {
-        return Readiness::Committed(COMMITTED_BY_SERVICE.to_owned());
-    }
-    if now.xa != before.xa {
-        return Readiness::Unfit(
-            "the service ended the branch's local transaction itself (XA statements on the branch's connection)"
-                .to_owned(),
-        );
-    }
-    if now.undone != before.undone {
-        return Readiness::Unfit(
-            "a statement of this branch had failed before, and the service did not say so; it has to return the error, \
-             or to use a statement that does not fail, such as INSERT … ON DUPLICATE KEY UPDATE"
-                .to_owned(),
-        );
+    if let Some(why_not) = now.ended_since(before).or_else(|| now.failed_since(before)) {
+        return why_not;
     }
     if reply
         .rows
@@ -218,18 +199,42 @@ async fn write_evidence(open: &mut OpenBranch, schema: &Schema, position: &LogPo
     if now.rows == before.rows { Readiness::NothingWritten } else { Readiness::Ready }
 }
 
-const COMMITTED_BY_SERVICE: &str = "the service committed the branch's local transaction itself (XA statements on the branch's \
-     connection): what it committed stays committed, what it did afterwards is rolled back";
-
-/// The evidence was refused; that may be because the service has committed by itself.
-async fn why_refused(open: &mut OpenBranch, why: String) -> Readiness {
-    let before = open.counters;
-    match open.run(sql::counters()).await {
-        Ok(reply) if Counters::of(&reply).is_some_and(|now| now.has_committed_since(before)) => {
-            Readiness::Committed(COMMITTED_BY_SERVICE.to_owned())
+impl Counters {
+    /// Why a branch must not commit that its service has ended itself.
+    fn ended_since(self, before: Self) -> Option<Readiness> {
+        // Without XA END nothing can have been committed.
+        if self.xa == before.xa {
+            return None;
         }
-        Ok(_) | Err(_) => Readiness::Unfit(why),
+        let ended = "the service ended the branch's local transaction itself (XA statements on the branch's connection)";
+        if self.commits == before.commits {
+            return Some(Readiness::Unfit(ended.to_owned()));
+        }
+        Some(Readiness::Committed(format!(
+            "{ended}: what it committed stays committed, what it did afterwards is rolled back"
+        )))
     }
+
+    /// Why a branch must not commit of which a statement was undone.
+    fn failed_since(self, before: Self) -> Option<Readiness> {
+        (self.undone != before.undone).then(|| {
+            Readiness::Unfit(
+                "a statement of this branch had failed before, and the service did not say so; it has to return the \
+                 error, or to use a statement that does not fail, such as INSERT … ON DUPLICATE KEY UPDATE"
+                    .to_owned(),
+            )
+        })
+    }
+}
+
+/// The evidence was refused; that may follow from what happened in the branch before.
+async fn why_refused(open: &mut OpenBranch, error: &MySqlDatabaseError) -> Readiness {
+    let before = open.counters;
+    let counted = open.run(sql::counters()).await.ok().and_then(|reply| Counters::of(&reply));
+    let ended = counted.and_then(|now| now.ended_since(before));
+    // The refusal itself counts as a statement that was undone, unless the server did not even try.
+    let failed = || counted.filter(|_| NOT_TRIED.contains(&error.number()))?.failed_since(before);
+    ended.or_else(failed).unwrap_or_else(|| Readiness::Unfit(words(error)))
 }
 
 /// Keeps that this branch can be brought to neither end.
