@@ -28,7 +28,7 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum What {
-    /// SIGKILL at every crash point, to a commit and to a rollback, over SQLite and PostgreSQL
+    /// SIGKILL at every crash point, to a commit and to a rollback, over SQLite, PostgreSQL and MariaDB
     Crashes(Crashes),
     /// Every kind of database, every way of a transaction, every fault: SIGKILL of participant or server, connections cut
     Resources(Resources),

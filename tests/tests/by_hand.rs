@@ -136,9 +136,19 @@ fn commit_prepared_by_hand_in_postgresql_is_on_record() {
     rolled_back_but_committed_by_hand(Database::Postgres, "ROLLBACK PREPARED");
 }
 
-/// Two banks over files; the first dies when it hears that its prepared branch is to commit, something is done to its file, and it
-/// comes back.
-fn while_it_was_dead(by_hand: impl FnOnce(&World, &Path)) -> (World, tempfile::TempDir, u64) {
+#[test]
+fn xa_rollback_by_hand_in_mariadb_is_on_record() {
+    committed_but_rolled_back_by_hand(Database::MariaDb, "XA COMMIT");
+}
+
+#[test]
+fn xa_commit_by_hand_in_mariadb_is_on_record() {
+    rolled_back_but_committed_by_hand(Database::MariaDb, "XA ROLLBACK");
+}
+
+/// Two banks without a server; the first dies when it hears that its prepared branch is to commit, something is done to its files,
+/// and it comes back. The transaction's end, with the directory that they are in.
+fn while_it_was_dead(kind: Database, by_hand: impl FnOnce(&World, &Path)) -> (World, tempfile::TempDir, u64) {
     let stage = stage();
     let directory = tempfile::tempdir().unwrap();
     let cell = directory.path().join("cell");
@@ -146,20 +156,25 @@ fn while_it_was_dead(by_hand: impl FnOnce(&World, &Path)) -> (World, tempfile::T
         Fuse { point: "sdk-decision-received".to_owned(), nth: 2, marker: directory.path().join("crash") };
     let first = Who::Bank(0);
     let mut world = World::start(&stage.roles, &cell, &[], None, None).unwrap();
-    for (bank, doomed) in [(BANKS[0], Some((first, &fuse))), (BANKS[1], None)] {
-        let books = world.block_on(Books::in_sqlite(bank, cell.join(format!("{bank}.db")))).unwrap();
-        world.start_bank(books, doomed).unwrap();
-    }
+    let tested = cell.join(BANKS[0]);
+    let books = match kind {
+        Database::Own => world.block_on(Books::in_ledger(BANKS[0], tested.clone())).unwrap(),
+        Database::Sqlite => world.block_on(Books::in_sqlite(BANKS[0], tested.clone())).unwrap(),
+        Database::Postgres | Database::MariaDb => panic!("it has a server"),
+    };
+    world.start_bank(books, Some((first, &fuse))).unwrap();
+    let books = world.block_on(Books::in_sqlite(BANKS[1], cell.join("other.db"))).unwrap();
+    world.start_bank(books, None).unwrap();
     world.start_client(&[Plan::Commit], false, None).unwrap();
     assert_eq!(world.wait_for_death(first, &fuse.point, PATIENCE).unwrap(), Reaped::KILLED);
-    by_hand(&world, &cell.join(format!("{}.db", BANKS[0])));
+    by_hand(&world, &tested);
     world.restart(first, None).unwrap();
     (world, directory, fuse.fired_at().unwrap())
 }
 
 #[test]
 fn a_journal_deleted_by_hand_in_sqlite_is_on_record() {
-    let (mut world, _directory, at) = while_it_was_dead(|_, file| {
+    let (mut world, _directory, at) = while_it_was_dead(Database::Sqlite, |_, file| {
         let mut journal = file.as_os_str().to_owned();
         journal.push("-lockstep");
         fs::remove_file(journal).unwrap();
@@ -173,12 +188,29 @@ fn a_journal_deleted_by_hand_in_sqlite_is_on_record() {
 
 #[test]
 fn a_row_changed_by_hand_in_sqlite_is_on_record_and_not_overwritten() {
-    let (mut world, _directory, at) = while_it_was_dead(|world, _| {
+    let (mut world, _directory, at) = while_it_was_dead(Database::Sqlite, |world, _| {
         world.block_on(world.banks[0].books.execute("UPDATE accounts SET balance = balance + 1")).unwrap();
     });
     let torn = Torn::look(&mut world, "", at);
     assert_eq!(torn.seen.found(&torn.gtrid), Found::Torn, "its journal does not fit the row any more");
     torn.assert_it_is_on_record(BANKS[0], "hazard");
     assert_eq!(torn.seen.pages[0].wrong_accounts.len(), 4, "what the hand wrote is there");
+    world.remove().unwrap();
+}
+
+#[test]
+fn a_prepared_record_deleted_by_hand_in_a_store_of_ones_own_is_on_record() {
+    let (mut world, _directory, at) = while_it_was_dead(Database::Own, |_, directory| {
+        let ledger = directory.join("ledger");
+        let text = fs::read_to_string(&ledger).unwrap();
+        // It was prepared last of all.
+        let at = text.rfind("\"record\":\"prepared\"").unwrap();
+        let line = text[..at].rfind('\n').unwrap() + 1;
+        fs::write(&ledger, &text[..line]).unwrap();
+    });
+    let torn = Torn::look(&mut world, "", at);
+    assert_eq!(torn.seen.contradictions(), Vec::<String>::new());
+    assert_eq!(torn.seen.found(&torn.gtrid), Found::Torn, "nobody repairs it");
+    torn.assert_it_is_on_record(BANKS[0], "rolled-back");
     world.remove().unwrap();
 }

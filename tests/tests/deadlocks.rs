@@ -94,18 +94,28 @@ fn deadlock(kinds: [Database; 2]) -> Vec<String> {
     errors
 }
 
-/// Says of each error which lock was waited for, in which bank, and until when.
-fn assert_explained(errors: &[String], lock: &str) {
+/// Says of each error in which bank a lock was waited for, which one, and until when.
+fn assert_explained(errors: &[String], locks: [&str; 2]) {
     for error in errors {
-        assert!(BANKS.iter().any(|bank| error.contains(&format!("waited in {bank} for "))), "{error}");
-        assert!(error.contains(lock), "{error}");
-        assert!(error.contains("until its deadline"), "{error}");
+        let mut banks = BANKS.into_iter().zip(locks);
+        let lock = banks.find(|(bank, _)| error.contains(&format!("waited in {bank} for ")));
+        let (_, lock) = lock.unwrap_or_else(|| panic!("it does not say where: {error}"));
+        assert!(error.contains(lock), "it does not say for what: {error}");
+        assert!(error.contains("until its deadline"), "it does not say until when: {error}");
     }
 }
+
+const NAMED_BY_POSTGRESQL: &str = "a lock (while updating tuple (0,2) in relation \"accounts\")";
+const NOT_NAMED_BY_MARIADB: &str = "a lock on a row or a table of the statement that failed";
 
 #[test]
 fn a_deadlock_over_two_postgresql_servers_ends_with_the_deadlines_and_is_explained() {
     let errors = deadlock([Database::Postgres, Database::Postgres]);
-    println!("{errors:#?}");
-    assert_explained(&errors, "while updating tuple (0,2) in relation \"accounts\"");
+    assert_explained(&errors, [NAMED_BY_POSTGRESQL; 2]);
+}
+
+#[test]
+fn a_deadlock_over_postgresql_and_mariadb_ends_with_the_deadlines_and_is_explained() {
+    let errors = deadlock([Database::Postgres, Database::MariaDb]);
+    assert_explained(&errors, [NAMED_BY_POSTGRESQL, NOT_NAMED_BY_MARIADB]);
 }

@@ -5,7 +5,7 @@ use crate::harness::books::Database;
 use crate::trial::checker::Expected;
 
 /// The kinds of database, from the first column of the README's table to its last row.
-pub const DATABASES: [Database; 4] = [Database::Postgres, Database::Mariadb, Database::Sqlite, Database::Own];
+pub const DATABASES: [Database; 4] = [Database::Postgres, Database::MariaDb, Database::Sqlite, Database::Own];
 
 /// The ways that a transaction takes through the bank under test.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -145,7 +145,7 @@ pub const fn impossible(database: Database, fault: Fault) -> Option<&'static str
              each record instead",
         ),
         (Database::Sqlite | Database::Own, Fault::Clean | Fault::ParticipantKilled)
-        | (Database::Postgres | Database::Mariadb, _) => None,
+        | (Database::Postgres | Database::MariaDb, _) => None,
     }
 }
 
@@ -163,7 +163,7 @@ const fn postgres(
 }
 
 const fn mariadb(way: Way, name: &'static str, text: &'static str, answers: &'static [&'static str]) -> Step {
-    Step::new(Database::Mariadb, way, name, text, answers)
+    Step::new(Database::MariaDb, way, name, text, answers)
 }
 
 impl Step {

@@ -50,7 +50,7 @@ impl Stage {
         drop(idle);
         match kind {
             Database::Sqlite | Database::Own => Ok(None),
-            Database::Mariadb => Ok(Some(Server::Mariadb(MariaDbServer::start()?))),
+            Database::MariaDb => Ok(Some(Server::Mariadb(MariaDbServer::start()?))),
             Database::Postgres => Ok(Some(Server::Postgres(PostgresServer::start()?))),
         }
     }
@@ -71,7 +71,7 @@ impl Server {
     const fn kind(&self) -> Database {
         match self {
             Self::Postgres(_) => Database::Postgres,
-            Self::Mariadb(_) => Database::Mariadb,
+            Self::Mariadb(_) => Database::MariaDb,
         }
     }
 

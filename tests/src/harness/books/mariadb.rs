@@ -1,111 +1,136 @@
-//! Books in a database of a MariaDB server. XA branches are of the whole server, so a server has the books of one cell at a time.
-
-use std::time::Duration;
+//! Books in a database of a MariaDB server. Branches there are the whole server's, so whose they are follows from their names.
 
 use sqlx::mysql::{MySqlConnection, MySqlRow};
 use sqlx::{AssertSqlSafe, Connection as _, Row as _};
 
-use super::super::clock::now;
-use super::super::{Failed, Result};
+use super::OPENING_BALANCE;
+use crate::harness::{Failed, Result};
 
-/// As for the other databases; a text that is a key has a length, and no constraint waits for the end.
-const SCHEMA: &str = "CREATE TABLE accounts (number BIGINT PRIMARY KEY, balance BIGINT NOT NULL); \
-     CREATE TABLE transfers (transfer VARCHAR(100) PRIMARY KEY, account BIGINT NOT NULL, amount BIGINT NOT NULL); \
-     CREATE TABLE foreign_work (name VARCHAR(100)); \
-     INSERT INTO accounts (number, balance) VALUES (0, 1000), (1, 1000), (2, 1000), (3, 1000)";
+/// What the SDK gives to its branches as their format.
+const FORMAT: i64 = 1_819_239_275;
 
-/// The format id of Lockstep, and one of nobody in particular.
-const FORMATS: [u32; 2] = [0x6c6f_636b, 7];
-/// How long a server may take to notice that whoever prepared a branch is gone; nobody else can finish it before.
-const TO_NOTICE: Duration = Duration::from_secs(10);
+/// A row without its `reasons` is refused at once: what a bank that swallows this error has in its branch can't be prepared.
+const SCHEMA: &[&str] = &[
+    "CREATE TABLE accounts (number BIGINT PRIMARY KEY, balance BIGINT NOT NULL)",
+    "CREATE TABLE transfers (transfer VARCHAR(64) PRIMARY KEY, account BIGINT NOT NULL, amount BIGINT NOT NULL)",
+    "CREATE TABLE reasons (number BIGINT PRIMARY KEY)",
+    "CREATE TABLE refusals (reason BIGINT NOT NULL, FOREIGN KEY (reason) REFERENCES reasons (number))",
+    "CREATE TABLE foreign_work (name VARCHAR(200))",
+];
 
-/// A prepared branch: its format id, its gtrid, its bqual.
-type Xid = (u32, String, String);
-
-pub(super) async fn make(url: &str) -> Result<()> {
-    execute(url, SCHEMA).await
-}
-
-pub(super) async fn execute(url: &str, sql: &str) -> Result<()> {
+/// Sets the books up in an empty database.
+pub(super) async fn set_up(url: &str) -> Result<()> {
     let mut connection = connect(url).await?;
-    run(&mut connection, sql).await?;
-    connection.close().await.map_err(Failed::because(url))
-}
-
-/// Rows of a text and a number.
-pub(super) async fn pairs(url: &str, sql: &str) -> Result<Vec<(String, i64)>> {
-    let cannot = || Failed::because(format!("{url}: {sql}"));
-    let mut connection = connect(url).await?;
-    let rows = sqlx::raw_sql(AssertSqlSafe(sql)).fetch_all(&mut connection).await.map_err(cannot())?;
-    let pair = |row: &MySqlRow| Ok((row.try_get_unchecked(0)?, row.try_get_unchecked(1)?));
-    rows.iter().map(pair).collect::<sqlx::Result<_>>().map_err(cannot())
-}
-
-/// Prepares these.
-pub(super) async fn plant(url: &str, foreign: &[Xid]) -> Result<()> {
-    for xid in foreign {
-        let name = text(xid);
-        let work = format!(
-            "XA START {name}; INSERT INTO foreign_work VALUES ('planted'); XA END {name}; XA PREPARE {name}"
-        );
-        execute(url, &work).await?;
+    for statement in SCHEMA {
+        execute(&mut connection, statement).await?;
+    }
+    for number in 0..super::ACCOUNTS {
+        let sql = format!("INSERT INTO accounts (number, balance) VALUES ({number}, {OPENING_BALANCE})");
+        execute(&mut connection, &sql).await?;
     }
     Ok(())
 }
 
-/// What is nobody's business of the bank of this name in this database.
-pub(super) fn foreign(bank: &str, database: &str) -> Vec<Xid> {
-    let [ours, theirs] = FORMATS;
-    // The number of a database, behind its last `_`, tells those of a run apart.
+/// The branches of ours that are prepared for `bank`, by the cluster that its database belongs to. A name is what XA statements
+/// take.
+pub(super) async fn prepared(url: &str, bank: &str) -> Result<Vec<String>> {
+    let mut connection = connect(url).await?;
+    let unreadable = || Failed::because(format!("{url}: the cluster of {bank}"));
+    // Without the table it has never attached.
+    let tables = "SELECT count(*) FROM information_schema.tables \
+                  WHERE table_schema = DATABASE() AND table_name = 'lockstep_identity'";
+    let tables: i64 = sqlx::query_scalar(tables).fetch_one(&mut connection).await.map_err(unreadable())?;
+    if tables == 0 {
+        return Ok(Vec::new());
+    }
+    let cluster = "SELECT cluster FROM lockstep_identity WHERE cluster IS NOT NULL";
+    let cluster: Option<String> =
+        sqlx::query_scalar(cluster).fetch_optional(&mut connection).await.map_err(unreadable())?;
+    let Some(cluster) = cluster else { return Ok(Vec::new()) };
+    let ours = format!("'{cluster}:");
+    let (bank, format) = (format!("','{bank}."), format!("',{FORMAT}"));
+    let is_ours = |name: &String| name.starts_with(&ours) && name.contains(&bank) && name.ends_with(&format);
+    Ok(all_prepared(&mut connection).await?.into_iter().filter(is_ours).collect())
+}
+
+/// Prepares these names.
+pub(super) async fn plant(url: &str, names: &[String]) -> Result<()> {
+    for name in names {
+        let quoted = name.replace('\'', "''");
+        let work = format!("INSERT INTO foreign_work VALUES ('{quoted}')");
+        run(url, &format!("XA START {name}; {work}; XA END {name}; XA PREPARE {name}")).await?;
+    }
+    Ok(())
+}
+
+/// Those of these names that are not prepared.
+pub(super) async fn missing(url: &str, names: Vec<String>) -> Result<Vec<String>> {
+    let all = all_prepared(&mut connect(url).await?).await?;
+    Ok(names.into_iter().filter(|name| !all.contains(name)).collect())
+}
+
+/// Runs statements, and ends the session: nobody else can do anything with what it has prepared before that.
+pub(super) async fn run(url: &str, sql: &str) -> Result<()> {
+    let mut connection = connect(url).await?;
+    execute(&mut connection, sql).await?;
+    connection.close().await.map_err(Failed::because("the session does not end"))
+}
+
+/// Removes the database, and rolls back these branches, which would keep it.
+pub(super) async fn remove(url: &str, names: &[String]) -> Result<()> {
+    let mut connection = connect(url).await?;
+    for name in names {
+        execute(&mut connection, &format!("XA ROLLBACK {name}")).await?;
+    }
+    let database = database(url);
+    execute(&mut connection, &format!("DROP DATABASE `{database}`")).await
+}
+
+/// What is planted: a branch of another product, and one of another cluster of Lockstep for a resource manager of this name.
+/// Names are of the whole server, so each database has its own.
+pub(super) fn foreign_names(url: &str, bank: &str) -> Vec<String> {
+    let database = database(url);
+    // The number of a database, behind its last `_`, tells the two of a cell and all of a run apart.
     let number: u64 = database.rsplit('_').next().and_then(|digits| digits.parse().ok()).unwrap_or_default();
     vec![
-        (theirs, format!("somebody-elses:{database}"), "b".to_owned()),
-        (ours, "00000000:1.0192f0c1a2b37c3d8e4f5a6b7c8d9e0f".to_owned(), format!("{bank}.{number:016x}")),
+        format!("'somebody-elses','{database}',1"),
+        format!("'00000000:1.0192f0c1a2b37c3d8e4f5a6b7c8d9e0f','{bank}.{number:016x}',{FORMAT}"),
     ]
 }
 
-/// All that is prepared in the server.
-pub(super) async fn prepared(url: &str) -> Result<Vec<Xid>> {
-    let cannot = || Failed::because(format!("{url}: XA RECOVER"));
+/// Rows of a text and a number. `sql` as for the other databases.
+pub(super) async fn pairs(url: &str, sql: &str) -> Result<Vec<(String, i64)>> {
+    let sql = sql.replace("AS TEXT)", "AS CHAR)").replace("AS BIGINT)", "AS SIGNED)");
+    let cannot = || Failed::because(format!("{url}: {sql}"));
     let mut connection = connect(url).await?;
-    let rows = sqlx::raw_sql("XA RECOVER").fetch_all(&mut connection).await.map_err(cannot())?;
-    rows.iter().map(|row| xid(row).map_err(cannot())).collect()
+    let rows = sqlx::query(AssertSqlSafe(sql.clone())).fetch_all(&mut connection).await.map_err(cannot())?;
+    let pair = |row: &MySqlRow| Ok((row.try_get(0)?, row.try_get(1)?));
+    rows.iter().map(pair).collect::<sqlx::Result<_>>().map_err(cannot())
 }
 
-fn xid(row: &MySqlRow) -> sqlx::Result<Xid> {
-    let format: i64 = row.try_get("formatID")?;
-    let length: i64 = row.try_get("gtrid_length")?;
-    let data: &[u8] = row.try_get_unchecked("data")?;
-    let (gtrid, bqual) = data.split_at(usize::try_from(length).unwrap_or_default().min(data.len()));
-    let [gtrid, bqual] = [gtrid, bqual].map(|bytes| String::from_utf8_lossy(bytes).into_owned());
-    Ok((u32::try_from(format).unwrap_or_default(), gtrid, bqual))
+async fn all_prepared(connection: &mut MySqlConnection) -> Result<Vec<String>> {
+    let cannot = || Failed::because("prepared branches can't be listed");
+    let rows = sqlx::raw_sql("XA RECOVER").fetch_all(connection).await.map_err(cannot())?;
+    let name = |row: &MySqlRow| -> sqlx::Result<String> {
+        let data: &[u8] = row.try_get_unchecked("data")?;
+        let length: i64 = row.try_get("gtrid_length")?;
+        let format: i64 = row.try_get("formatID")?;
+        let (gtrid, bqual) = data.split_at(usize::try_from(length).unwrap_or(0));
+        let (gtrid, bqual) = (String::from_utf8_lossy(gtrid), String::from_utf8_lossy(bqual));
+        Ok(format!("'{gtrid}','{bqual}',{format}"))
+    };
+    rows.iter().map(name).collect::<sqlx::Result<_>>().map_err(cannot())
 }
 
-pub(super) fn text((format, gtrid, bqual): &Xid) -> String {
-    format!("'{gtrid}','{bqual}',{format}")
-}
-
-/// Rolls back all that is prepared, and removes the database.
-pub(super) async fn remove(url: &str, database: &str) -> Result<()> {
-    let mut connection = connect(url).await?;
-    let begun = now();
-    for xid in prepared(url).await? {
-        let sql = format!("XA ROLLBACK {}", text(&xid));
-        while let Err(error) = run(&mut connection, &sql).await {
-            if begun.elapsed() > TO_NOTICE {
-                return Err(error);
-            }
-            tokio::time::sleep(Duration::from_millis(10)).await;
-        }
-    }
-    run(&mut connection, &format!("DROP DATABASE `{database}`")).await
-}
-
-async fn run(connection: &mut MySqlConnection, sql: &str) -> Result<()> {
-    let ran = sqlx::raw_sql(AssertSqlSafe(sql)).execute(connection).await;
-    ran.map(drop).map_err(Failed::because(sql))
+fn database(url: &str) -> &str {
+    url.rsplit('/').next().unwrap_or_default()
 }
 
 async fn connect(url: &str) -> Result<MySqlConnection> {
     MySqlConnection::connect(url).await.map_err(Failed::because(format!("no connection to {url}")))
+}
+
+async fn execute(connection: &mut MySqlConnection, sql: &str) -> Result<()> {
+    let done = sqlx::raw_sql(AssertSqlSafe(sql)).execute(connection).await;
+    done.map(drop).map_err(Failed::because(sql))
 }

@@ -24,7 +24,8 @@ pub enum Database {
     /// A database of a PostgreSQL server.
     Postgres,
     /// A database of a MariaDB server.
-    Mariadb,
+    #[value(name = "mariadb")]
+    MariaDb,
     /// A ledger of reservations: a store of one's own.
     Own,
 }
@@ -36,7 +37,7 @@ impl Database {
         match self {
             Self::Sqlite => "sqlite",
             Self::Postgres => "postgres",
-            Self::Mariadb => "mariadb",
+            Self::MariaDb => "mariadb",
             Self::Own => "own",
         }
     }
@@ -74,7 +75,7 @@ pub struct Books {
 enum Place {
     Sqlite(PathBuf),
     Postgres(String),
-    Mariadb(String),
+    MariaDb(String),
     /// Its directory.
     Own(PathBuf),
 }
@@ -131,8 +132,8 @@ impl Books {
     pub async fn in_mariadb(bank: &str, server: &MariaDbServer, database: &str) -> Result<Self> {
         server.create_database(database)?;
         let url = server.url(database);
-        mariadb::make(&url).await?;
-        Ok(Self { bank: bank.to_owned(), place: Place::Mariadb(url), through: None })
+        mariadb::set_up(&url).await?;
+        Ok(Self { bank: bank.to_owned(), place: Place::MariaDb(url), through: None })
     }
 
     /// New books in a ledger in this directory, which is made.
@@ -157,9 +158,9 @@ impl Books {
         match (&self.place, self.through) {
             (Place::Sqlite(file), _) => format!("sqlite:{}", file.display()),
             (Place::Own(directory), _) => format!("ledger:{}", directory.display()),
-            (Place::Postgres(url) | Place::Mariadb(url), None) => url.clone(),
+            (Place::Postgres(url) | Place::MariaDb(url), None) => url.clone(),
             (Place::Postgres(url), Some(port)) => format!("{}?sslmode=disable", at_port(url, port)),
-            (Place::Mariadb(url), Some(port)) => format!("{}?ssl-mode=DISABLED", at_port(url, port)),
+            (Place::MariaDb(url), Some(port)) => format!("{}?ssl-mode=DISABLED", at_port(url, port)),
         }
     }
 
@@ -169,7 +170,7 @@ impl Books {
         match self.place {
             Place::Sqlite(_) => Database::Sqlite,
             Place::Postgres(_) => Database::Postgres,
-            Place::Mariadb(_) => Database::Mariadb,
+            Place::MariaDb(_) => Database::MariaDb,
             Place::Own(_) => Database::Own,
         }
     }
@@ -179,21 +180,20 @@ impl Books {
     /// # Errors
     /// If they can't be read.
     pub async fn read(&self) -> Result<Page> {
-        let [text, number] = match &self.place {
-            Place::Own(directory) => return ledger::read(directory),
-            Place::Sqlite(_) | Place::Postgres(_) => ["TEXT", "BIGINT"],
-            Place::Mariadb(_) => ["CHAR", "SIGNED"],
-        };
+        if let Place::Own(directory) = &self.place {
+            return ledger::read(directory);
+        }
         let transfers = self.pairs("SELECT transfer, amount FROM transfers").await?.into_iter().collect();
-        let moved =
-            format!("SELECT CAST(sum(t.amount) AS {number}) FROM transfers t WHERE t.account = a.number");
-        let opening = format!("a.balance - COALESCE(({moved}), 0)");
-        let balances =
-            self.pairs(&format!("SELECT CAST(a.number AS {text}), {opening} FROM accounts a")).await?;
+        let balances = self
+            .pairs(
+                "SELECT CAST(a.number AS TEXT), \
+                 a.balance - COALESCE((SELECT CAST(sum(t.amount) AS BIGINT) FROM transfers t WHERE t.account = a.number), 0) \
+                 FROM accounts a",
+            )
+            .await?;
         let wrong = balances.iter().filter(|(_, opening)| *opening != OPENING_BALANCE);
         let wrong_accounts = wrong.map(|(number, _)| number.parse().unwrap_or(-1)).collect();
-        let total = format!("SELECT 'total', CAST(sum(balance) AS {number}) FROM accounts");
-        let total = self.pairs(&total).await?;
+        let total = self.pairs("SELECT 'total', CAST(sum(balance) AS BIGINT) FROM accounts").await?;
         Ok(Page { transfers, total: total.iter().map(|(_, sum)| sum).sum(), wrong_accounts })
     }
 
@@ -206,7 +206,8 @@ impl Books {
         let all = match &self.place {
             Place::Sqlite(file) => return Ok(journal_entry(file)?.into_iter().collect()),
             Place::Own(directory) => return ledger::prepared(directory),
-            Place::Postgres(_) | Place::Mariadb(_) => self.all_prepared().await?,
+            Place::MariaDb(url) => return mariadb::prepared(url, &self.bank).await,
+            Place::Postgres(_) => self.all_prepared().await?,
         };
         Ok(all.into_iter().filter(|name| !foreign.contains(name)).collect())
     }
@@ -237,7 +238,7 @@ impl Books {
                 sqlx::raw_sql(AssertSqlSafe(sql)).execute(&mut connection).await.map_err(cannot())?;
                 connection.close().await.map_err(cannot())
             }
-            Place::Mariadb(url) => mariadb::execute(url, sql).await,
+            Place::MariaDb(url) => mariadb::run(url, sql).await,
             Place::Own(_) => Err(Failed::new("a ledger takes no statements")),
         }
     }
@@ -250,8 +251,8 @@ impl Books {
     pub async fn plant_foreign(&self) -> Result<()> {
         match &self.place {
             Place::Sqlite(_) | Place::Own(_) => return Ok(()),
-            Place::Mariadb(url) => {
-                return mariadb::plant(url, &mariadb::foreign(&self.bank, name_in(url))).await;
+            Place::MariaDb(url) => {
+                return mariadb::plant(url, &self.foreign_names()).await;
             }
             Place::Postgres(_) => {}
         }
@@ -270,8 +271,10 @@ impl Books {
     /// If it can't be looked at.
     pub async fn foreign_missing(&self) -> Result<Vec<String>> {
         let foreign = self.foreign_names();
-        if foreign.is_empty() {
-            return Ok(Vec::new());
+        match &self.place {
+            Place::Sqlite(_) | Place::Own(_) => return Ok(Vec::new()),
+            Place::MariaDb(url) => return mariadb::missing(url, foreign).await,
+            Place::Postgres(_) => {}
         }
         let all = self.all_prepared().await?;
         Ok(foreign.into_iter().filter(|name| !all.contains(name)).collect())
@@ -284,7 +287,10 @@ impl Books {
     pub async fn remove(&self) -> Result<()> {
         let url = match &self.place {
             Place::Sqlite(_) | Place::Own(_) => return Ok(()),
-            Place::Mariadb(url) => return mariadb::remove(url, name_in(url)).await,
+            Place::MariaDb(url) => {
+                let prepared = [self.foreign_names(), self.prepared().await?].concat();
+                return mariadb::remove(url, &prepared).await;
+            }
             Place::Postgres(url) => url,
         };
         let cannot = || Failed::because(format!("{url} cannot be removed"));
@@ -302,9 +308,7 @@ impl Books {
     fn foreign_names(&self) -> Vec<String> {
         let url = match &self.place {
             Place::Sqlite(_) | Place::Own(_) => return Vec::new(),
-            Place::Mariadb(url) => {
-                return mariadb::foreign(&self.bank, name_in(url)).iter().map(mariadb::text).collect();
-            }
+            Place::MariaDb(url) => return mariadb::foreign_names(url, &self.bank),
             Place::Postgres(url) => url,
         };
         let database = name_in(url);
@@ -317,11 +321,7 @@ impl Books {
         ]
     }
 
-    /// Everybody's, in the database, or where that can't be told, in the server.
     async fn all_prepared(&self) -> Result<Vec<String>> {
-        if let Place::Mariadb(url) = &self.place {
-            return Ok(mariadb::prepared(url).await?.iter().map(mariadb::text).collect());
-        }
         let sql = "SELECT gid, 0::BIGINT FROM pg_prepared_xacts WHERE database = current_database()";
         Ok(self.pairs(sql).await?.into_iter().map(|(name, _)| name).collect())
     }
@@ -334,25 +334,23 @@ impl Books {
     }
 
     /// Rows of a text and a number.
-    async fn pairs(&self, sql: &str) -> Result<Vec<(String, i64)>> {
+    async fn pairs(&self, sql: &'static str) -> Result<Vec<(String, i64)>> {
         let cannot = || Failed::because(format!("{}: {sql}", self.url()));
         match &self.place {
             Place::Sqlite(file) => {
                 let options = sqlite_options(file).read_only(true);
                 let mut connection = SqliteConnection::connect_with(&options).await.map_err(cannot())?;
-                let rows =
-                    sqlx::query(AssertSqlSafe(sql)).fetch_all(&mut connection).await.map_err(cannot())?;
+                let rows = sqlx::query(sql).fetch_all(&mut connection).await.map_err(cannot())?;
                 rows.iter()
                     .map(|row| Ok((row.try_get(0)?, row.try_get(1)?)))
                     .collect::<sqlx::Result<_>>()
                     .map_err(cannot())
             }
-            Place::Mariadb(url) => mariadb::pairs(url, sql).await,
+            Place::MariaDb(url) => mariadb::pairs(url, sql).await,
             Place::Own(_) => Err(Failed::new("a ledger takes no statements")),
             Place::Postgres(_) => {
                 let mut connection = self.connect_postgres().await?;
-                let rows =
-                    sqlx::query(AssertSqlSafe(sql)).fetch_all(&mut connection).await.map_err(cannot())?;
+                let rows = sqlx::query(sql).fetch_all(&mut connection).await.map_err(cannot())?;
                 rows.iter()
                     .map(|row| Ok((row.try_get(0)?, row.try_get(1)?)))
                     .collect::<sqlx::Result<_>>()
