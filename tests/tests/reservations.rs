@@ -62,10 +62,8 @@ async fn reservations_are_part_of_a_transaction() {
     let roles = Roles::played_by(env!("CARGO_BIN_EXE_prove"));
     let mut lockstep = Coordinator::start(&roles, directory.path(), &[], None).unwrap();
     lockstep.expect_it_serves().unwrap();
-    let (near, far) = tokio::join!(
-        Shop::start(directory.path(), "near", &lockstep.url()),
-        Shop::start(directory.path(), "far", &lockstep.url()),
-    );
+    let near = Shop::start(directory.path(), "near", &lockstep.url()).await;
+    let far = Shop::start(directory.path(), "far", &lockstep.url()).await;
     let client = lockstep::Client::connect(lockstep.url()).await.unwrap();
 
     let tx = client.begin("move").start().await.unwrap();

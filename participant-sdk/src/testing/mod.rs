@@ -5,41 +5,51 @@
 //!
 //! ```no_run
 //! # #[cfg(feature = "sqlite")] mod example {
-//! use lockstep::testing::{Subject, contract};
-//! # use lockstep::Sqlite;
-//! # use sqlx::SqliteConnection;
+//! use std::sync::atomic::{AtomicUsize, Ordering};
 //!
-//! struct Files { directory: std::path::PathBuf }
+//! use lockstep::Sqlite;
+//! use lockstep::testing::{Subject, contract};
+//! use sqlx::{SqliteConnection, SqlitePool};
+//!
+//! /// SQLite files in a directory.
+//! struct Files { directory: std::path::PathBuf, made: AtomicUsize }
 //!
 //! impl Subject for Files {
 //!     type Resource = Sqlite;
 //!
+//!     // A new store for each rule: its address is all that a child process gets.
 //!     async fn create(&self) -> String {
-//!         // A new store for each rule: its address is all that a child process gets.
-//! #       todo!("make a database file with the table `t`")
+//!         let number = self.made.fetch_add(1, Ordering::Relaxed);
+//!         let url = format!("sqlite://{}/{number}.db?mode=rwc", self.directory.display());
+//!         let pool = SqlitePool::connect(&url).await.expect("it opens");
+//!         let sql = sqlx::query("CREATE TABLE work (key TEXT PRIMARY KEY)");
+//!         sql.execute(&pool).await.expect("a new file takes a table");
+//!         url
 //!     }
 //!     async fn open(&self, address: &str) -> Sqlite {
-//!         Sqlite::new(sqlx::SqlitePool::connect(address).await.expect("it opens"))
+//!         Sqlite::new(SqlitePool::connect(address).await.expect("it opens"))
 //!     }
 //!     async fn write(&self, connection: &mut SqliteConnection, key: &str) -> Result<(), String> {
-//!         let sql = sqlx::query("INSERT INTO t (key) VALUES (?1)").bind(key);
+//!         let sql = sqlx::query("INSERT INTO work (key) VALUES (?1)").bind(key);
 //!         sql.execute(connection).await.map(drop).map_err(|error| error.to_string())
 //!     }
 //!     async fn read(&self, connection: &mut SqliteConnection) -> Result<(), String> {
-//!         let sql = sqlx::query("SELECT * FROM t");
+//!         let sql = sqlx::query("SELECT * FROM work");
 //!         sql.fetch_all(connection).await.map(drop).map_err(|error| error.to_string())
 //!     }
 //!     async fn is_there(&self, _: &Sqlite, address: &str, key: &str) -> bool {
-//!         let pool = sqlx::SqlitePool::connect(address).await.expect("it opens");
-//!         let sql = sqlx::query_scalar("SELECT EXISTS (SELECT 1 FROM t WHERE key = ?1)").bind(key);
-//!         sql.fetch_one(&pool).await.expect("it reads")
+//!         let pool = SqlitePool::connect(address).await.expect("it opens");
+//!         let sql = sqlx::query_scalar("SELECT EXISTS (SELECT 1 FROM work WHERE key = ?1)");
+//!         sql.bind(key).fetch_one(&pool).await.expect("it reads")
 //!     }
+//!     // A file has one writer.
 //!     fn branches_at_a_time(&self) -> usize { 1 }
 //! }
 //!
 //! #[tokio::test]
 //! async fn keeps_the_contract() {
-//!     contract(Files { directory: "…".into() }).await.assert_kept();
+//!     let files = Files { directory: std::env::temp_dir(), made: AtomicUsize::new(0) };
+//!     contract(files).await.assert_kept();
 //! }
 //! # }
 //! ```

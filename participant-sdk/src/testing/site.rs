@@ -87,10 +87,13 @@ impl<'a, S: Subject> Site<'a, S> {
         self.launcher.child(&self.address)
     }
 
-    /// Opens the store, attaches, and has it belong to this cluster, as a session with a coordinator begins.
+    /// Opens the store, attaches, and has it belong to this cluster if it belongs to none, as a first session with a coordinator
+    /// does.
     pub(super) async fn start(&self) -> Result<Instance<'_, S>, Broken> {
-        let instance = self.start_unbound().await?;
-        persist(async || instance.resource.bind(self.cluster).await).await?;
+        let instance = Instance { site: self, resource: self.subject.open(&self.address).await };
+        if instance.attach().await?.cluster.is_none() {
+            persist(async || instance.resource.bind(self.cluster).await).await?;
+        }
         Ok(instance)
     }
 

@@ -143,8 +143,9 @@ async fn tried(database: &Database, journal: &[u8], case: &str) -> Option<Sqlite
 /// Every content that a journal has when it is cut at a byte, or when a byte is another one, and whether the header still says
 /// that it is a journal.
 fn damaged(whole: &[u8], length: usize) -> impl Iterator<Item = (String, Vec<u8>, bool)> {
+    // What is cut off reads as zeros: from the ninth byte on, the version is 1.
     let cut =
-        (0..length).map(|kept| (format!("cut at {kept}"), whole[..kept].to_vec(), kept == 0 || kept >= 12));
+        (0..length).map(|kept| (format!("cut at {kept}"), whole[..kept].to_vec(), kept == 0 || kept > 8));
     let flipped = (0..length).map(|at| {
         let mut bytes = whole.to_vec();
         bytes[at] ^= 1 << (at % 8);
