@@ -34,6 +34,8 @@ const PAUSE: Duration = Duration::from_millis(10);
 pub enum Plan {
     /// It commits.
     Commit,
+    /// It commits, and each bank votes when its handler ends.
+    EarlyVote,
     /// The client rolls it back when all the work is done.
     Rollback,
     /// The client commits, and the first bank votes rollback.
@@ -45,7 +47,7 @@ pub enum Plan {
 impl Plan {
     const fn refused_by(self) -> Option<usize> {
         match self {
-            Self::Commit | Self::Rollback => None,
+            Self::Commit | Self::EarlyVote | Self::Rollback => None,
             Self::RefusedByFirst => Some(0),
             Self::RefusedBySecond => Some(1),
         }
@@ -210,13 +212,14 @@ impl Mover {
     /// The banks' part, one after the other: SQLite locks a whole file, so all transfers take them in one order.
     async fn work(&self, transaction: &Transaction, plan: Plan) -> Result<(), String> {
         let account = self.moved % ACCOUNTS;
+        let context = if plan == Plan::EarlyVote { transaction.vote() } else { transaction.context() };
         for (number, bank) in self.banks.iter().enumerate() {
             let amount = if number == 0 { -self.moved } else { self.moved };
             let apply = Apply { account, amount, refuse: plan.refused_by() == Some(number) };
             let request = self
                 .http
                 .post(format!("http://{bank}{APPLY}"))
-                .header(lockstep::CONTEXT_HEADER, transaction.context().to_string())
+                .header(lockstep::CONTEXT_HEADER, context.to_string())
                 .json(&apply);
             let response = request.send().await.map_err(|error| format!("{bank}: {error}"))?;
             if !response.status().is_success() {
