@@ -86,7 +86,7 @@ impl SessionEnd {
 /// Something that a participant asked, to be answered from the shards and the log.
 enum Question {
     Report(Report),
-    Reconcile(Vec<(Xid, bool)>),
+    Reconcile(Vec<(Xid, Applied)>),
 }
 
 /// A part of a listing of prepared branches.
@@ -271,14 +271,15 @@ fn acknowledgement(message: &v1::Acknowledge) -> Result<Acknowledgement, WireErr
     })
 }
 
-/// The branch, and whether the row says that it committed.
-fn evidence_row(row: v1::reconcile::Row) -> Result<(Xid, bool), WireError> {
-    let committed = match wire::known_enum::<v1::EvidenceKind>(row.kind, "kind")? {
-        v1::EvidenceKind::Branch => true,
-        v1::EvidenceKind::Fence => false,
+/// The branch, and how the row says that it ended.
+fn evidence_row(row: v1::reconcile::Row) -> Result<(Xid, Applied), WireError> {
+    let applied = match wire::known_enum::<v1::EvidenceKind>(row.kind, "kind")? {
+        v1::EvidenceKind::Branch => Applied::Committed,
+        v1::EvidenceKind::Fence => Applied::RolledBack,
+        v1::EvidenceKind::Hazard => Applied::Hazard,
         v1::EvidenceKind::Unspecified => unreachable!("known_enum refuses it"),
     };
-    Ok((wire::xid(row.xid)?, committed))
+    Ok((wire::xid(row.xid)?, applied))
 }
 
 /// Answers a session's questions, one after the other.

@@ -106,8 +106,8 @@ pub struct Attachment {
 pub struct EvidenceRow {
     /// Whose it is.
     pub branch: BranchId,
-    /// Whether the branch committed (`true`), or a fence keeps it from ever doing so.
-    pub committed: bool,
+    /// What the row proves.
+    pub fate: Fate,
 }
 
 /// A store that can take part in global transactions.

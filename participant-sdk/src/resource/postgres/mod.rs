@@ -22,6 +22,9 @@
 //! `lockstep:`, up to 8 connections called `lockstep` beside the service's, and in the server's log an ERROR
 //! for each branch that is turned down. The one that names `branch_read_only_and_not_prepared` is none: the
 //! branch had only read.
+//!
+//! A role must not be named `lockstep`: PostgreSQL's usual `search_path` begins with `"$user"`, so that what such a role creates
+//! goes into our schema.
 
 mod attach;
 mod branch;

@@ -15,6 +15,7 @@ use sqlx::postgres::PgRow;
 use sqlx::{PgPool, Row as _, SqlStr};
 
 use super::connection::{Failure, Lease, OWN_ANSWER_TIMEOUT, Reply};
+use super::evidence;
 use super::refusal::{UNDEFINED_OBJECT, words_for_finishing};
 use super::sql;
 use crate::resource::{BranchId, Fate, Unresolved};
@@ -74,13 +75,9 @@ async fn fence(mut lease: Lease, branch: &BranchId, position: &LogPosition) -> R
     let reply = lease.run(fence, OWN_ANSWER_TIMEOUT).await.map_err(unresolved)?;
     fail_point!("postgres-after-fence");
     let kind = reply.rows.first().and_then(|row| row.try_get::<String, _>("kind").ok());
-    match kind.as_deref() {
-        Some("branch") => Ok(Fate::Committed),
-        Some("fence") => Ok(Fate::RolledBack),
-        Some("hazard") => Ok(Fate::Hazard),
-        // Pruned between the two statements.
-        Some(_) | None => Err(Unresolved(format!("the evidence of {branch} has just gone"))),
-    }
+    // Pruned between the two statements.
+    let gone = || Unresolved(format!("the evidence of {branch} has just gone"));
+    kind.and_then(|kind| evidence::fate_of(&kind)).ok_or_else(gone)
 }
 
 /// Keeps for good that a branch can be brought to neither end: whoever asks about it later is answered from this row.

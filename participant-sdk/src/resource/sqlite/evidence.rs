@@ -282,7 +282,7 @@ pub(super) async fn old(
     rows.into_iter()
         .map(|(branch, kind)| {
             let branch = branch.parse().map_err(|error| sqlx::Error::Decode(Box::new(error)))?;
-            Ok(EvidenceRow { branch, committed: kind.parse::<Kind>()? == Kind::Branch })
+            Ok(EvidenceRow { branch, fate: kind.parse::<Kind>()?.fate() })
         })
         .collect()
 }
