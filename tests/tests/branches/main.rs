@@ -4,7 +4,8 @@
 #![allow(clippy::unwrap_used, reason = "a test panics where something is not as it should be")]
 
 mod early_votes;
-
+mod examples;
+mod handlers;
 mod second_calls;
 mod several_databases;
 
