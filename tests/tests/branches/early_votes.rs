@@ -1,6 +1,7 @@
 //! A branch that votes when its handler ends: what it saves, and what becomes of it whatever crashes then.
 
-use lockstep::{CommitError, Outcome};
+use lockstep::{CommitError, Outcome, Postgres, Sqlite};
+use sqlx::{PgPool, SqlitePool};
 
 use super::*;
 
@@ -153,4 +154,33 @@ async fn a_bank_that_dies_before_its_early_vote_rolls_back() {
         can_be_called(&bank).await;
         assert_eq!(added(&books).await, 0);
     }
+}
+
+/// What a branch has only read or locked stays so until commit is requested (P23), whatever its caller has marked.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_marked_call_that_writes_nothing_does_not_vote_early() {
+    let stage = Stage::set().await;
+    let pool = PgPool::connect(&fresh_database().url()).await.unwrap();
+    let service = attach(&stage, "reader-db", Postgres::new(pool.clone())).await;
+    let file = stage.directory.path().join("reader.db");
+    let file_pool = SqlitePool::connect(&format!("sqlite:{}?mode=rwc", file.display())).await.unwrap();
+    sqlx::raw_sql("CREATE TABLE t (v INTEGER)").execute(&file_pool).await.unwrap();
+    let other = attach(&stage, "file-db", Sqlite::new(file_pool)).await;
+
+    let tx = stage.begin(TIMEOUT).await;
+    let mut branch = service.join(&tx.vote()).await.unwrap();
+    sqlx::query("SELECT pg_advisory_xact_lock(23)").execute(&mut *branch).await.unwrap();
+    branch.finish().await.unwrap();
+    let mut branch = other.join(&tx.vote()).await.unwrap();
+    sqlx::query("SELECT * FROM t").execute(&mut *branch).await.unwrap();
+    branch.finish().await.unwrap();
+
+    let is_free = async || {
+        let try_it = sqlx::query_scalar::<_, bool>("SELECT pg_try_advisory_xact_lock(23)");
+        try_it.fetch_one(&pool).await.unwrap()
+    };
+    assert_eq!(stage.branch_states(tx.gtrid()).await, ["enlisted", "enlisted"]);
+    assert!(!is_free().await, "the lock went before commit was requested");
+    assert!(tx.commit().await.unwrap().nothing_to_commit);
+    until("the lock to go", is_free).await;
 }

@@ -53,9 +53,7 @@ impl Service {
     async fn attached(stage: &Stage) -> Self {
         let pool = PgPool::connect(&fresh_database().url()).await.unwrap();
         sqlx::raw_sql("CREATE TABLE row (v INT); INSERT INTO row VALUES (0)").execute(&pool).await.unwrap();
-        let attaching = Participant::builder("row-db", Postgres::new(pool.clone()));
-        let attaching = attaching.coordinator(stage.coordinator.url()).attach();
-        Self { participant: tokio::time::timeout(PATIENCE, attaching).await.unwrap().unwrap(), pool }
+        Self { participant: attach(stage, "row-db", Postgres::new(pool.clone())).await, pool }
     }
 
     async fn work(&self, context: &Context, way: Way) -> Result<(), String> {

@@ -11,7 +11,8 @@ mod several_databases;
 
 use std::time::{Duration, Instant};
 
-use lockstep::{Client, Context, Gtrid, Transaction};
+use lockstep::resource::Resource;
+use lockstep::{Client, Context, Gtrid, Participant, Transaction};
 use lockstep_proto::v1;
 use lockstep_proto::v1::admin_service_client::AdminServiceClient;
 use lockstep_tests::harness::bank::{APPLY, Apply, Bank};
@@ -107,6 +108,12 @@ impl Stage {
         let shown = admin.show_transaction(request).await.unwrap().into_inner();
         shown.transaction.unwrap().branches.into_iter().map(|branch| branch.state).collect()
     }
+}
+
+/// A participant in this process.
+async fn attach<R: Resource>(stage: &Stage, name: &str, resource: R) -> Participant<R> {
+    let attaching = Participant::builder(name, resource).coordinator(stage.coordinator.url()).attach();
+    tokio::time::timeout(PATIENCE, attaching).await.unwrap().unwrap()
 }
 
 async fn can_be_called(bank: &Bank) {

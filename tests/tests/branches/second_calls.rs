@@ -1,15 +1,9 @@
 //! One transaction that calls the same service twice: where it finds its branch, and where it does not.
 
-use lockstep::resource::Resource;
 use lockstep::{CommitError, JoinError, Participant, Postgres, Sqlite};
 use sqlx::{PgPool, SqlitePool};
 
 use super::*;
-
-async fn attach<R: Resource>(stage: &Stage, name: &str, resource: R) -> Participant<R> {
-    let attaching = Participant::builder(name, resource).coordinator(stage.coordinator.url()).attach();
-    tokio::time::timeout(PATIENCE, attaching).await.unwrap().unwrap()
-}
 
 /// A database with the seats 1 and 2, both free.
 async fn seats() -> PgPool {
