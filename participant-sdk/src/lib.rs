@@ -45,6 +45,14 @@
 //! # }
 //! ```
 //!
+//! # More than one call, more than one database
+//!
+//! - A service that a transaction calls again continues the branch that this process has open for it; another instance opens one of its
+//!   own, which does not see the first one's work.
+//! - An application that marks its last call to a service ([`Transaction::vote`]) has the branch vote when the handler ends: the commit
+//!   saves a round, and a further call fails ([`JoinError::Voted`]). [`Branch::vote`] is the same, chosen by the service.
+//! - Several databases in one service are several [`Participant`]s, each under its own name.
+//!
 //! # Read in this order
 //!
 //! - [`Client`], [`Transaction`]: the application's side.

@@ -421,7 +421,7 @@ impl Branch {
     ///
     /// # Errors
     /// [`Impossible`], and nothing has changed.
-    pub fn step(&mut self, event: Event) -> Result<Vec<Action>, Impossible> {
+    pub fn step(&mut self, event: Event) -> Result<Vec<Action>, Box<Impossible>> {
         let (state, actions) = table::step(&self.state, event)?;
         self.state = state;
         Ok(actions)

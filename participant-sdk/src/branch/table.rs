@@ -13,7 +13,7 @@ use super::{
 };
 use crate::resource::Fate;
 
-type Stepped = Result<(State, Vec<Action>), Impossible>;
+type Stepped = Result<(State, Vec<Action>), Box<Impossible>>;
 
 pub(super) fn step(state: &State, event: Event) -> Stepped {
     match state {
@@ -109,5 +109,5 @@ fn to(state: State, actions: impl IntoIterator<Item = Action>) -> Stepped {
 }
 
 fn impossible(state: State, event: Event) -> Stepped {
-    Err(Impossible { state, event })
+    Err(Box::new(Impossible { state, event }))
 }

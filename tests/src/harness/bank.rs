@@ -44,6 +44,9 @@ pub struct Arguments {
     /// Where it is called
     #[arg(long)]
     port: u16,
+    /// A second resource manager of the same process: its name, and where its accounts are
+    #[arg(long, num_args = 2)]
+    second: Option<Vec<String>>,
 }
 
 /// What a bank is asked to do inside the caller's transaction.
@@ -61,6 +64,8 @@ pub struct Apply {
 
 /// Where a bank is asked.
 pub const APPLY: &str = "/apply";
+/// What stands before it for the second database of a bank that has two.
+pub const SECOND: &str = "/second";
 
 /// A bank's process. Its port and its database stay the same over restarts.
 #[derive(Debug)]
@@ -68,6 +73,7 @@ pub struct Bank {
     roles: Roles,
     /// Its database.
     pub books: Books,
+    second: Option<Books>,
     coordinator: String,
     port: Port,
     log: std::path::PathBuf,
@@ -86,10 +92,26 @@ impl Bank {
         coordinator: &str,
         fuse: Option<&Fuse>,
     ) -> Result<Self> {
+        Self::start_with(roles, directory, books, None, coordinator, fuse)
+    }
+
+    /// The same, with a second database in the same process.
+    ///
+    /// # Errors
+    /// If it can't be started.
+    pub fn start_with(
+        roles: &Roles,
+        directory: &Path,
+        books: Books,
+        second: Option<Books>,
+        coordinator: &str,
+        fuse: Option<&Fuse>,
+    ) -> Result<Self> {
         let port = Port::reserve()?;
         let log = directory.join(format!("{}.log", books.bank));
-        let process = launch(roles, &books, coordinator, &port, &log, fuse)?;
-        Ok(Self { roles: roles.clone(), books, coordinator: coordinator.to_owned(), port, log, process })
+        let process = launch(roles, &books, second.as_ref(), coordinator, &port, &log, fuse)?;
+        let (roles, coordinator) = (roles.clone(), coordinator.to_owned());
+        Ok(Self { roles, books, second, coordinator, port, log, process })
     }
 
     /// Starts it again, after it has died.
@@ -97,7 +119,9 @@ impl Bank {
     /// # Errors
     /// If it can't be started.
     pub fn start_again(&mut self, fuse: Option<&Fuse>) -> Result<()> {
-        self.process = launch(&self.roles, &self.books, &self.coordinator, &self.port, &self.log, fuse)?;
+        let second = self.second.as_ref();
+        self.process =
+            launch(&self.roles, &self.books, second, &self.coordinator, &self.port, &self.log, fuse)?;
         Ok(())
     }
 
@@ -122,6 +146,7 @@ impl Bank {
 fn launch(
     roles: &Roles,
     books: &Books,
+    second: Option<&Books>,
     coordinator: &str,
     port: &Port,
     log: &Path,
@@ -130,6 +155,9 @@ fn launch(
     let mut command = roles.command("bank");
     command.args(["--name", &books.bank, "--database", &books.url(), "--coordinator", coordinator]);
     command.args(["--port", &port.number().to_string()]);
+    if let Some(second) = second {
+        command.args(["--second", &second.bank, &second.url()]);
+    }
     if let Some(fuse) = fuse {
         fuse.arm(&mut command);
     }
@@ -239,37 +267,43 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     super::roles::log_to_stderr();
     let runtime = tokio::runtime::Runtime::new().map_err(Failed::because("no runtime"))?;
     runtime.block_on(async {
-        let database = &arguments.database;
-        let cannot = || Failed::because(format!("no connection to {database}"));
-        if database.starts_with("sqlite:") {
-            let pool = SqlitePoolOptions::new()
-                .max_connections(CONNECTIONS)
-                .connect(database)
-                .await
-                .map_err(cannot())?;
-            serve(Sqlite::new(pool), arguments).await
-        } else if let Some(directory) = database.strip_prefix("ledger:") {
-            serve(Ledger::new(directory), arguments).await
-        } else if database.starts_with("mysql:") {
-            let pool = MySqlPoolOptions::new().max_connections(CONNECTIONS);
-            serve(MySql::new(pool.connect(database).await.map_err(cannot())?), arguments).await
-        } else {
-            let pool =
-                PgPoolOptions::new().max_connections(CONNECTIONS).connect(database).await.map_err(cannot())?;
-            serve(Postgres::new(pool), arguments).await
+        let Arguments { name, database, coordinator, port, second } = arguments;
+        let mut router = attach(name, database, coordinator).await?;
+        if let Some([name, database]) = second.as_deref() {
+            router = router.nest(SECOND, attach(name, database, coordinator).await?);
         }
+        let address = SocketAddr::from((Ipv4Addr::LOCALHOST, *port));
+        let listener = TcpListener::bind(address)
+            .await
+            .map_err(Failed::because(format!("cannot listen on {address}")))?;
+        axum::serve(listener, router).await.map_err(Failed::because("the bank ended"))
     })
 }
 
-async fn serve<R: Accounts>(resource: R, arguments: &Arguments) -> Result<()> {
-    let attaching =
-        Participant::builder(&arguments.name, resource).coordinator(&arguments.coordinator).attach();
+/// The calls of one database, attached.
+async fn attach(name: &str, database: &str, coordinator: &str) -> Result<Router> {
+    let cannot = || Failed::because(format!("no connection to {database}"));
+    if database.starts_with("sqlite:") {
+        let pool = SqlitePoolOptions::new().max_connections(CONNECTIONS);
+        let pool = pool.connect(database).await.map_err(cannot())?;
+        calls(name, Sqlite::new(pool), coordinator).await
+    } else if let Some(directory) = database.strip_prefix("ledger:") {
+        calls(name, Ledger::new(directory), coordinator).await
+    } else if database.starts_with("mysql:") {
+        let pool = MySqlPoolOptions::new().max_connections(CONNECTIONS);
+        let pool = pool.connect(database).await.map_err(cannot())?;
+        calls(name, MySql::new(pool), coordinator).await
+    } else {
+        let pool = PgPoolOptions::new().max_connections(CONNECTIONS);
+        let pool = pool.connect(database).await.map_err(cannot())?;
+        calls(name, Postgres::new(pool), coordinator).await
+    }
+}
+
+async fn calls<R: Accounts>(name: &str, resource: R, coordinator: &str) -> Result<Router> {
+    let attaching = Participant::builder(name, resource).coordinator(coordinator).attach();
     let bank = attaching.await.map_err(Failed::because("not attached"))?;
-    let router = Router::new().route(APPLY, post(apply::<R>)).with_state(bank);
-    let address = SocketAddr::from((Ipv4Addr::LOCALHOST, arguments.port));
-    let listener =
-        TcpListener::bind(address).await.map_err(Failed::because(format!("cannot listen on {address}")))?;
-    axum::serve(listener, router).await.map_err(Failed::because("the bank ended"))
+    Ok(Router::new().route(APPLY, post(apply::<R>)).with_state(bank))
 }
 
 async fn apply<R: Accounts>(

@@ -177,7 +177,7 @@ impl<'a> Attempt<'a> {
         match (self.cell.way, self.cell.place) {
             (Way::Commit | Way::OnePhase, _) => Plan::Commit,
             (Way::ReadOnly, _) => Plan::OnlyReadByFirst,
-            (Way::EarlyVote, _) => Plan::VotedEarlyByFirst,
+            (Way::EarlyVote, _) => Plan::EarlyVote,
             (Way::Rollback, Place::Step(step, _)) => match step.given_up {
                 GivenUp::ByTheOther => Plan::RefusedBySecond,
                 GivenUp::ByTheClient => Plan::Rollback,

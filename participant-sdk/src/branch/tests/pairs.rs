@@ -90,7 +90,7 @@ impl goldenscript::Runner for Table {
 }
 
 impl Branch {
-    fn step_to(mut self, event: Event) -> Result<(State, Vec<Action>), Impossible> {
+    fn step_to(mut self, event: Event) -> Result<(State, Vec<Action>), Box<Impossible>> {
         let actions = self.step(event)?;
         Ok((self.state, actions))
     }
@@ -139,7 +139,7 @@ fn an_impossible_pair_is_an_error_that_names_both_and_changes_nothing() {
                 Err(error) => {
                     impossible += 1;
                     assert_eq!(branch.state, state);
-                    assert_eq!(error, Impossible { state: state.clone(), event: event.clone() });
+                    assert_eq!(*error, Impossible { state: state.clone(), event: event.clone() });
                     let text = error.to_string();
                     assert!(
                         text.contains(&format!("{state:?}")) && text.contains(&format!("{event:?}")),
