@@ -76,7 +76,7 @@ fn held_up(
 ) -> (World, Proxy) {
     let [tested, other] = BANKS;
     let proxy = server.proxy().unwrap();
-    proxy.arm(&[Strike { statement, same: None, nth: 2, at: At::Request, then: Then::Freeze }]);
+    proxy.arm(&[Strike { statement, same: None, nth: 2, answers: &[], at: At::Request, then: Then::Freeze }]);
     let mut world = World::start(&stage.roles, directory, &[], None, None).unwrap();
     let books = world.block_on(server.books(tested, &stage.fresh_name())).unwrap();
     world.block_on(books.plant_foreign()).unwrap();

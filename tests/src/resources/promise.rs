@@ -101,8 +101,8 @@ pub struct Step {
 pub struct Lost {
     /// What is in its text.
     pub text: &'static str,
-    /// Whether the server had executed it.
-    pub executed: bool,
+    /// What the server had answered, if it had got it.
+    pub answers: Option<&'static [&'static str]>,
 }
 
 /// How a transaction is given up.
@@ -196,8 +196,8 @@ impl Step {
         self
     }
 
-    const fn behind(mut self, text: &'static str, executed: bool) -> Self {
-        self.behind = Some(Lost { text, executed });
+    const fn behind(mut self, text: &'static str, answers: Option<&'static [&'static str]>) -> Self {
+        self.behind = Some(Lost { text, answers });
         self
     }
 
@@ -262,19 +262,20 @@ pub const STEPS: &[Step] = &[
     postgres(Way::Commit, "commit", COMMIT_PREPARED, &["COMMIT PREPARED"]).ends(COMMITTED, COMMITTED),
     // The commit was executed and its answer lost: it is not there any more, and the evidence says why.
     postgres(Way::Commit, "commit again", COMMIT_PREPARED, &["ERROR 42704"])
-        .behind(COMMIT_PREPARED, true)
+        .behind(COMMIT_PREPARED, Some(&["COMMIT PREPARED"]))
         .ends(COMMITTED, COMMITTED),
     postgres(Way::Commit, "fence after a commit", FENCE, NOT_FENCED)
-        .behind(COMMIT_PREPARED, true)
+        .behind(COMMIT_PREPARED, Some(&["COMMIT PREPARED"]))
         .ends(COMMITTED, COMMITTED),
     postgres(Way::Rollback, "prepare", PREPARE, PREPARED),
     postgres(Way::Rollback, "rollback", ROLLBACK_PREPARED, &["ROLLBACK PREPARED"]),
     postgres(Way::Rollback, "rollback again", ROLLBACK_PREPARED, &["ERROR 42704"])
-        .behind(ROLLBACK_PREPARED, true),
-    postgres(Way::Rollback, "fence after a rollback", FENCE, FENCED).behind(ROLLBACK_PREPARED, true),
+        .behind(ROLLBACK_PREPARED, Some(&["ROLLBACK PREPARED"])),
+    postgres(Way::Rollback, "fence after a rollback", FENCE, FENCED)
+        .behind(ROLLBACK_PREPARED, Some(&["ROLLBACK PREPARED"])),
     postgres(Way::Rollback, "rollback of an open branch", "ROLLBACK", &["ROLLBACK"]).given_up_by_the_client(),
     // A prepare that never came, or whose answer is lost, is made sure of.
-    postgres(Way::Rollback, "fence after a lost prepare", FENCE, FENCED).behind(PREPARE, false),
+    postgres(Way::Rollback, "fence after a lost prepare", FENCE, FENCED).behind(PREPARE, None),
     // The refusal is the read-only vote, if it is heard.
     postgres(Way::ReadOnly, "prepare", PREPARE, NOT_PREPARED).heard(EITHER),
     // The branch is over and has voted, or is about to.
@@ -282,47 +283,47 @@ pub const STEPS: &[Step] = &[
     postgres(Way::OnePhase, "commit", ONE_PHASE, COMMITTED_ALONE).ends(ROLLED_BACK, COMMITTED),
     // The answer is lost; what became of it is proved.
     postgres(Way::OnePhase, "question after a commit", COMMIT_PREPARED, &["ERROR 42704"])
-        .behind(ONE_PHASE, true)
+        .behind(ONE_PHASE, Some(COMMITTED_ALONE))
         .ends(COMMITTED, COMMITTED),
     postgres(Way::OnePhase, "fence after a commit", FENCE, NOT_FENCED)
-        .behind(ONE_PHASE, true)
+        .behind(ONE_PHASE, Some(COMMITTED_ALONE))
         .ends(COMMITTED, COMMITTED),
-    postgres(Way::OnePhase, "fence after a lost commit", FENCE, FENCED).behind(ONE_PHASE, false),
+    postgres(Way::OnePhase, "fence after a lost commit", FENCE, FENCED).behind(ONE_PHASE, None),
     postgres(Way::EarlyVote, "question whether it has written", HAS_WRITTEN, &["SELECT 1"]),
     // The handler waits for this prepare, and fails with it.
     postgres(Way::EarlyVote, "prepare", PREPARE, PREPARED),
     postgres(Way::EarlyVote, "commit", COMMIT_PREPARED, &["COMMIT PREPARED"]).ends(COMMITTED, COMMITTED),
     postgres(Way::EarlyVote, "fence after a commit", FENCE, NOT_FENCED)
-        .behind(COMMIT_PREPARED, true)
+        .behind(COMMIT_PREPARED, Some(&["COMMIT PREPARED"]))
         .ends(COMMITTED, COMMITTED),
     // MariaDB. The evidence goes first, in a round trip of its own: without its OK nothing is prepared.
     mariadb(Way::Commit, "evidence", XA_EVIDENCE, XA_EVIDENCE_WRITTEN),
     mariadb(Way::Commit, "prepare", XA_PREPARE, &["OK", "OK"]).heard(COMMITTED),
     mariadb(Way::Commit, "commit", XA_COMMIT, &["OK"]).ends(COMMITTED, COMMITTED),
     mariadb(Way::Commit, "commit again", XA_COMMIT, NO_XID)
-        .behind(XA_COMMIT, true)
+        .behind(XA_COMMIT, Some(&["OK"]))
         .ends(COMMITTED, COMMITTED),
     mariadb(Way::Commit, "list after a commit", XA_RECOVER, LISTED)
-        .behind(XA_COMMIT, true)
+        .behind(XA_COMMIT, Some(&["OK"]))
         .about_all_branches()
         .ends(COMMITTED, COMMITTED),
     mariadb(Way::Commit, "fence after a commit", FENCE, DUPLICATE)
-        .behind(XA_COMMIT, true)
+        .behind(XA_COMMIT, Some(&["OK"]))
         .ends(COMMITTED, COMMITTED),
     mariadb(Way::Commit, "kind of what kept the fence out", KIND, &["ROWS"])
-        .behind(XA_COMMIT, true)
+        .behind(XA_COMMIT, Some(&["OK"]))
         .ends(COMMITTED, COMMITTED),
     mariadb(Way::Rollback, "evidence", XA_EVIDENCE, XA_EVIDENCE_WRITTEN),
     mariadb(Way::Rollback, "prepare", XA_PREPARE, &["OK", "OK"]),
     mariadb(Way::Rollback, "rollback", XA_ROLLBACK, &["OK"]),
-    mariadb(Way::Rollback, "rollback again", XA_ROLLBACK, NO_XID).behind(XA_ROLLBACK, true),
+    mariadb(Way::Rollback, "rollback again", XA_ROLLBACK, NO_XID).behind(XA_ROLLBACK, Some(&["OK"])),
     mariadb(Way::Rollback, "list after a rollback", XA_RECOVER, LISTED)
-        .behind(XA_ROLLBACK, true)
+        .behind(XA_ROLLBACK, Some(&["OK"]))
         .about_all_branches(),
-    mariadb(Way::Rollback, "fence after a rollback", FENCE, &["OK"]).behind(XA_ROLLBACK, true),
+    mariadb(Way::Rollback, "fence after a rollback", FENCE, &["OK"]).behind(XA_ROLLBACK, Some(&["OK"])),
     mariadb(Way::Rollback, "end of an open branch", XA_END, &["OK"]).given_up_by_the_client(),
     mariadb(Way::Rollback, "rollback of an open branch", XA_ROLLBACK, &["OK"]).given_up_by_the_client(),
-    mariadb(Way::Rollback, "fence after a lost prepare", FENCE, &["OK"]).behind(XA_PREPARE, false),
+    mariadb(Way::Rollback, "fence after a lost prepare", FENCE, &["OK"]).behind(XA_PREPARE, None),
     // The counters are the read-only vote, if they are heard. Then the branch is over, or is about to be.
     mariadb(Way::ReadOnly, "evidence", XA_EVIDENCE, XA_EVIDENCE_WRITTEN).heard(COMMITTED),
     mariadb(Way::ReadOnly, "end of what was read", XA_END, &["OK"]).ends(EITHER, EITHER),
@@ -330,20 +331,20 @@ pub const STEPS: &[Step] = &[
     mariadb(Way::OnePhase, "evidence", XA_EVIDENCE, XA_EVIDENCE_WRITTEN),
     mariadb(Way::OnePhase, "commit", XA_ONE_PHASE, &["OK", "OK"]).ends(ROLLED_BACK, COMMITTED),
     mariadb(Way::OnePhase, "question after a commit", XA_COMMIT, NO_XID)
-        .behind(XA_ONE_PHASE, true)
+        .behind(XA_ONE_PHASE, Some(&["OK", "OK"]))
         .ends(COMMITTED, COMMITTED),
     mariadb(Way::OnePhase, "fence after a commit", FENCE, DUPLICATE)
-        .behind(XA_ONE_PHASE, true)
+        .behind(XA_ONE_PHASE, Some(&["OK", "OK"]))
         .ends(COMMITTED, COMMITTED),
     mariadb(Way::OnePhase, "kind of what kept the fence out", KIND, &["ROWS"])
-        .behind(XA_ONE_PHASE, true)
+        .behind(XA_ONE_PHASE, Some(&["OK", "OK"]))
         .ends(COMMITTED, COMMITTED),
-    mariadb(Way::OnePhase, "fence after a lost commit", FENCE, &["OK"]).behind(XA_ONE_PHASE, false),
+    mariadb(Way::OnePhase, "fence after a lost commit", FENCE, &["OK"]).behind(XA_ONE_PHASE, None),
     mariadb(Way::EarlyVote, "evidence", XA_EVIDENCE, XA_EVIDENCE_WRITTEN),
     mariadb(Way::EarlyVote, "prepare", XA_PREPARE, &["OK", "OK"]).heard(COMMITTED),
     mariadb(Way::EarlyVote, "commit", XA_COMMIT, &["OK"]).ends(COMMITTED, COMMITTED),
     mariadb(Way::EarlyVote, "fence after a commit", FENCE, DUPLICATE)
-        .behind(XA_COMMIT, true)
+        .behind(XA_COMMIT, Some(&["OK"]))
         .ends(COMMITTED, COMMITTED),
 ];
 

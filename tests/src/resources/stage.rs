@@ -18,6 +18,8 @@ pub struct Stage {
     pub roles: Roles,
     /// Servers that no cell uses now.
     idle: Mutex<Vec<Server>>,
+    /// Held while a server is made: several installations of MariaDB's system tables at once fail on a small machine.
+    making: Mutex<()>,
     /// Databases that were made, so that none has another's name.
     databases: AtomicU64,
 }
@@ -35,7 +37,12 @@ impl Stage {
     /// Without any server yet.
     #[must_use]
     pub fn set(roles: &Roles) -> Self {
-        Self { roles: roles.clone(), idle: Mutex::default(), databases: AtomicU64::new(0) }
+        Self {
+            roles: roles.clone(),
+            idle: Mutex::default(),
+            making: Mutex::default(),
+            databases: AtomicU64::new(0),
+        }
     }
 
     /// A server for a cell over this kind of database, if it needs one: an idle one or a new one.
@@ -48,6 +55,7 @@ impl Stage {
             return Ok(Some(idle.swap_remove(index)));
         }
         drop(idle);
+        let _one_at_a_time = self.making.lock().unwrap_or_else(PoisonError::into_inner);
         match kind {
             Database::Sqlite | Database::Own => Ok(None),
             Database::MariaDb => Ok(Some(Server::Mariadb(MariaDbServer::start()?))),

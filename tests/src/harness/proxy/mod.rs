@@ -55,6 +55,9 @@ pub struct Strike {
     pub same: Option<&'static str>,
     /// At which pass: from 1, counted over all connections from when it is armed.
     pub nth: u32,
+    /// What the server has to answer to each statement, in order: the beginnings of its words. If it answers otherwise, it was not
+    /// this pass. Nothing is known of that at [`At::Request`].
+    pub answers: &'static [&'static str],
     /// When.
     pub at: At,
     /// What then.
@@ -76,7 +79,11 @@ pub struct Struck {
 struct Plan {
     /// One after the other: the second is armed when the first has come.
     to_come: VecDeque<Strike>,
+    /// Answers are held back, and may bring the next strike: until that is known nothing else is looked for.
+    is_held: bool,
     struck: Vec<Struck>,
+    /// Passes that would have been a strike but for the server's answers.
+    missed: Vec<Struck>,
 }
 
 /// Passes connections on until it is dropped.
@@ -136,6 +143,12 @@ impl Proxy {
         self.released.send_replace(true);
     }
 
+    /// Passes that would have been a strike but for the server's answers: what to look at when none comes.
+    #[must_use]
+    pub fn missed(&self) -> Vec<Struck> {
+        lock(&self.plan).missed.clone()
+    }
+
     /// Those that came, in order.
     #[must_use]
     pub fn struck(&self) -> Vec<Struck> {
@@ -150,14 +163,38 @@ fn lock(plan: &Mutex<Plan>) -> MutexGuard<'_, Plan> {
 impl Plan {
     /// The strike that this statement's pass brings.
     fn passes(&mut self, text: &str) -> Option<Strike> {
-        let next = self.to_come.front_mut()?;
+        let next = self.to_come.front_mut().filter(|_| !self.is_held)?;
         let before = self.struck.last().map(|struck| struck.text.as_str()).unwrap_or_default();
         let is_same = next.same.is_none_or(|begin| word(text, begin) == word(before, begin));
         if !text.contains(next.statement) || !is_same {
             return None;
         }
         next.nth -= 1;
-        if next.nth > 0 { None } else { self.to_come.pop_front() }
+        if next.nth > 0 {
+            return None;
+        }
+        self.is_held = next.at != At::Request;
+        self.to_come.pop_front()
+    }
+
+    /// What was held back is complete, or will never be.
+    fn decide(&mut self, strike: Strike, struck: Struck) -> bool {
+        self.is_held = false;
+        let is_it = struck.answers.len() == strike.answers.len()
+            && struck.answers.iter().zip(strike.answers).all(|(answer, begin)| answer.starts_with(begin));
+        if is_it {
+            self.struck.push(struck);
+        } else {
+            self.to_come.push_front(Strike { nth: 1, ..strike });
+            self.missed.push(struck);
+        }
+        is_it
+    }
+}
+
+impl Held {
+    fn struck(self) -> (Strike, Struck) {
+        (self.strike, Struck { when: clock::unix_micros(), text: self.text, answers: self.answers })
     }
 }
 
@@ -214,6 +251,10 @@ impl Passage {
                 break struck;
             }
         };
+        if let Some(held) = self.held.take() {
+            let (strike, it) = held.struck();
+            lock(&self.plan).decide(strike, it);
+        }
         if struck == Some(Then::Freeze) {
             let released = self.release.wait_for(|released| *released);
             tokio::select! {
@@ -235,7 +276,8 @@ impl Passage {
             let text = message.text.unwrap_or_default();
             match strike {
                 Some(strike) if strike.at == At::Request => {
-                    self.note(text, Vec::new());
+                    let struck = Struck { when: clock::unix_micros(), text, answers: Vec::new() };
+                    lock(&self.plan).struck.push(struck);
                     return (self.from_client.drain(..passed).collect(), Some(strike.then));
                 }
                 Some(strike) => {
@@ -269,17 +311,18 @@ impl Passage {
             }
             if matches!(what, FromServer::End | FromServer::Answer { last: true, .. }) {
                 let held = self.held.take().expect("it was just there");
-                to_client.extend(&held.bytes[..held.pass]);
-                *struck = Some(held.strike.then);
-                self.note(held.text, held.answers);
-                return to_client;
+                self.conversation.let_go();
+                let (bytes, pass, then) = (held.bytes.clone(), held.pass, held.strike.then);
+                let (strike, it) = held.struck();
+                if lock(&self.plan).decide(strike, it) {
+                    to_client.extend(&bytes[..pass]);
+                    *struck = Some(then);
+                    return to_client;
+                }
+                to_client.extend(bytes);
             }
         }
         to_client
-    }
-
-    fn note(&self, text: String, answers: Vec<String>) {
-        lock(&self.plan).struck.push(Struck { when: clock::unix_micros(), text, answers });
     }
 }
 

@@ -84,6 +84,11 @@ impl Conversation {
         self.in_result = false;
     }
 
+    /// Nothing is held any more.
+    pub(super) const fn let_go(&mut self) {
+        self.until_held = None;
+    }
+
     /// Whether the server's message is of the request that is held: everything that came before it has been ended.
     pub(super) fn is_of_the_held(&self) -> bool {
         match self.wire {
