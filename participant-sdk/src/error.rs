@@ -447,7 +447,7 @@ pub enum WorkError {
         lock: String,
         /// From when the handler got its connection until the transaction's deadline.
         within: Duration,
-        /// What of that was left when the wait ended: nothing, unless the service itself has asked for shorter waits.
+        /// What of that was left when the wait ended: about a tenth, at most a second, unless the service has asked for other waits.
         left: Duration,
     },
     /// Anything else, in the store's words.
@@ -465,7 +465,10 @@ pub enum WorkError {
 fn until(within: Duration, left: Duration) -> String {
     let [within, left] = [within, left].map(|duration| duration.as_secs_f64());
     if left > 0.0 {
-        return format!("and gave up {left:.1} s before its deadline");
+        return format!(
+            "and gave up {left:.1} s before its deadline, {:.1} s after it came here",
+            within - left
+        );
     }
     format!("until its deadline, {within:.1} s after it came here")
 }

@@ -47,6 +47,7 @@ fn deadlock(kinds: [Database; 2]) -> Vec<String> {
     let mut world = World::start(&stage.roles, &directory.path().join("cell"), &[], None, None).unwrap();
     for (bank, server) in BANKS.into_iter().zip(&servers) {
         let books: Books = world.block_on(server.books(bank, &stage.fresh_name())).unwrap();
+        world.block_on(books.plant_foreign()).unwrap();
         world.start_bank(books, None).unwrap();
     }
     let [a, b] = [world.banks[0].address(), world.banks[1].address()];
@@ -90,18 +91,19 @@ fn deadlock(kinds: [Database; 2]) -> Vec<String> {
         assert!(page.total >= 4 * OPENING_BALANCE - 1);
     }
     world.remove().unwrap();
+    println!("{errors:#?}");
     assert!(!errors.is_empty(), "both cannot have got what the other one had");
     errors
 }
 
-/// Says of each error in which bank a lock was waited for, which one, and until when.
+/// Says of each wait in which bank it was, for which lock, and until when.
 fn assert_explained(errors: &[String], locks: [&str; 2]) {
     for error in errors {
         let mut banks = BANKS.into_iter().zip(locks);
         let lock = banks.find(|(bank, _)| error.contains(&format!("waited in {bank} for ")));
         let (_, lock) = lock.unwrap_or_else(|| panic!("it does not say where: {error}"));
         assert!(error.contains(lock), "it does not say for what: {error}");
-        assert!(error.contains("until its deadline"), "it does not say until when: {error}");
+        assert!(error.contains("before its deadline"), "it does not say until when: {error}");
     }
 }
 

@@ -200,7 +200,7 @@ impl<R: Resource> Branch<R> {
 
     /// What the error of a statement on this branch's connection means, in words for the handler's caller.
     ///
-    /// The store ends every wait for a lock at the transaction's deadline, which also ends a deadlock over two databases that neither
+    /// The store ends every wait for a lock shortly before the transaction's deadline, which also ends a deadlock over two databases that neither
     /// of them can see. Its error alone says neither for which lock nor until when; this does, as far as the store tells.
     ///
     /// ```ignore

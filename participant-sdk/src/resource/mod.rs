@@ -301,6 +301,14 @@ pub trait Resource: Send + Sync + 'static {
     fn forget(&self, branches: &[BranchId]) -> impl Future<Output = Result<(), Unresolved>> + Send;
 }
 
+/// How long a branch may wait for one lock when so much is left until its transaction's deadline: a little less. Two transactions that
+/// wait for each other have often begun together; if each waited to the very end, the first to be rolled back would free the
+/// other's lock, and nobody would hear what they had waited for.
+#[cfg(any(feature = "postgres", feature = "mysql"))]
+pub(crate) fn lock_wait(left: Duration) -> Duration {
+    left.saturating_sub((left / 10).min(Duration::from_secs(1)))
+}
+
 /// The wall clock: only for what people read and for a store's own bookkeeping, never for a decision.
 #[must_use]
 #[expect(clippy::disallowed_methods, reason = "the one place where stores read it")]

@@ -21,7 +21,7 @@ use super::recovery;
 use super::refusal::{NOT_TRIED, WORK_OUTSIDE, words};
 use super::session::{KillOnDrop, Session};
 use super::sql::{self, Schema};
-use crate::resource::{BranchId, Fate, Prepared, ResourceError, Unresolved};
+use crate::resource::{BranchId, Fate, Prepared, ResourceError, Unresolved, lock_wait};
 
 /// How long after the deadline the server may still end what runs in a branch, and take a prepare that was on
 /// its way.
@@ -116,7 +116,7 @@ pub(super) async fn begin(
     let mut lease = Lease::acquire(pool, remaining).await.map_err(ResourceError::Unavailable)?;
     let left = deadline.saturating_duration_since(Instant::now());
     let lifetime = left + GRACE;
-    let limits = sql::Limits { lock_wait: left, activity: lifetime };
+    let limits = sql::Limits { lock_wait: lock_wait(left), activity: lifetime };
     lease.begin(sql::begin(branch, limits), left).await.map_err(cannot_begin)?;
     let left = deadline.saturating_duration_since(Instant::now());
     let reply = lease.run(sql::session(), left).await.map_err(cannot_begin)?;

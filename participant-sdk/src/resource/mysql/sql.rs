@@ -323,7 +323,8 @@ pub(super) fn begin(branch: &BranchId, limits: Limits) -> SqlStr {
          /*M!100502 , idle_transaction_timeout = {pause}, max_statement_time = {statement} */ \
          /*!80000 , max_execution_time = {millis} */; \
          XA START {xid}",
-        lock = seconds(limits.lock_wait),
+        // Rounded down: the wait ends before the deadline, and whoever waited hears of it. 0 would be no wait at all.
+        lock = limits.lock_wait.as_secs().max(1),
         pause = seconds(limits.activity),
         statement = limits.activity.as_secs_f64(),
         millis = limits.activity.as_millis(),

@@ -20,7 +20,7 @@ use super::connection::{Failure, Lease, Reply};
 use super::recovery;
 use super::refusal::{IN_FAILED_TRANSACTION, Refusal, words};
 use super::sql;
-use crate::resource::{BranchId, Fate, Prepared, ResourceError, Unresolved};
+use crate::resource::{BranchId, Fate, Prepared, ResourceError, Unresolved, lock_wait};
 
 /// How long after the deadline the server may still end what runs in a branch, and take a prepare that was on
 /// its way.
@@ -56,7 +56,7 @@ pub(super) async fn begin(
     let mut lease = Lease::acquire(pool, remaining).await.map_err(ResourceError::Unavailable)?;
     let left = deadline.saturating_duration_since(Instant::now());
     let lifetime = left + GRACE;
-    let limits = sql::Limits { lock_wait: left, activity: lifetime, watch_client };
+    let limits = sql::Limits { lock_wait: lock_wait(left), activity: lifetime, watch_client };
     lease.begin(sql::begin(branch, limits), left).await.map_err(cannot_begin)?;
     // The server counts from its BEGIN. Were this process stopped in between, a branch could live long after
     // its deadline and commit when nobody expects it (P19).
