@@ -116,7 +116,7 @@ impl Coordinator {
         match process.wait(PATIENCE)? {
             Reaped::Exit(0) => serde_json::from_str(&process.output())
                 .map_err(Failed::because(format!("lockstep {arguments:?}: {}", process.output()))),
-            how => {
+            how @ (Reaped::Exit(_) | Reaped::Signal(_)) => {
                 Err(Failed::new(format!("lockstep {arguments:?} ended with {how:?}: {}", process.output())))
             }
         }

@@ -236,7 +236,9 @@ impl<'a> Attempt<'a> {
             Fault::ServerKilled => server.kill_and_restart(),
             Fault::ParticipantKilled => match world.process(TESTED)?.kill()? {
                 Reaped::KILLED => world.restart(TESTED, None),
-                how => Err(Failed::new(format!("the bank was to be killed, and had ended: {how:?}"))),
+                how @ (Reaped::Exit(_) | Reaped::Signal(_)) => {
+                    Err(Failed::new(format!("the bank was to be killed, and had ended: {how:?}")))
+                }
             },
         }
     }

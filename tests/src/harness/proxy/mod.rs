@@ -271,7 +271,7 @@ impl Passage {
     /// What goes to the server of what the client has sent, unless a strike comes before it.
     fn requests(&mut self) -> (Vec<u8>, Option<Then>) {
         let mut passed = 0;
-        while let Some(message) = self.conversation.from_client(&self.from_client[passed..]) {
+        while let Some(message) = self.conversation.hear_client(&self.from_client[passed..]) {
             let strike = message.text.as_deref().and_then(|text| lock(&self.plan).passes(text));
             let text = message.text.unwrap_or_default();
             match strike {
@@ -295,7 +295,7 @@ impl Passage {
     /// What goes to the client of what the server has sent.
     fn answers(&mut self, struck: &mut Option<Then>) -> Vec<u8> {
         let mut to_client = Vec::new();
-        while let Some((length, what)) = self.conversation.from_server(&self.from_server) {
+        while let Some((length, what)) = self.conversation.hear_server(&self.from_server) {
             let message: Vec<u8> = self.from_server.drain(..length).collect();
             let Some(held) = self.held.as_mut().filter(|_| self.conversation.is_of_the_held()) else {
                 to_client.extend(message);

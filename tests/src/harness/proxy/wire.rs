@@ -54,7 +54,7 @@ impl Conversation {
     }
 
     /// The first message in what the client has sent, if it is there as a whole.
-    pub(super) fn from_client(&mut self, bytes: &[u8]) -> Option<FromClient> {
+    pub(super) fn hear_client(&mut self, bytes: &[u8]) -> Option<FromClient> {
         match self.wire {
             Wire::Postgres => {
                 let head = usize::from(self.greeted);
@@ -98,7 +98,7 @@ impl Conversation {
     }
 
     /// The first message in what the server has sent, if it is there as a whole: its bytes, and what it is.
-    pub(super) fn from_server(&mut self, bytes: &[u8]) -> Option<(usize, FromServer)> {
+    pub(super) fn hear_server(&mut self, bytes: &[u8]) -> Option<(usize, FromServer)> {
         match self.wire {
             Wire::Postgres => {
                 let length = 1 + big_endian(bytes.get(1..5)?);
@@ -199,10 +199,10 @@ mod tests {
         let mut conversation = Conversation::new(Wire::Postgres);
         let greeting = &postgres(0, b"\0\x03\0\0user\0me\0\0")[1..];
         assert_eq!(
-            conversation.from_client(greeting),
+            conversation.hear_client(greeting),
             Some(FromClient { length: greeting.len(), text: None })
         );
-        assert!(matches!(conversation.from_server(&postgres(b'Z', b"I")), Some((6, FromServer::Other))));
+        assert!(matches!(conversation.hear_server(&postgres(b'Z', b"I")), Some((6, FromServer::Other))));
         conversation
     }
 
@@ -210,23 +210,23 @@ mod tests {
     fn a_query_of_postgresql_is_seen_when_it_is_there_as_a_whole() {
         let mut conversation = greeted();
         let query = postgres(b'Q', b"COMMIT PREPARED 'x'\0");
-        assert_eq!(conversation.from_client(&query[..query.len() - 1]), None);
+        assert_eq!(conversation.hear_client(&query[..query.len() - 1]), None);
         let text = Some("COMMIT PREPARED 'x'".to_owned());
-        assert_eq!(conversation.from_client(&query), Some(FromClient { length: query.len(), text }));
+        assert_eq!(conversation.hear_client(&query), Some(FromClient { length: query.len(), text }));
         let parse = postgres(b'P', b"\0COMMIT PREPARED 'x'\0\0\0");
-        assert_eq!(conversation.from_client(&parse), Some(FromClient { length: parse.len(), text: None }));
+        assert_eq!(conversation.hear_client(&parse), Some(FromClient { length: parse.len(), text: None }));
     }
 
     #[test]
     fn only_what_the_held_request_leads_to_is_held() {
         let mut conversation = greeted();
         // The second request leaves before the first is answered.
-        conversation.from_client(&postgres(b'Q', b"ROLLBACK\0"));
-        conversation.from_client(&postgres(b'Q', b"BEGIN; SELECT 1\0"));
+        conversation.hear_client(&postgres(b'Q', b"ROLLBACK\0"));
+        conversation.hear_client(&postgres(b'Q', b"BEGIN; SELECT 1\0"));
         conversation.hold();
         let answer = |words: &str| FromServer::Answer { words: words.to_owned(), last: false };
         let mut hear = |kind, body: &[u8]| {
-            let (_, what) = conversation.from_server(&postgres(kind, body)).unwrap();
+            let (_, what) = conversation.hear_server(&postgres(kind, body)).unwrap();
             (what, conversation.is_of_the_held())
         };
         assert_eq!(hear(b'C', b"ROLLBACK\0"), (answer("ROLLBACK"), false));
@@ -245,9 +245,9 @@ mod tests {
         };
         let query = message(b"\x03XA END 'a'; SELECT 1");
         let text = Some("XA END 'a'; SELECT 1".to_owned());
-        assert_eq!(conversation.from_client(&query), Some(FromClient { length: query.len(), text }));
+        assert_eq!(conversation.hear_client(&query), Some(FromClient { length: query.len(), text }));
         conversation.hold();
-        let mut hear = |payload: &[u8]| conversation.from_server(&message(payload)).unwrap().1;
+        let mut hear = |payload: &[u8]| conversation.hear_server(&message(payload)).unwrap().1;
         let answer = |words: &str, last| FromServer::Answer { words: words.to_owned(), last };
         assert_eq!(hear(&[0, 0, 0, 0x0a, 0, 0, 0]), answer("OK", false));
         assert_eq!(hear(&[1]), FromServer::Other);
