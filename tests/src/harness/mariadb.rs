@@ -235,11 +235,18 @@ impl MariaDbServer {
         self.directory.join("log")
     }
 
+    /// Not in a directory that other servers use: their temporary tables have the same names where process ids are the same, as
+    /// in containers.
+    fn temporary_files(&self) -> String {
+        format!("--tmpdir={}", self.directory.display())
+    }
+
     fn initialise(&self) -> Result<()> {
         let mut install = self.programs.command("mariadb-install-db");
         // No --user: that would be changed to, and the command runs as that user already.
         install.args(["--no-defaults", "--auth-root-authentication-method=normal", "--skip-test-db"]);
         install.arg("--innodb-log-file-size=16M").arg(format!("--datadir={}", self.data().display()));
+        install.arg(self.temporary_files());
         let output = install.output().map_err(MariaDbError::io("mariadb-install-db does not run"))?;
         if output.status.success() {
             return Ok(());
@@ -272,6 +279,7 @@ impl MariaDbServer {
             .arg(format!("--port={}", self.port.number()))
             .arg(format!("--socket={}", self.socket().display()));
         command.arg(format!("--pid-file={}", self.directory.join("pid").display()));
+        command.arg(self.temporary_files());
         command.args(self.settings.iter().map(|(name, value)| format!("--{name}={value}")));
         // An own process group: a Ctrl-C for the tests is not one for the server, which goes with its directory.
         command.stdin(Stdio::null()).stdout(log).stderr(stderr).process_group(0);

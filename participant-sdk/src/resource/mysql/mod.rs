@@ -27,7 +27,8 @@
 //! and the pool opens a new one. XA branches have no owner: whoever can log in to the server and knows a
 //! branch's name can end it, so such a name is not to be shown to strangers.
 //!
-//! Tested with MariaDB. Everything here is written for MySQL from 8.0.30 as well, and untested with it.
+//! Tested with MariaDB. Everything here is written for MySQL from 8.0.30 as well, and untested with it. (Its usual way of
+//! asking for a password needs TLS, the socket, or sqlx's feature `mysql-rsa`.)
 
 mod attach;
 mod branch;

@@ -148,3 +148,48 @@ fn mend(name: &str, value: &str) -> String {
         _ => format!("SET GLOBAL {name} = {value}, and the same in the server's configuration"),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn check(settings: &[(&str, &str)]) -> Result<(), String> {
+        let settings = settings.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned()));
+        Server::of(settings.collect()).check().map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn versions_that_lose_prepared_branches_are_refused_by_name() {
+        for fit in
+            ["10.5.2-MariaDB", "10.11.19-MariaDB-0+deb12u1", "11.4.2-MariaDB-log", "8.0.30", "8.4.0", "9.1.0"]
+        {
+            assert_eq!(check(&[("version", fit)]), Ok(()), "{fit}");
+        }
+        for (old, named) in [
+            ("10.5.1-MariaDB", "MariaDB 10.5.1 is too old: 10.5.2"),
+            ("10.4.32-MariaDB-log", "MariaDB 10.4.32 is too old"),
+            ("8.0.29", "MySQL 8.0.29 is too old: 8.0.30"),
+            ("5.7.44-log", "MySQL 5.7.44 is too old"),
+            ("", "MySQL 0.0.0 is too old"),
+        ] {
+            let why = check(&[("version", old)]).unwrap_err();
+            assert!(why.contains(named), "{old}: {why}");
+        }
+    }
+
+    #[test]
+    fn a_node_of_galera_is_refused() {
+        let why = check(&[("version", "10.11.6-MariaDB"), ("wsrep_on", "ON")]).unwrap_err();
+        assert!(why.contains("wsrep_on"), "{why}");
+        assert_eq!(check(&[("version", "10.11.6-MariaDB"), ("wsrep_on", "OFF")]), Ok(()));
+    }
+
+    #[test]
+    fn settings_of_the_binary_log_matter_only_where_there_is_one() {
+        let without = [("version", "8.0.36"), ("sync_binlog", "0"), ("log_bin", "OFF")];
+        assert_eq!(check(&without), Ok(()));
+        let with = [("version", "8.0.36"), ("sync_binlog", "0"), ("log_bin", "ON")];
+        assert!(check(&with).unwrap_err().contains("SET GLOBAL sync_binlog = 1"));
+        assert_eq!(check(&[("version", "8.0.36"), ("innodb_doublewrite", "DETECT_AND_RECOVER")]), Ok(()));
+    }
+}

@@ -178,9 +178,8 @@ impl Schema {
     /// - What follows has to come within `pause`; otherwise the server ends the session. Whoever is stopped before XA PREPARE
     ///   can't send it much later (P19), and whoever is stopped behind it does not keep others from finishing the branch (P24).
     /// - Rolling back to a savepoint that was just made does nothing but warn if something was done that can't be rolled back.
-    ///   (Choosing `autocommit` makes the server forget that.)
-    /// - Without autocommit: were the session outside of the branch by now, because the service had ended it, the row would be
-    ///   committed by itself and lie. So it goes with the connection.
+    ///   And it fails, and the evidence is not reached, in a session that is outside of any transaction, because the service has
+    ///   ended the branch: there the row would be committed by itself, and lie.
     pub(super) fn write_evidence(
         &self,
         branch: &BranchId,
@@ -193,7 +192,7 @@ impl Schema {
             "SET SESSION timestamp = DEFAULT, wait_timeout = {pause} \
              /*M!100502 , idle_transaction_timeout = {pause} */; \
              SAVEPOINT lockstep; ROLLBACK TO SAVEPOINT lockstep; SHOW WARNINGS; \
-             SET SESSION autocommit = 0; {COUNTERS}; \
+             {COUNTERS}; \
              INSERT INTO {evidence} ({EVIDENCE_COLUMNS}) VALUES ('{branch}', 'branch', \
              IF(UTC_TIMESTAMP(6) < {deadline}, {deadline}, NULL), {fixed})",
             pause = seconds(pause),

@@ -287,10 +287,7 @@ impl Books {
     pub async fn remove(&self) -> Result<()> {
         let url = match &self.place {
             Place::Sqlite(_) | Place::Own(_) => return Ok(()),
-            Place::MariaDb(url) => {
-                let prepared = [self.foreign_names(), self.prepared().await?].concat();
-                return mariadb::remove(url, &prepared).await;
-            }
+            Place::MariaDb(url) => return mariadb::remove(url, &self.bank).await,
             Place::Postgres(url) => url,
         };
         let cannot = || Failed::because(format!("{url} cannot be removed"));
