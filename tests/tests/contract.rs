@@ -5,13 +5,15 @@
 
 use std::sync::Mutex;
 
+use lockstep::resource::mysql::MySql;
 use lockstep::resource::postgres::Postgres;
 use lockstep::resource::sqlite::Sqlite;
 use lockstep::testing::{Subject, contract};
-use lockstep_tests::harness::postgres::{Database, fresh_database};
+use lockstep_tests::harness::{mariadb, postgres};
+use sqlx::mysql::{MySqlConnectOptions, MySqlPoolOptions};
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
 use sqlx::sqlite::{SqliteConnectOptions, SqlitePoolOptions};
-use sqlx::{ConnectOptions as _, Connection as _, PgConnection, SqliteConnection};
+use sqlx::{ConnectOptions as _, Connection as _, MySqlConnection, PgConnection, SqliteConnection};
 use tempfile::TempDir;
 
 const TABLE: &str = "CREATE TABLE work (key text PRIMARY KEY)";
@@ -26,14 +28,14 @@ fn words<T>(result: sqlx::Result<T>) -> Result<(), String> {
 /// Databases on the shared server.
 #[derive(Default)]
 struct OnPostgres {
-    databases: Mutex<Vec<Database>>,
+    databases: Mutex<Vec<postgres::Database>>,
 }
 
 impl Subject for OnPostgres {
     type Resource = Postgres;
 
     async fn create(&self) -> String {
-        let database = tokio::task::spawn_blocking(fresh_database).await.unwrap();
+        let database = tokio::task::spawn_blocking(postgres::fresh_database).await.unwrap();
         let url = database.url();
         let mut connection = PgConnection::connect(&url).await.unwrap();
         sqlx::raw_sql(TABLE).execute(&mut connection).await.unwrap();
@@ -58,6 +60,48 @@ impl Subject for OnPostgres {
     async fn is_there(&self, _resource: &Postgres, address: &str, key: &str) -> bool {
         let mut connection = PgConnection::connect(address).await.unwrap();
         let count: i64 = sqlx::query_scalar(LOOK).bind(key).fetch_one(&mut connection).await.unwrap();
+        connection.close().await.unwrap();
+        count == 1
+    }
+}
+
+/// Databases on the shared MariaDB server.
+#[derive(Default)]
+struct OnMariaDb {
+    databases: Mutex<Vec<mariadb::Database>>,
+}
+
+impl Subject for OnMariaDb {
+    type Resource = MySql;
+
+    async fn create(&self) -> String {
+        let database = tokio::task::spawn_blocking(mariadb::fresh_database).await.unwrap();
+        let url = database.url();
+        let mut connection = MySqlConnection::connect(&url).await.unwrap();
+        let sql = "CREATE TABLE work (name varchar(64) PRIMARY KEY)";
+        sqlx::raw_sql(sql).execute(&mut connection).await.unwrap();
+        connection.close().await.unwrap();
+        self.databases.lock().unwrap().push(database);
+        url
+    }
+
+    async fn open(&self, address: &str) -> MySql {
+        let options: MySqlConnectOptions = address.parse().unwrap();
+        MySql::new(MySqlPoolOptions::new().max_connections(5).connect_lazy_with(options))
+    }
+
+    async fn write(&self, connection: &mut MySqlConnection, key: &str) -> Result<(), String> {
+        words(sqlx::query("INSERT INTO work (name) VALUES (?)").bind(key).execute(connection).await)
+    }
+
+    async fn read(&self, connection: &mut MySqlConnection) -> Result<(), String> {
+        words(sqlx::query(READ).execute(connection).await)
+    }
+
+    async fn is_there(&self, _resource: &MySql, address: &str, key: &str) -> bool {
+        let mut connection = MySqlConnection::connect(address).await.unwrap();
+        let look = sqlx::query_scalar("SELECT count(*) FROM work WHERE name = ?");
+        let count: i64 = look.bind(key).fetch_one(&mut connection).await.unwrap();
         connection.close().await.unwrap();
         count == 1
     }
@@ -112,6 +156,11 @@ impl Subject for OnSqlite {
 #[tokio::test]
 async fn postgres_keeps_the_contract() {
     contract(OnPostgres::default()).await.assert_kept();
+}
+
+#[tokio::test]
+async fn mariadb_keeps_the_contract() {
+    contract(OnMariaDb::default()).await.assert_kept();
 }
 
 #[tokio::test]
