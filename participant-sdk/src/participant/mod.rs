@@ -59,7 +59,8 @@ impl<R: Resource> Participant<R> {
     }
 
     /// Opens a branch of the transaction in `context`, or continues the one that this process has open for it: a handler
-    /// that is called twice in one transaction sees its own writes. Waits for a handler that still works in that branch.
+    /// that is called twice in one transaction sees its own writes. Waits for a handler that still works in that branch. Another
+    /// instance of the service opens a branch of its own, and sees nothing of this one.
     ///
     /// Cancelling this call rolls the branch back, if one was opened.
     ///
@@ -219,9 +220,10 @@ impl<R: Resource> Branch<R> {
     }
 
     /// The work is done: gives the connection back, and waits until the coordinator is known to count this branch. Answer
-    /// the caller only after that: it may ask to commit at once.
+    /// the caller only after that: it may ask to commit at once. In a call that its caller has marked as the last one, the branch
+    /// votes, as by [`Branch::vote`].
     ///
-    /// Cancelling this call rolls the branch back.
+    /// Cancelling this call rolls the branch back, unless it has voted by then.
     ///
     /// # Errors
     /// If the branch was rolled back meanwhile. Answer the caller with an error then.
