@@ -4,7 +4,7 @@
 //! - `branch`: a branch while it is open, and how it is prepared.
 //! - `recovery`: how a prepared branch is finished, and what is found out about one that is not there.
 //! - `evidence`: the table that proves it, and pruning.
-//! - `attach`: what a server has to be, and our tables.
+//! - `attach`: our tables, and the identity. What a server has to be, [`crate::doctor`] judges.
 //! - `sql`: every statement. `refusal`: every refusal in words. `connection`: who holds a connection, and when
 //!   it is closed.
 //!
@@ -28,7 +28,7 @@ mod connection;
 mod evidence;
 mod recovery;
 mod refusal;
-mod sql;
+pub(crate) mod sql;
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, OnceLock, PoisonError};
