@@ -253,6 +253,10 @@ pub(super) fn prepared(cluster: ClusterId) -> SqlStr {
     ))
 }
 
+/// How many transactions can be prepared, then all that are, with whether they are in this database.
+pub(super) const ROOM: &str = "SELECT current_setting('max_prepared_transactions')::bigint AS slots; \
+     SELECT gid, database = current_database() AS here FROM pg_prepared_xacts";
+
 /// The branch that a prepared transaction's name names, in text.
 pub(crate) fn branch_of(gid: &str) -> Option<&str> {
     gid.strip_prefix(PREFIX)?.strip_prefix(':')
