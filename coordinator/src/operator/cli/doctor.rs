@@ -86,8 +86,8 @@ fn text(report: &Report, look: Look) -> String {
     let of = |severity| report.findings.iter().filter(|finding| finding.severity == severity).count();
     let (errors, warnings) = (of(Severity::Error), of(Severity::Warning));
     text.push_str(&match errors {
-        0 => format!("it can take part: {warnings} warnings\n"),
-        _ => format!("it cannot take part as it is: {errors} errors, {warnings} warnings\n"),
+        0 => format!("it can take part (warnings: {warnings})\n"),
+        _ => format!("it cannot take part as it is (errors: {errors}, warnings: {warnings})\n"),
     });
     text
 }
@@ -105,7 +105,7 @@ fn paragraph(finding: &Finding, look: Look) -> String {
     };
     let severity = Cell::new(finding.severity);
     let severity = colour.map_or(severity.clone(), |colour| severity.fg(colour));
-    table.add_row([severity, Cell::new(finding.check), Cell::new(printable(&finding.what))]);
+    table.set_header([severity, Cell::new(finding.check), Cell::new(printable(&finding.what))]);
     let mut text = tables::lines(&table);
     for command in &finding.mend {
         for line in wrapped(&printable(command), usize::from(look.width) - MEND_INDENT.len()) {
@@ -232,7 +232,7 @@ mod tests {
     #[test]
     fn colours_are_for_terminals() {
         let shown = text(&report(), Look { colour: true, ..PLAIN });
-        assert!(shown.contains("\u{1b}[31merror"), "{shown}");
+        assert!(shown.contains("\u{1b}[38;5;9merror"), "{shown}");
         assert!(!text(&report(), PLAIN).contains('\u{1b}'));
     }
 

@@ -318,7 +318,7 @@ fn ours(transactions: &[&PreparedTransaction]) -> Finding {
     if many == 0 {
         return found(Severity::Ok, "no branch is prepared".to_owned());
     }
-    let what = format!("{many} branches are prepared, the oldest for {}", lasting(age));
+    let what = format!("branches prepared: {many}, the oldest for {}", lasting(age));
     if age < LONG_PREPARED {
         return found(Severity::Note, what);
     }
@@ -341,14 +341,14 @@ fn not_owned(snapshot: &Snapshot, transactions: &[&PreparedTransaction]) -> Opti
     let first = foreign.first()?;
     if snapshot.surroundings.is_superuser {
         let what = format!(
-            "{} prepared branches belong to {}, not to {role}, who may finish them as a superuser",
+            "prepared branches that belong to another role, not to {role}: {}, such as {}; {role} may finish them as a superuser",
             foreign.len(),
             first.owner
         );
         return Some(counted(Finding::new("owner", Severity::Note, what), &foreign));
     }
     let what = format!(
-        "{} prepared branches belong to {}, and {role} may not finish them: let all instances of a resource manager connect \
+        "prepared branches that {role} may not finish: {}, they belong to {}; let all instances of a resource manager connect \
          as the role that prepares, or have a superuser attach once",
         foreign.len(),
         first.owner
@@ -362,7 +362,7 @@ fn orphans(transactions: &[&PreparedTransaction]) -> Finding {
         return found(Severity::Ok, "no branch of another cluster is prepared here".to_owned());
     }
     let what = format!(
-        "{} branches are prepared whose cluster or resource manager was never attached to this database, the oldest for {}: \
+        "prepared branches whose cluster or resource manager was never attached to this database: {}, the oldest for {}; \
          nothing finishes them by itself. Ask the coordinator of their cluster",
         transactions.len(),
         lasting(oldest(transactions))
@@ -379,7 +379,7 @@ fn elsewhere(transactions: &[&PreparedTransaction]) -> Option<Finding> {
     databases.dedup();
     databases.truncate(MAX_NAMED);
     let what = format!(
-        "{} branches are prepared in other databases of this server, the oldest for {}, and take slots of it: {}",
+        "branches prepared in other databases of this server, of which they take slots: {}, the oldest for {}, in {}",
         transactions.len(),
         lasting(oldest(transactions)),
         databases.join(", ")
@@ -395,7 +395,7 @@ fn foreign(transactions: &[&PreparedTransaction]) -> Finding {
         return found(Severity::Ok, "nobody else has prepared transactions".to_owned());
     }
     let what = format!(
-        "{} prepared transactions are not Lockstep's, the oldest for {}: they take slots, and Lockstep never touches them",
+        "prepared transactions that are not Lockstep's: {}, the oldest for {}; they take slots, and Lockstep never touches them",
         transactions.len(),
         lasting(age)
     );
@@ -424,7 +424,7 @@ fn blocked(blocked: &[Blocked]) -> Finding {
         format!("pid {} for {} ({}, held by {})", blocked.pid, lasting(blocked.since), blocked.object, blocked.gid)
     });
     let what = format!(
-        "{} sessions wait for locks of prepared transactions: {}; plain reads are not blocked",
+        "sessions that wait for locks of prepared transactions: {}: {}; plain reads are not blocked",
         blocked.len(),
         named.collect::<Vec<_>>().join(", ")
     );

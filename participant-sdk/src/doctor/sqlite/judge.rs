@@ -182,7 +182,7 @@ fn hazards(snapshot: &Snapshot) -> Finding {
         return Finding::new("hazards", Severity::Ok, "no branch was lost to another writer").figure("count", 0);
     }
     let what = format!(
-        "{count} branches were to commit and could not be written again after a crash: what each would have changed stands \
+        "branches that were to commit and could not be written again after a crash: {count}; what each would have changed stands \
          beside the database"
     );
     let list = format!("ls {}-lockstep-hazard-*", shell(&snapshot.path));

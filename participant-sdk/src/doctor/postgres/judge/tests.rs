@@ -153,7 +153,7 @@ fn each_fault_is_found_named_and_mended() {
         ),
         ("prepared", |s| s.prepared = vec![prepared(OURS, "bank", "app", 59)], Severity::Note, "for 59s"),
         ("prepared", |s| s.prepared = vec![prepared(OURS, "bank", "app", 60)], Severity::Warning, "lockstep tx show 12."),
-        ("owner", |s| s.prepared = vec![prepared(OURS, "bank", "other", 0)], Severity::Error, "belong to other"),
+        ("owner", |s| s.prepared = vec![prepared(OURS, "bank", "other", 0)], Severity::Error, "they belong to other"),
         (
             "owner",
             |s| {
@@ -167,7 +167,7 @@ fn each_fault_is_found_named_and_mended() {
             "other-databases",
             |s| s.prepared = vec![prepared(OURS, "shop", "app", 9)],
             Severity::Note,
-            "other databases of this server, the oldest for 9s, and take slots of it: shop",
+            "of which they take slots: 1, the oldest for 9s, in shop",
         ),
         (
             "foreign-prepared",
@@ -182,7 +182,7 @@ fn each_fault_is_found_named_and_mended() {
             "ROLLBACK PREPARED 'their''s'; -- in database shop, as \"Them\"",
         ),
         // It begins as ours do, and we did not make it.
-        ("foreign-prepared", |s| s.prepared = vec![prepared("lockstep:x", "bank", "app", 1)], Severity::Note, "1 prepared"),
+        ("foreign-prepared", |s| s.prepared = vec![prepared("lockstep:x", "bank", "app", 1)], Severity::Note, "Lockstep's: 1,"),
         (
             "blocked",
             |s| {
