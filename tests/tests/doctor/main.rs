@@ -7,6 +7,7 @@ mod postgres;
 mod sqlite;
 
 use std::path::Path;
+use std::process::Stdio;
 
 use lockstep::resource::BranchId;
 use lockstep_proto::{Bqual, ClusterId, Epoch, Gtrid, Incarnation, LogPosition, ResourceManagerName, Xid};
@@ -30,7 +31,11 @@ struct Ran {
 /// Runs `lockstep` with these arguments.
 fn lockstep(arguments: &[&str]) -> Ran {
     let mut command = Roles::played_by(env!("CARGO_BIN_EXE_prove")).command("coordinator");
-    let output = command.arg("--").args(arguments).output().unwrap();
+    command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = command.arg("--").args(arguments).spawn().unwrap();
+    // It takes the end of its standard input for the end of this process.
+    let _open = child.stdin.take();
+    let output = child.wait_with_output().unwrap();
     let text = |bytes| String::from_utf8(bytes).expect("the program writes UTF-8");
     let code = output.status.code().expect("it ended by itself");
     Ran { code, stdout: text(output.stdout), stderr: text(output.stderr) }

@@ -201,37 +201,43 @@ async fn what_is_prepared_is_told_apart_with_what_it_blocks() {
     of_postgres(&url).says("prepared", "ok", "no branch");
 }
 
-/// Somebody waits for the row, and somebody for the table.
+/// Somebody waits for the row, and then somebody for the table.
 async fn blocks_a_session(database: &Database, holder: &BranchId) {
     let pool = PgPool::connect(&database.url()).await.unwrap();
     let mut waiting = Vec::new();
-    for sql in ["UPDATE account SET amount = 3 WHERE id = 1", "LOCK TABLE account IN ACCESS EXCLUSIVE MODE"] {
+    let row = ("UPDATE account SET amount = 3 WHERE id = 1", "a row that it changed");
+    let table = ("LOCK TABLE account IN ACCESS EXCLUSIVE MODE", "account");
+    for (sql, object) in [row, table] {
         let mut connection = pool.acquire().await.unwrap();
         let pid: i32 = sqlx::query_scalar("SELECT pg_backend_pid()").fetch_one(&mut *connection).await.unwrap();
         let task = tokio::spawn(async move {
-            // Rolled back with its connection: the test ends its wait.
+            // Ended by the test, with its connection.
             drop(sqlx::raw_sql(sqlx::AssertSqlSafe(format!("BEGIN; {sql}"))).execute(&mut *connection).await);
         });
         waiting.push((pid, task));
-    }
-    let deadline = tokio::time::Instant::now() + Duration::from_secs(60);
-    loop {
-        let found = of_postgres(&database.url());
-        let blocked = found.finding("blocked");
-        if blocked["figures"]["count"] == 2 {
-            let what = blocked["what"].as_str().unwrap();
-            assert!(waiting.iter().all(|(pid, _)| what.contains(&format!("pid {pid} for "))), "{what}");
-            assert!(what.contains(&format!("held by lockstep:{holder}")), "{what}");
-            assert!(what.contains("account") && what.contains("a row that it changed"), "{what}");
-            assert_eq!(blocked["severity"], "warning");
-            assert_eq!(blocked["mend"], serde_json::json!([format!("lockstep tx show {}", holder.xid.gtrid)]));
-            break;
-        }
-        assert!(tokio::time::Instant::now() < deadline, "nobody is seen to wait: {:#}", found.json);
+        let found = until_it_is_seen(database, waiting.len()).await;
+        let what = found["what"].as_str().unwrap();
+        let (_, said) = what.split_once(&format!("pid {pid} for ")).unwrap();
+        let (_, said) = said.split_once(" (").unwrap();
+        assert!(said.starts_with(&format!("{object}, held by lockstep:{holder})")), "{what}");
+        assert_eq!(found["severity"], "warning");
+        assert_eq!(found["mend"], serde_json::json!([format!("lockstep tx show {}", holder.xid.gtrid)]));
     }
     for (pid, task) in waiting {
         database.psql(&format!("SELECT pg_terminate_backend({pid})"));
         task.await.unwrap();
+    }
+}
+
+/// The finding, once so many sessions wait.
+async fn until_it_is_seen(database: &Database, waiting: usize) -> Value {
+    let deadline = tokio::time::Instant::now() + Duration::from_secs(60);
+    loop {
+        let found = of_postgres(&database.url()).finding("blocked").clone();
+        if found["figures"]["count"] == waiting {
+            return found;
+        }
+        assert!(tokio::time::Instant::now() < deadline, "{waiting} sessions are not seen to wait: {found:#}");
     }
 }
 

@@ -14,7 +14,7 @@ use super::tables::{self, Look};
 
 /// Columns in front of what was found: the severity, and the check.
 const SEVERITY_WIDTH: u16 = 9;
-const CHECK_WIDTH: u16 = 19;
+const CHECK_WIDTH: u16 = 20;
 /// Blanks in front of what mends it.
 const MEND_INDENT: &str = "    ";
 

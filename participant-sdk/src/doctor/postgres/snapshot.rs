@@ -221,7 +221,7 @@ const PREPARED: &str = "SELECT gid, database::text AS database, owner::text AS o
      FROM pg_prepared_xacts ORDER BY prepared, gid LIMIT 1000";
 
 /// The sessions of which PostgreSQL says that process 0 blocks them, and the prepared transaction that holds the lock they
-/// wait for. Its locks have no process; its virtual transaction is named after its transaction id.
+/// wait for. Its locks have no process; that on its own transaction id tells which of them are its.
 const BLOCKED: &str = "SELECT DISTINCT w.pid, p.gid, \
      CASE WHEN w.relation IS NOT NULL THEN w.relation::regclass::text WHEN w.locktype = 'transactionid' \
      THEN 'a row that it changed' ELSE w.locktype END AS object, \
@@ -230,7 +230,8 @@ const BLOCKED: &str = "SELECT DISTINCT w.pid, p.gid, \
      JOIN pg_locks AS h ON h.granted AND h.pid IS NULL AND (h.locktype, h.database, h.relation, h.page, h.tuple, \
      h.virtualxid, h.transactionid, h.classid, h.objid, h.objsubid) IS NOT DISTINCT FROM (w.locktype, w.database, \
      w.relation, w.page, w.tuple, w.virtualxid, w.transactionid, w.classid, w.objid, w.objsubid) \
-     JOIN pg_prepared_xacts AS p ON h.virtualtransaction = '-1/' || p.transaction::text \
+     JOIN pg_locks AS x ON x.locktype = 'transactionid' AND x.pid IS NULL AND x.virtualtransaction = h.virtualtransaction \
+     JOIN pg_prepared_xacts AS p ON p.transaction = x.transactionid \
      WHERE NOT w.granted AND 0 = ANY (pg_blocking_pids(w.pid)) ORDER BY since_ms DESC NULLS LAST, w.pid LIMIT 1000";
 
 impl Surroundings {
