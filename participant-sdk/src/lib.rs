@@ -77,6 +77,8 @@ pub use error::{
 pub use layers::{ContextLayer, ContextService, InjectContext, InjectContextLayer};
 pub use lockstep_proto::{ClusterId, Gtrid};
 pub use participant::{Branch, Participant, ParticipantBuilder};
+#[cfg(feature = "mysql")]
+pub use resource::mysql::MySql;
 #[cfg(feature = "postgres")]
 pub use resource::postgres::Postgres;
 #[cfg(feature = "sqlite")]

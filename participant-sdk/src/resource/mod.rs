@@ -1,12 +1,14 @@
 //! What a store has to be able to do to take part in a global transaction.
 //!
 //! [`Resource`] is the edge between the protocol, which the SDK owns, and one store, which an implementation owns:
-//! `postgres` (`PREPARE TRANSACTION`) and `sqlite` (a journal beside the file). An implementation never decides anything: it
+//! `postgres` (`PREPARE TRANSACTION`), `mysql` (XA) and `sqlite` (a journal beside the file). An implementation never decides anything: it
 //! prepares, commits, rolls back, and says truthfully what became of a branch, or that it cannot tell.
 //!
 //! Three answers that must never be mixed up, and so have three types: *done* ([`Fate`]), *refused* ([`Prepared::No`])
 //! and *not known* ([`Unresolved`]). The evidence row (protocol.md, P15 to P19) is what makes the first one provable.
 
+#[cfg(feature = "mysql")]
+pub mod mysql;
 #[cfg(feature = "postgres")]
 pub mod postgres;
 #[cfg(feature = "sqlite")]

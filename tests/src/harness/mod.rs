@@ -3,7 +3,7 @@
 //! - [`process`]: a process of ours: started, killed, reaped, started again. [`roles`] says what it plays.
 //! - [`coordinator`], [`bank`], [`client`]: the three roles.
 //! - [`crash_points`]: SIGKILL at a named place, and the proof that it was there.
-//! - [`postgres`]: database servers made from nothing; [`books`]: a bank's database as the harness sees it.
+//! - [`postgres`], [`mariadb`]: database servers made from nothing; [`books`]: a bank's database as the harness sees it.
 //! - [`clock`], [`ports`]: what the others share.
 
 pub mod bank;
@@ -12,6 +12,9 @@ pub mod client;
 pub mod clock;
 pub mod coordinator;
 pub mod crash_points;
+mod debian;
+mod janitor;
+pub mod mariadb;
 pub mod ports;
 pub mod postgres;
 pub mod process;
@@ -36,6 +39,12 @@ impl Failed {
     pub fn because<E: std::fmt::Display>(what: impl Into<String>) -> impl FnOnce(E) -> Self {
         let what = what.into();
         move |cause| Self(format!("{what}: {cause}"))
+    }
+}
+
+impl From<mariadb::MariaDbError> for Failed {
+    fn from(error: mariadb::MariaDbError) -> Self {
+        Self(error.to_string())
     }
 }
 

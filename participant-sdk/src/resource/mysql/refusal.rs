@@ -1,0 +1,80 @@
+//! What the server's refusals mean for a branch, and in words that a caller can act on.
+
+use sqlx::mysql::MySqlDatabaseError;
+
+use super::sql;
+
+/// No branch of this name is prepared, or the session that prepared it is still there.
+pub(super) const UNKNOWN_XID: u16 = 1397;
+/// A session that is inside of a transaction can't begin a branch.
+pub(super) const WORK_OUTSIDE: u16 = 1400;
+/// A key is there already.
+pub(super) const DUPLICATE_KEY: u16 = 1062;
+/// A table is not there.
+pub(super) const NO_SUCH_TABLE: u16 = 1146;
+/// What the user may not do: with a database, with a table, with one of its columns, at all.
+pub(super) const ACCESS_DENIED: &[u16] = &[1044, 1142, 1143, 1227];
+/// XA RECOVER on MySQL without the privilege for it.
+pub(super) const RECOVER_DENIED: u16 = 1401;
+/// A column that has to have a value has none.
+const NULL_VALUE: u16 = 1048;
+/// A statement does not fit the state of the branch.
+const WRONG_STATE: u16 = 1399;
+
+/// Why the evidence of a branch was refused, and so the branch is neither prepared nor committed. The evidence is the only
+/// thing that has our key and our columns, and no other statement of that round trip can be refused so.
+pub(super) fn words(error: &MySqlDatabaseError) -> String {
+    let (number, message) = (error.number(), error.message());
+    match number {
+        DUPLICATE_KEY => {
+            "the branch was fenced: somebody made sure before that it can't commit any more".to_owned()
+        }
+        NULL_VALUE if message.contains(sql::DEADLINE) => {
+            "the deadline of the transaction has passed".to_owned()
+        }
+        _ => format!("{message} ({number}){}", advice(number, message)),
+    }
+}
+
+/// Why a prepared branch could not be finished now.
+pub(super) fn words_for_finishing(error: &MySqlDatabaseError) -> String {
+    let advice = match error.number() {
+        1205 | 1213 => ": the branch is still being ended by somebody else",
+        1290 => ": the server takes no writes; it has to be finished where it does",
+        NO_SUCH_TABLE => {
+            ": the tables lockstep_evidence and lockstep_identity are gone; attach again to have them made"
+        }
+        number if ACCESS_DENIED.contains(&number) => {
+            ": the user of the service needs the privileges that attaching checks"
+        }
+        _ => "",
+    };
+    format!("{} ({}){advice}", error.message(), error.number())
+}
+
+fn advice(number: u16, message: &str) -> &'static str {
+    match number {
+        1213 | 1613 | 1614 => {
+            ": another transaction stood in the way; the same work may succeed when it is tried again"
+        }
+        WRONG_STATE if message.contains("ROLLBACK ONLY") => {
+            ": a statement of this branch had failed before in a deadlock, and the service did not say so; it has to return \
+             the error"
+        }
+        WRONG_STATE => ": the service ended the branch itself (XA statements on the branch's connection)",
+        1305 => {
+            ": a table was changed whose engine has no savepoints (Aria); only InnoDB tables can take part in a branch"
+        }
+        1205 | 1969 | 3024 => ": it took longer than the deadline of the transaction allows",
+        1290 | 1792 => {
+            ": the server or the session takes no writes, so that the branch's evidence can't be written"
+        }
+        NO_SUCH_TABLE => {
+            ": the tables lockstep_evidence and lockstep_identity are gone; attach again to have them made"
+        }
+        number if ACCESS_DENIED.contains(&number) => {
+            ": the user of the service needs the privileges that attaching checks"
+        }
+        _ => "",
+    }
+}
