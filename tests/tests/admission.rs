@@ -112,7 +112,8 @@ async fn slots_that_others_have_taken_count_and_are_noticed_when_they_are_free()
             let result = World::work(&world.orders, &tx).await;
             tx.rollback("only looking").await.unwrap();
             // Until then, branches that are still being rolled back may take both slots.
-            if result.is_err() && is_refused_early(result).contains("0 belong to open and prepared branches") {
+            if result.is_err() && is_refused_early(result).contains("0 belong to open and prepared branches")
+            {
                 return;
             }
         }

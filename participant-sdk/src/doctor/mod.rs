@@ -8,6 +8,8 @@
 //!
 //! Looking changes nothing: no table is made, no setting is changed, no branch is touched.
 
+#[cfg(feature = "mysql")]
+pub(crate) mod mysql;
 #[cfg(feature = "postgres")]
 pub(crate) mod postgres;
 #[cfg(feature = "sqlite")]
@@ -63,7 +65,14 @@ pub struct Finding {
 
 impl Finding {
     pub(crate) fn new(check: &'static str, severity: Severity, what: impl Into<String>) -> Self {
-        Self { check, severity, what: what.into(), mend: Vec::new(), figures: BTreeMap::new(), passing: false }
+        Self {
+            check,
+            severity,
+            what: what.into(),
+            mend: Vec::new(),
+            figures: BTreeMap::new(),
+            passing: false,
+        }
     }
 
     pub(crate) fn mend(mut self, commands: impl IntoIterator<Item = impl Into<String>>) -> Self {
@@ -139,6 +148,16 @@ pub async fn postgres(url: &str) -> Result<Report, DoctorError> {
     postgres::examine(url).await
 }
 
+/// Looks at a MariaDB or MySQL database, as the user that the URL names: that should be the one that the service uses, since
+/// its privileges are checked.
+///
+/// # Errors
+/// If the URL is malformed, or the server cannot be reached or asked.
+#[cfg(feature = "mysql")]
+pub async fn mysql(url: &str) -> Result<Report, DoctorError> {
+    mysql::examine(url).await
+}
+
 /// Looks at a SQLite file, as the user that runs this: that should be the one that the service runs as. An instance may be
 /// serving the file meanwhile.
 ///
@@ -147,6 +166,27 @@ pub async fn postgres(url: &str) -> Result<Report, DoctorError> {
 #[cfg(feature = "sqlite")]
 pub async fn sqlite(path: &std::path::Path) -> Result<Report, DoctorError> {
     sqlite::examine(path).await
+}
+
+/// Clocks that differ by less disturb nobody: what is compared are deadlines of seconds and retention times of hours.
+#[cfg(any(feature = "postgres", feature = "mysql"))]
+const CLOCK_DIFFERENCE_MS: i64 = 2_000;
+
+/// The server's clock minus this machine's, and how wrong that may be, both in milliseconds.
+#[cfg(any(feature = "postgres", feature = "mysql"))]
+pub(crate) fn judge_clock((difference_ms, uncertainty_ms): (i64, i64)) -> Finding {
+    let finding =
+        |severity, what| Finding::new("clock", severity, what).figure("server_ahead_ms", difference_ms);
+    if difference_ms.abs() - uncertainty_ms < CLOCK_DIFFERENCE_MS {
+        let what = format!("the server's clock is within {CLOCK_DIFFERENCE_MS} ms of this machine's");
+        return finding(Severity::Ok, what);
+    }
+    let difference = lasting(Duration::from_millis(difference_ms.unsigned_abs()));
+    let direction = if difference_ms < 0 { "behind" } else { "ahead of" };
+    let what = format!(
+        "the server's clock is {difference} {direction} this machine's: nothing breaks, and what people read is misleading"
+    );
+    finding(Severity::Warning, what).mend(["timedatectl status"])
 }
 
 /// A duration as people say it: `412ms`, `38s`, `4m12s`, `3d4h`.
@@ -197,7 +237,9 @@ impl Disk {
         let finding = Finding::new("disk", severity, what).figure("free_mib", free_mib);
         match severity {
             Severity::Ok | Severity::Note => finding,
-            Severity::Warning | Severity::Error => finding.mend([format!("df -h {}", self.directory)]).passing(),
+            Severity::Warning | Severity::Error => {
+                finding.mend([format!("df -h {}", self.directory)]).passing()
+            }
         }
     }
 }
@@ -234,13 +276,9 @@ mod tests {
 
     #[test]
     fn durations_are_said_as_people_say_them() {
-        for (seconds, text) in [
-            (0.412, "412ms"),
-            (38.9, "38s"),
-            (252.0, "4m12s"),
-            (3600.0, "1h"),
-            (273_600.0, "3d4h"),
-        ] {
+        for (seconds, text) in
+            [(0.412, "412ms"), (38.9, "38s"), (252.0, "4m12s"), (3600.0, "1h"), (273_600.0, "3d4h")]
+        {
             assert_eq!(lasting(Duration::from_secs_f64(seconds)), text);
         }
     }

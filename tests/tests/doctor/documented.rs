@@ -30,7 +30,8 @@ fn checks(lines: &[String]) -> Vec<String> {
     let severity = |word: &str| ["ok", "note", "warning", "error"].contains(&word);
     let check = |line: &String| {
         let mut words = line.split_whitespace();
-        (!line.starts_with(' ') && words.next().is_some_and(severity)).then(|| words.next().unwrap().to_owned())
+        (!line.starts_with(' ') && words.next().is_some_and(severity))
+            .then(|| words.next().unwrap().to_owned())
     };
     lines.iter().filter_map(check).collect()
 }

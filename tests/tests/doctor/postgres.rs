@@ -36,7 +36,8 @@ async fn what_mends_a_setting_mends_it() {
     found.says("full-page-writes", "error", "full_page_writes is off");
     let restart = found.finding("slots")["mend"][1].as_str().unwrap();
     assert!(restart.starts_with("pg_ctl restart -D '/"), "{restart}");
-    for (check, setting) in [("slots", "max_prepared"), ("fsync", "fsync"), ("full-page-writes", "full_page")] {
+    for (check, setting) in [("slots", "max_prepared"), ("fsync", "fsync"), ("full-page-writes", "full_page")]
+    {
         is_refused(&url, setting).await;
         for statement in found.statements(check) {
             server.psql("postgres", &statement).unwrap();
@@ -68,7 +69,10 @@ async fn what_mends_missing_privileges_mends_them() {
     let before = of_postgres(&url);
     assert_eq!(before.code, UNFIT);
     before.says("tables", "error", "may not create");
-    assert_eq!(of_postgres(&database.url()).says("tables", "note", "first attach")["mend"], Value::Array(vec![]));
+    assert_eq!(
+        of_postgres(&database.url()).says("tables", "note", "first attach")["mend"],
+        Value::Array(vec![])
+    );
     database.psql(&before.statements("tables").join("\n"));
     let after = of_postgres(&url);
     assert_eq!(after.code, OK, "{:#}", after.json);
@@ -209,7 +213,8 @@ async fn blocks_a_session(database: &Database, holder: &BranchId) {
     let table = ("LOCK TABLE account IN ACCESS EXCLUSIVE MODE", "account");
     for (sql, object) in [row, table] {
         let mut connection = pool.acquire().await.unwrap();
-        let pid: i32 = sqlx::query_scalar("SELECT pg_backend_pid()").fetch_one(&mut *connection).await.unwrap();
+        let pid: i32 =
+            sqlx::query_scalar("SELECT pg_backend_pid()").fetch_one(&mut *connection).await.unwrap();
         let task = tokio::spawn(async move {
             // Ended by the test, with its connection.
             drop(sqlx::raw_sql(sqlx::AssertSqlSafe(format!("BEGIN; {sql}"))).execute(&mut *connection).await);
@@ -251,7 +256,10 @@ async fn a_database_that_is_not_reached_and_a_url_that_is_none_have_codes_of_the
     let refused = "postgres://app:s3cret@127.0.0.1:1/bank";
     let ran = lockstep(&["doctor", "--postgres", refused]);
     assert_eq!(ran.code, UNREACHABLE, "{ran:?}");
-    assert!(ran.stderr.contains("postgres://app@127.0.0.1:1/bank") && !ran.stderr.contains("s3cret"), "{ran:?}");
+    assert!(
+        ran.stderr.contains("postgres://app@127.0.0.1:1/bank") && !ran.stderr.contains("s3cret"),
+        "{ran:?}"
+    );
     let ran = lockstep(&["doctor", "--postgres", "app:s3cret@db"]);
     assert_eq!(ran.code, USAGE, "{ran:?}");
     assert!(!ran.stderr.contains("s3cret"), "{ran:?}");

@@ -28,7 +28,10 @@ async fn a_file_is_seen_as_it_is_from_its_first_day_to_a_crash_with_a_prepared_b
     let directory = TempDir::new().unwrap();
     let path = directory.path().join("bank.db");
     let pool = pool(&path).await;
-    sqlx::raw_sql("CREATE TABLE account (id INTEGER PRIMARY KEY, amount INTEGER)").execute(&pool).await.unwrap();
+    sqlx::raw_sql("CREATE TABLE account (id INTEGER PRIMARY KEY, amount INTEGER)")
+        .execute(&pool)
+        .await
+        .unwrap();
     pool.close().await;
     let before = files(&directory);
     let new = of_sqlite(&path);
@@ -72,7 +75,8 @@ async fn a_file_is_seen_as_it_is_from_its_first_day_to_a_crash_with_a_prepared_b
     let strange = of_sqlite(&other);
     assert_eq!(strange.code, UNFIT);
     strange.says("prepared", "error", "of another database");
-    fs::write(directory.path().join("other.db-lockstep"), "somebody else's notes, of 32 bytes at least").unwrap();
+    fs::write(directory.path().join("other.db-lockstep"), "somebody else's notes, of 32 bytes at least")
+        .unwrap();
     of_sqlite(&other).says("prepared", "error", "no journal of Lockstep");
     // One that was cut before its header ended.
     let journal = fs::read(directory.path().join("bank.db-lockstep")).unwrap();
@@ -102,7 +106,10 @@ async fn a_schema_that_cannot_take_part_is_an_error_for_both() {
     assert_eq!(found.code, UNFIT);
     found.says("schema", "error", "the virtual table notes");
     let refused = Sqlite::new(pool).attach(&name("orders-db")).await;
-    assert!(matches!(&refused, Err(ResourceError::Unfit(why)) if why.contains("the virtual table notes")), "{refused:?}");
+    assert!(
+        matches!(&refused, Err(ResourceError::Unfit(why)) if why.contains("the virtual table notes")),
+        "{refused:?}"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -175,7 +175,10 @@ async fn is_free(pool: &MySqlPool, id: i32) -> bool {
 
 /// The server's session of a branch.
 async fn session_of(open: &mut OpenBranch) -> i64 {
-    sqlx::query_scalar("SELECT CAST(CONNECTION_ID() AS SIGNED)").fetch_one(MySql::connection(open)).await.unwrap()
+    sqlx::query_scalar("SELECT CAST(CONNECTION_ID() AS SIGNED)")
+        .fetch_one(MySql::connection(open))
+        .await
+        .unwrap()
 }
 
 fn name(text: &str) -> ResourceManagerName {

@@ -221,7 +221,10 @@ async fn no_way_of_writing_is_taken_for_reading() {
         let mut open = site.resource.begin(&branch, LONG).await.unwrap();
         // Something that it can join with, and that is counted on its own.
         if work.contains("JOIN") {
-            sqlx::raw_sql("INSERT INTO log VALUES (1); INSERT IGNORE INTO parent VALUES (1)").execute(&site.pool).await.unwrap();
+            sqlx::raw_sql("INSERT INTO log VALUES (1); INSERT IGNORE INTO parent VALUES (1)")
+                .execute(&site.pool)
+                .await
+                .unwrap();
         }
         run(&mut open, work).await.unwrap();
         assert_eq!(site.prepare(&branch, open).await, Prepared::Yes, "{work}");

@@ -202,7 +202,8 @@ mod tests {
             figures: BTreeMap::new(),
             passing: false,
         };
-        let slots = finding("slots", Severity::Ok, "97 of 100 slots of max_prepared_transactions are left", &[]);
+        let slots =
+            finding("slots", Severity::Ok, "97 of 100 slots of max_prepared_transactions are left", &[]);
         Report {
             database: "postgres://app@db:5432/bank".to_owned(),
             findings: vec![
@@ -218,7 +219,9 @@ mod tests {
                     "foreign-prepared",
                     Severity::Warning,
                     "1 prepared transactions are not Lockstep's, the oldest for 3d4h: they take slots",
-                    &["ROLLBACK PREPARED 'a  name \u{1b}[31m with blanks, and so long that it does not fit into one line of 80';"],
+                    &[
+                        "ROLLBACK PREPARED 'a  name \u{1b}[31m with blanks, and so long that it does not fit into one line of 80';",
+                    ],
                 ),
             ],
         }

@@ -45,7 +45,9 @@ impl Exit {
     /// What it means, for help and documentation.
     pub(super) const fn meaning(self) -> &'static str {
         match self {
-            Self::Ok => "done; `tx wait`: committed, or there was nothing to commit; `doctor`: nothing worse than a warning",
+            Self::Ok => {
+                "done; `tx wait`: committed, or there was nothing to commit; `doctor`: nothing worse than a warning"
+            }
             Self::Failed => "failed, for the reason on stderr; nothing answered",
             Self::Usage => {
                 "wrong usage: a flag, a variable, the configuration file, or an id that is not unique"

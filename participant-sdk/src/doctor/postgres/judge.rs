@@ -7,7 +7,7 @@ use std::time::Duration;
 use lockstep_proto::ClusterId;
 
 use super::snapshot::{Blocked, Identity, PreparedTransaction, Server, Snapshot, TableState, Tables};
-use crate::doctor::{Finding, Severity, lasting};
+use crate::doctor::{Finding, Severity, judge_clock, lasting};
 use crate::resource::BranchId;
 use crate::resource::postgres::sql;
 
@@ -17,8 +17,6 @@ const OLDEST_VERSION: i64 = 140_000;
 const LONG_PREPARED: Duration = Duration::from_secs(60);
 /// Others may have their reasons to leave something prepared for minutes. For hours it holds back VACUUM.
 const LONG_PREPARED_BY_OTHERS: Duration = Duration::from_secs(60 * 60);
-/// Clocks that differ by less disturb nobody: what is compared are deadlines of seconds and retention times of hours.
-const CLOCK_DIFFERENCE_MS: i64 = 2_000;
 /// Prepared transactions and sessions that one finding names.
 const MAX_NAMED: usize = 5;
 
@@ -34,7 +32,7 @@ pub(crate) fn judge(snapshot: &Snapshot) -> Vec<Finding> {
     findings.extend(identities(&snapshot.identities));
     findings.extend(prepared(snapshot));
     findings.push(blocked(&snapshot.blocked));
-    findings.push(clock(snapshot.clock));
+    findings.push(judge_clock(snapshot.clock));
     findings.extend(disk(snapshot));
     findings
 }
@@ -62,7 +60,8 @@ pub(crate) fn slots_set(server: &Server, data_directory: &str) -> Option<Finding
     let what = "max_prepared_transactions is 0: no branch can be prepared";
     (server.slots == 0).then(|| {
         let wanted = "ALTER SYSTEM SET max_prepared_transactions = 100;".to_owned();
-        slot_figures(Finding::new("slots", Severity::Error, what), server).mend([wanted, restart(data_directory)])
+        slot_figures(Finding::new("slots", Severity::Error, what), server)
+            .mend([wanted, restart(data_directory)])
     })
 }
 
@@ -79,7 +78,9 @@ pub(crate) fn slots_left(server: &Server, freed_by_attaching: bool) -> Finding {
         if freed_by_attaching {
             return finding(Severity::Warning, what);
         }
-        return finding(Severity::Error, what).mend(["SELECT * FROM pg_prepared_xacts ORDER BY prepared;"]).passing();
+        return finding(Severity::Error, what)
+            .mend(["SELECT * FROM pg_prepared_xacts ORDER BY prepared;"])
+            .passing();
     }
     let what = format!("{left} of {} slots of max_prepared_transactions are left", server.slots);
     // A fifth: what is left is gone with the next burst.
@@ -150,14 +151,21 @@ pub(crate) fn tables_form(tables: &Tables) -> Finding {
         .mend(logged);
     }
     if !tables.filtered.is_empty() {
-        let open = tables.filtered.split(", ").map(|table| format!("ALTER TABLE {table} DISABLE ROW LEVEL SECURITY;"));
+        let open = tables
+            .filtered
+            .split(", ")
+            .map(|table| format!("ALTER TABLE {table} DISABLE ROW LEVEL SECURITY;"));
         return error(format!(
             "row level security hides rows of {} from the role: committed branches would look as if they had not been",
             tables.filtered
         ))
         .mend(open);
     }
-    Finding::new("tables", Severity::Ok, "the evidence and identity tables are there, and the role may use them")
+    Finding::new(
+        "tables",
+        Severity::Ok,
+        "the evidence and identity tables are there, and the role may use them",
+    )
 }
 
 /// The format of our tables.
@@ -232,7 +240,10 @@ fn search_path(snapshot: &Snapshot) -> Finding {
     }
     if !around.strangers.is_empty() {
         let what = format!("the schema lockstep is Lockstep's{strangers}");
-        let moves = around.strangers.split(", ").map(|name| format!("ALTER TABLE lockstep.{name} SET SCHEMA public;"));
+        let moves = around
+            .strangers
+            .split(", ")
+            .map(|name| format!("ALTER TABLE lockstep.{name} SET SCHEMA public;"));
         return found(Severity::Warning, what).mend(moves);
     }
     found(Severity::Ok, "the role's own tables do not go into the schema lockstep".to_owned())
@@ -322,7 +333,9 @@ fn ours(transactions: &[&PreparedTransaction]) -> Finding {
     if age < LONG_PREPARED {
         return found(Severity::Note, what);
     }
-    let what = format!("{what}: they wait for their coordinator, or for an instance of their service that is attached");
+    let what = format!(
+        "{what}: they wait for their coordinator, or for an instance of their service that is attached"
+    );
     found(Severity::Warning, what).mend(questions(transactions, "lockstep tx show"))
 }
 
@@ -373,7 +386,8 @@ fn orphans(transactions: &[&PreparedTransaction]) -> Finding {
 }
 
 fn elsewhere(transactions: &[&PreparedTransaction]) -> Option<Finding> {
-    let mut databases: Vec<&str> = transactions.iter().map(|transaction| transaction.database.as_str()).collect();
+    let mut databases: Vec<&str> =
+        transactions.iter().map(|transaction| transaction.database.as_str()).collect();
     databases.dedup();
     databases.sort_unstable();
     databases.dedup();
@@ -402,7 +416,9 @@ fn foreign(transactions: &[&PreparedTransaction]) -> Finding {
     if age < LONG_PREPARED_BY_OTHERS {
         return found(Severity::Note, what);
     }
-    let what = format!("{what}. They hold their locks and hold back VACUUM; ask their owners, and then roll back or commit");
+    let what = format!(
+        "{what}. They hold their locks and hold back VACUUM; ask their owners, and then roll back or commit"
+    );
     let old = transactions.iter().filter(|transaction| transaction.age >= LONG_PREPARED_BY_OTHERS);
     let end = |transaction: &&&PreparedTransaction| {
         format!(
@@ -421,7 +437,13 @@ fn blocked(blocked: &[Blocked]) -> Finding {
         return found(Severity::Ok, "nobody waits for a prepared transaction".to_owned());
     }
     let named = blocked.iter().take(MAX_NAMED).map(|blocked| {
-        format!("pid {} for {} ({}, held by {})", blocked.pid, lasting(blocked.since), blocked.object, blocked.gid)
+        format!(
+            "pid {} for {} ({}, held by {})",
+            blocked.pid,
+            lasting(blocked.since),
+            blocked.object,
+            blocked.gid
+        )
     });
     let what = format!(
         "sessions that wait for locks of prepared transactions: {}: {}; plain reads are not blocked",
@@ -434,21 +456,6 @@ fn blocked(blocked: &[Blocked]) -> Finding {
     let holders = holders.into_iter().filter_map(|branch| branch.parse::<BranchId>().ok());
     let show = holders.take(MAX_NAMED).map(|branch| format!("lockstep tx show {}", branch.xid.gtrid));
     found(Severity::Warning, what).mend(show)
-}
-
-fn clock((difference_ms, uncertainty_ms): (i64, i64)) -> Finding {
-    let finding = |severity, what| {
-        Finding::new("clock", severity, what).figure("server_ahead_ms", difference_ms)
-    };
-    if difference_ms.abs() - uncertainty_ms < CLOCK_DIFFERENCE_MS {
-        return finding(Severity::Ok, format!("the server's clock is within {CLOCK_DIFFERENCE_MS} ms of this machine's"));
-    }
-    let difference = lasting(Duration::from_millis(difference_ms.unsigned_abs()));
-    let direction = if difference_ms < 0 { "behind" } else { "ahead of" };
-    let what = format!(
-        "the server's clock is {difference} {direction} this machine's: nothing breaks, and what people read is misleading"
-    );
-    finding(Severity::Warning, what).mend(["timedatectl status"])
 }
 
 fn disk(snapshot: &Snapshot) -> Vec<Finding> {

@@ -33,8 +33,9 @@ fn options(url: &str) -> Result<PgConnectOptions, DoctorError> {
         return Err(DoctorError::Url(format!("it does not begin with postgres://; {form}")));
     }
     // The parser's own words may repeat parts of the URL.
-    PgConnectOptions::from_str(url)
-        .map_err(|_may_hold_a_password| DoctorError::Url(format!("this is no URL of a PostgreSQL database; {form}")))
+    PgConnectOptions::from_str(url).map_err(|_may_hold_a_password| {
+        DoctorError::Url(format!("this is no URL of a PostgreSQL database; {form}"))
+    })
 }
 
 #[cfg(test)]

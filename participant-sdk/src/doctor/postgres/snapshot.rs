@@ -293,7 +293,8 @@ impl Blocked {
 /// forwarded to another one: what is no data directory here is not looked at.
 fn disks(surroundings: &Surroundings) -> Vec<Disk> {
     let data = Path::new(&surroundings.data_directory);
-    if !surroundings.is_here() || surroundings.data_directory.is_empty() || !data.join("PG_VERSION").exists() {
+    if !surroundings.is_here() || surroundings.data_directory.is_empty() || !data.join("PG_VERSION").exists()
+    {
         return Vec::new();
     }
     let directories: [PathBuf; 2] = [data.to_owned(), data.join("pg_wal")];

@@ -57,7 +57,8 @@ fn journal_mode_found(mode: &str) -> Finding {
     if mode == "wal" {
         return journal_mode_set(mode);
     }
-    let what = format!("journal_mode is {mode}: attaching changes it to wal, for every program that uses the file");
+    let what =
+        format!("journal_mode is {mode}: attaching changes it to wal, for every program that uses the file");
     Finding::new("journal-mode", Severity::Note, what)
 }
 
@@ -95,7 +96,10 @@ fn privileges(snapshot: &Snapshot) -> Finding {
     if snapshot.unwritable.is_empty() {
         return Finding::new("privileges", Severity::Ok, "this user may write the file and beside it");
     }
-    let what = format!("this user may not write {}; if the service runs as this user", snapshot.unwritable.join(", "));
+    let what = format!(
+        "this user may not write {}; if the service runs as this user",
+        snapshot.unwritable.join(", ")
+    );
     let mend = snapshot.unwritable.iter().map(|path| format!("chmod u+w {}", shell(path)));
     Finding::new("privileges", Severity::Error, what).mend(mend)
 }
@@ -110,7 +114,11 @@ fn schema(schema: &Result<(), String>) -> Finding {
 fn identity(snapshot: &Snapshot) -> Finding {
     match &snapshot.identity {
         Err(why) => Finding::new("identity", Severity::Error, why),
-        Ok(None) => Finding::new("identity", Severity::Note, "it was never attached: the first attach makes two tables"),
+        Ok(None) => Finding::new(
+            "identity",
+            Severity::Note,
+            "it was never attached: the first attach makes two tables",
+        ),
         Ok(Some(found)) => {
             let cluster = match &found.cluster {
                 None => "not bound to a cluster yet".to_owned(),
@@ -179,7 +187,8 @@ fn journal(snapshot: &Snapshot) -> Finding {
 fn hazards(snapshot: &Snapshot) -> Finding {
     let count = snapshot.hazards;
     if count == 0 {
-        return Finding::new("hazards", Severity::Ok, "no branch was lost to another writer").figure("count", 0);
+        return Finding::new("hazards", Severity::Ok, "no branch was lost to another writer")
+            .figure("count", 0);
     }
     let what = format!(
         "branches that were to commit and could not be written again after a crash: {count}; what each would have changed stands \

@@ -4,7 +4,7 @@
 //! - `branch`: a branch while it is open, and how it is prepared. `session`: how its session is ended from outside.
 //! - `recovery`: how a prepared branch is finished, and what is found out about one that is not there.
 //! - `evidence`: the table that proves it, and pruning.
-//! - `attach`: our tables and our identity. `server`: what a server has to be.
+//! - `attach`: our tables and our identity. What a server has to be, [`crate::doctor`] judges; `look`: what it sees.
 //! - `sql`: every statement. `refusal`: every refusal in words. `connection`: who holds a connection, and when
 //!   it is closed.
 //!
@@ -32,11 +32,11 @@ mod attach;
 mod branch;
 mod connection;
 mod evidence;
+pub(crate) mod look;
 mod recovery;
 mod refusal;
-mod server;
 mod session;
-mod sql;
+pub(crate) mod sql;
 
 use std::sync::{Mutex, OnceLock, PoisonError};
 use std::time::Duration;

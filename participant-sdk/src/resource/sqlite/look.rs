@@ -84,7 +84,8 @@ async fn identity(reader: &mut SqliteConnection) -> Result<Option<Identity>, Str
 /// `is_ours`: the tables are there, and can be asked.
 async fn journal(reader: &mut SqliteConnection, file: &DatabaseFile, is_ours: bool) -> JournalFound {
     let path = file.beside("-lockstep");
-    let unreadable = |why: &dyn std::fmt::Display| JournalFound::Unreadable(format!("{}: {why}", path.display()));
+    let unreadable =
+        |why: &dyn std::fmt::Display| JournalFound::Unreadable(format!("{}: {why}", path.display()));
     let found = match Journal::open_to_look(path.clone()) {
         Ok(None) => return JournalFound::Nothing,
         Ok(Some(journal)) => journal.read(),

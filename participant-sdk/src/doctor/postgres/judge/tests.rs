@@ -90,7 +90,12 @@ fn each_fault_is_found_named_and_mended() {
         ("version", |s| s.server.version = 139_999, Severity::Error, "13.9999 is too old"),
         ("version", |s| s.server.version = 140_000, Severity::Ok, "PostgreSQL 14.0"),
         ("standby", |s| s.server.in_recovery = true, Severity::Error, "primary"),
-        ("slots", |s| s.server.slots = 0, Severity::Error, "ALTER SYSTEM SET max_prepared_transactions = 100;"),
+        (
+            "slots",
+            |s| s.server.slots = 0,
+            Severity::Error,
+            "ALTER SYSTEM SET max_prepared_transactions = 100;",
+        ),
         ("slots", |s| s.server.slots = 0, Severity::Error, "pg_ctl restart -D '/data'"),
         ("slots", |s| s.server.slots_taken = 100, Severity::Error, "all 100 slots"),
         ("slots", |s| s.server.slots_taken = 81, Severity::Warning, "19 of 100 slots"),
@@ -108,8 +113,18 @@ fn each_fault_is_found_named_and_mended() {
             Severity::Note,
             "every branch raises it",
         ),
-        ("tables", |s| s.tables.state = TableState::Forbidden, Severity::Error, "GRANT USAGE ON SCHEMA lockstep TO app;"),
-        ("tables", |s| s.tables.state = TableState::Absent, Severity::Error, "CREATE SCHEMA IF NOT EXISTS lockstep;"),
+        (
+            "tables",
+            |s| s.tables.state = TableState::Forbidden,
+            Severity::Error,
+            "GRANT USAGE ON SCHEMA lockstep TO app;",
+        ),
+        (
+            "tables",
+            |s| s.tables.state = TableState::Absent,
+            Severity::Error,
+            "CREATE SCHEMA IF NOT EXISTS lockstep;",
+        ),
         (
             "tables",
             |s| {
@@ -144,7 +159,12 @@ fn each_fault_is_found_named_and_mended() {
             Severity::Warning,
             "ALTER ROLE lockstep IN DATABASE bank SET search_path = public;",
         ),
-        ("search-path", |s| s.surroundings.search_path = "lockstep, public".into(), Severity::Warning, "ALTER ROLE app"),
+        (
+            "search-path",
+            |s| s.surroundings.search_path = "lockstep, public".into(),
+            Severity::Warning,
+            "ALTER ROLE app",
+        ),
         (
             "search-path",
             |s| s.surroundings.strangers = "items".into(),
@@ -152,8 +172,18 @@ fn each_fault_is_found_named_and_mended() {
             "ALTER TABLE lockstep.items SET SCHEMA public;",
         ),
         ("prepared", |s| s.prepared = vec![prepared(OURS, "bank", "app", 59)], Severity::Note, "for 59s"),
-        ("prepared", |s| s.prepared = vec![prepared(OURS, "bank", "app", 60)], Severity::Warning, "lockstep tx show 12."),
-        ("owner", |s| s.prepared = vec![prepared(OURS, "bank", "other", 0)], Severity::Error, "they belong to other"),
+        (
+            "prepared",
+            |s| s.prepared = vec![prepared(OURS, "bank", "app", 60)],
+            Severity::Warning,
+            "lockstep tx show 12.",
+        ),
+        (
+            "owner",
+            |s| s.prepared = vec![prepared(OURS, "bank", "other", 0)],
+            Severity::Error,
+            "they belong to other",
+        ),
         (
             "owner",
             |s| {
@@ -182,7 +212,12 @@ fn each_fault_is_found_named_and_mended() {
             "ROLLBACK PREPARED 'their''s'; -- in database shop, as \"Them\"",
         ),
         // It begins as ours do, and we did not make it.
-        ("foreign-prepared", |s| s.prepared = vec![prepared("lockstep:x", "bank", "app", 1)], Severity::Note, "Lockstep's: 1,"),
+        (
+            "foreign-prepared",
+            |s| s.prepared = vec![prepared("lockstep:x", "bank", "app", 1)],
+            Severity::Note,
+            "Lockstep's: 1,",
+        ),
         (
             "blocked",
             |s| {
