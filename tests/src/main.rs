@@ -25,7 +25,7 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum What {
-    /// SIGKILL at every crash point, to a commit and to a rollback, over SQLite and PostgreSQL
+    /// SIGKILL at every crash point, to a commit and to a rollback, over SQLite, PostgreSQL and MariaDB
     Crashes(Crashes),
     /// What a process of the harness plays
     #[command(hide = true)]

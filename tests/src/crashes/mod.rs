@@ -1,4 +1,4 @@
-//! `prove crashes`: SIGKILL at every crash point, on the way to a commit and to a rollback, over SQLite and PostgreSQL.
+//! `prove crashes`: SIGKILL at every crash point, on the way to a commit and to a rollback, over SQLite, PostgreSQL and MariaDB.
 //!
 //! A *cell* is one crash point, one kind of transaction, one way in which it ends, one kind of database. In each cell a
 //! coordinator, two banks and a client run as processes; one of them carries a fuse. Money is moved until it blows. The

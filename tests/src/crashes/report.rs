@@ -108,7 +108,7 @@ impl Report {
     }
 }
 
-/// One row for each point, one column for each way: `s` and `p` for SQLite and PostgreSQL, capital where something was wrong.
+/// One row for each point, one column for each way: each kind of database, and whether all was well.
 #[must_use]
 pub fn table(cells: &[Cell], verdicts: &[Verdict]) -> String {
     let mut rows: Vec<(&str, BTreeMap<Way, String>)> = Vec::new();

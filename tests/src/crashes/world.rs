@@ -19,6 +19,7 @@ use crate::harness::client::{Entry, Mover, Plan, Told, read_ledger};
 use crate::harness::clock::wait_for;
 use crate::harness::coordinator::Coordinator;
 use crate::harness::crash_points::Fuse;
+use crate::harness::mariadb::MariaDbServer;
 use crate::harness::postgres::PostgresServer;
 use crate::harness::process::{Process, Reaped, end_of_log};
 use crate::harness::roles::Roles;
@@ -30,18 +31,20 @@ pub struct Stage {
     roles: Roles,
     /// A server for each of two banks: two resource managers are two servers.
     servers: [PostgresServer; 2],
+    mariadb_servers: [MariaDbServer; 2],
     /// Databases that were made, so that none has another's name.
     databases: AtomicU64,
 }
 
 impl Stage {
-    /// With two new servers.
+    /// With two new servers of each kind.
     ///
     /// # Errors
     /// If they don't start.
     pub fn set(roles: &Roles) -> Result<Self> {
         let servers = [PostgresServer::start()?, PostgresServer::start()?];
-        Ok(Self { roles: roles.clone(), servers, databases: AtomicU64::new(0) })
+        let mariadb_servers = [MariaDbServer::start()?, MariaDbServer::start()?];
+        Ok(Self { roles: roles.clone(), servers, mariadb_servers, databases: AtomicU64::new(0) })
     }
 
     async fn books(&self, kind: Database, bank: usize, directory: &Path) -> Result<Books> {
@@ -51,6 +54,10 @@ impl Stage {
             Database::Postgres => {
                 let database = format!("bank_{}", self.databases.fetch_add(1, Ordering::Relaxed));
                 Books::in_postgres(name, &self.servers[bank], &database).await?
+            }
+            Database::MariaDb => {
+                let database = format!("bank_{}", self.databases.fetch_add(1, Ordering::Relaxed));
+                Books::in_mariadb(name, &self.mariadb_servers[bank], &database).await?
             }
         };
         books.plant_foreign().await?;

@@ -10,8 +10,9 @@ use axum::http::StatusCode;
 use axum::routing::post;
 use axum::{Json, Router};
 use lockstep::resource::Resource;
-use lockstep::{Context, Participant, Postgres, Sqlite};
+use lockstep::{Context, MySql, Participant, Postgres, Sqlite};
 use serde::{Deserialize, Serialize};
+use sqlx::mysql::{MySqlConnection, MySqlPoolOptions};
 use sqlx::postgres::{PgConnection, PgPoolOptions};
 use sqlx::sqlite::{SqliteConnection, SqlitePoolOptions};
 use tokio::net::TcpListener;
@@ -131,7 +132,7 @@ fn launch(
     Process::start(&books.bank, command, log)
 }
 
-/// What a bank does in its database: the same SQL for each.
+/// What a bank does in its database: the same SQL for each, as far as they have the same.
 trait Accounts: Resource {
     fn apply(
         connection: &mut Self::Connection,
@@ -169,6 +170,31 @@ macro_rules! accounts {
 accounts!(Postgres, PgConnection);
 accounts!(Sqlite, SqliteConnection);
 
+impl Accounts for MySql {
+    async fn apply(connection: &mut MySqlConnection, transfer: &str, apply: &Apply) -> sqlx::Result<()> {
+        let Apply { account, amount, refuse } = apply;
+        sqlx::query("INSERT INTO transfers (transfer, account, amount) VALUES (?, ?, ?)")
+            .bind(transfer)
+            .bind(account)
+            .bind(amount)
+            .execute(&mut *connection)
+            .await?;
+        sqlx::query("UPDATE accounts SET balance = balance + ? WHERE number = ?")
+            .bind(amount)
+            .bind(account)
+            .execute(&mut *connection)
+            .await?;
+        if *refuse {
+            // No constraint is looked at when the work is to be made durable, so this fails at once. A service that does not
+            // say so has a branch that is turned down.
+            let refused =
+                sqlx::query("INSERT INTO refusals (reason) VALUES (1)").execute(&mut *connection).await;
+            drop(refused);
+        }
+        Ok(())
+    }
+}
+
 /// A bank's process.
 ///
 /// # Errors
@@ -186,6 +212,13 @@ pub fn run(arguments: &Arguments) -> Result<()> {
                 .await
                 .map_err(cannot())?;
             serve(Sqlite::new(pool), arguments).await
+        } else if database.starts_with("mysql:") {
+            let pool = MySqlPoolOptions::new()
+                .max_connections(CONNECTIONS)
+                .connect(database)
+                .await
+                .map_err(cannot())?;
+            serve(MySql::new(pool), arguments).await
         } else {
             let pool =
                 PgPoolOptions::new().max_connections(CONNECTIONS).connect(database).await.map_err(cannot())?;

@@ -1,6 +1,8 @@
 //! A bank's database as the harness sees it: made before the bank starts, and looked at from outside, always over a fresh
 //! connection, never through the SDK.
 
+mod mariadb;
+
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -9,6 +11,7 @@ use sqlx::postgres::PgConnection;
 use sqlx::sqlite::{SqliteConnectOptions, SqliteConnection, SqliteJournalMode, SqliteSynchronous};
 use sqlx::{AssertSqlSafe, Connection as _, Row as _};
 
+use super::mariadb::MariaDbServer;
 use super::postgres::PostgresServer;
 use super::{Failed, Result};
 
@@ -19,6 +22,9 @@ pub enum Database {
     Sqlite,
     /// A database of a server.
     Postgres,
+    /// The same of a MariaDB server.
+    #[value(name = "mariadb")]
+    MariaDb,
 }
 
 impl Database {
@@ -28,6 +34,7 @@ impl Database {
         match self {
             Self::Sqlite => "sqlite",
             Self::Postgres => "postgres",
+            Self::MariaDb => "mariadb",
         }
     }
 }
@@ -37,7 +44,7 @@ pub const ACCOUNTS: i64 = 4;
 /// What each holds at first.
 pub const OPENING_BALANCE: i64 = 1000;
 
-/// Both databases take it as it stands. The constraint of `refusals` is looked at when the work is to be made durable and
+/// SQLite and PostgreSQL take it as it stands. The constraint of `refusals` is looked at when the work is to be made durable and
 /// not before: a row without its `reasons` makes a branch vote rollback at its prepare.
 const SCHEMA: &[&str] = &[
     "CREATE TABLE accounts (number BIGINT PRIMARY KEY, balance BIGINT NOT NULL)",
@@ -62,6 +69,7 @@ pub struct Books {
 enum Place {
     Sqlite(PathBuf),
     Postgres(String),
+    MariaDb(String),
 }
 
 /// What a look at the books found.
@@ -108,12 +116,23 @@ impl Books {
         Ok(books)
     }
 
+    /// New books in a new database of this server.
+    ///
+    /// # Errors
+    /// If they can't be made.
+    pub async fn in_mariadb(bank: &str, server: &MariaDbServer, database: &str) -> Result<Self> {
+        server.create_database(database)?;
+        let url = server.url(database);
+        mariadb::set_up(&url).await?;
+        Ok(Self { bank: bank.to_owned(), place: Place::MariaDb(url) })
+    }
+
     /// What the bank connects to.
     #[must_use]
     pub fn url(&self) -> String {
         match &self.place {
             Place::Sqlite(file) => format!("sqlite:{}", file.display()),
-            Place::Postgres(url) => url.clone(),
+            Place::Postgres(url) | Place::MariaDb(url) => url.clone(),
         }
     }
 
@@ -123,6 +142,7 @@ impl Books {
         match self.place {
             Place::Sqlite(_) => Database::Sqlite,
             Place::Postgres(_) => Database::Postgres,
+            Place::MariaDb(_) => Database::MariaDb,
         }
     }
 
@@ -145,7 +165,7 @@ impl Books {
         Ok(Page { transfers, total: total.iter().map(|(_, sum)| sum).sum(), wrong_accounts })
     }
 
-    /// The branches of ours that are prepared in it: names in PostgreSQL; for SQLite that its journal has an entry.
+    /// The branches of ours that are prepared in it: names in a server; for SQLite that its journal has an entry.
     ///
     /// # Errors
     /// If it can't be looked at.
@@ -158,6 +178,7 @@ impl Books {
                 let ours = |name: &String| name.starts_with(PREFIX) && !foreign.contains(name);
                 Ok(all.into_iter().filter(ours).collect())
             }
+            Place::MariaDb(url) => mariadb::prepared(url, &self.bank).await,
         }
     }
 
@@ -182,7 +203,11 @@ impl Books {
     /// # Errors
     /// If it can't.
     pub async fn plant_foreign(&self) -> Result<()> {
-        let Place::Postgres(_) = self.place else { return Ok(()) };
+        match &self.place {
+            Place::Sqlite(_) => return Ok(()),
+            Place::MariaDb(url) => return mariadb::plant(url, &self.foreign_names()).await,
+            Place::Postgres(_) => {}
+        }
         let cannot = || Failed::because("nothing foreign could be planted");
         let mut connection = self.connect_postgres().await?;
         sqlx::query("CREATE TABLE foreign_work (name TEXT)")
@@ -202,17 +227,28 @@ impl Books {
     /// # Errors
     /// If it can't be looked at.
     pub async fn foreign_missing(&self) -> Result<Vec<String>> {
-        let Place::Postgres(_) = self.place else { return Ok(Vec::new()) };
+        match &self.place {
+            Place::Sqlite(_) => return Ok(Vec::new()),
+            Place::MariaDb(url) => return mariadb::missing(url, self.foreign_names()).await,
+            Place::Postgres(_) => {}
+        }
         let all = self.all_prepared().await?;
         Ok(self.foreign_names().into_iter().filter(|name| !all.contains(name)).collect())
     }
 
-    /// Removes a PostgreSQL database, with what is prepared in it. A file goes with its directory.
+    /// Removes a server's database, with what is prepared in it. A file goes with its directory.
     ///
     /// # Errors
     /// If it can't be removed.
     pub async fn remove(&self, server: &PostgresServer) -> Result<()> {
-        let Place::Postgres(url) = &self.place else { return Ok(()) };
+        let url = match &self.place {
+            Place::Sqlite(_) => return Ok(()),
+            Place::MariaDb(url) => {
+                let prepared = [self.foreign_names(), self.prepared().await?].concat();
+                return mariadb::remove(url, &prepared).await;
+            }
+            Place::Postgres(url) => url,
+        };
         let mut connection = self.connect_postgres().await?;
         for name in self.all_prepared().await? {
             sqlx::query(AssertSqlSafe(format!("ROLLBACK PREPARED '{name}'")))
@@ -228,7 +264,11 @@ impl Books {
 
     /// Names are of the whole server, so each database has its own.
     fn foreign_names(&self) -> Vec<String> {
-        let Place::Postgres(url) = &self.place else { return Vec::new() };
+        let url = match &self.place {
+            Place::Sqlite(_) => return Vec::new(),
+            Place::MariaDb(url) => return mariadb::foreign_names(url, &self.bank),
+            Place::Postgres(url) => url,
+        };
         let database = url.rsplit('/').next().unwrap_or_default();
         // The number of a database, behind its last `_`, tells the two of a cell and all of a run apart.
         let number: u64 =
@@ -270,6 +310,7 @@ impl Books {
                     .collect::<sqlx::Result<_>>()
                     .map_err(cannot())
             }
+            Place::MariaDb(url) => mariadb::pairs(url, sql).await,
         }
     }
 }

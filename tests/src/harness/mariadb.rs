@@ -11,7 +11,6 @@
 mod programs;
 
 use std::fs::{self, File};
-use std::net::{Ipv4Addr, TcpListener};
 use std::os::unix::process::CommandExt as _;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
@@ -25,6 +24,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use self::programs::Programs;
 use super::clock::now;
 use super::janitor::Janitor;
+use super::ports::Port;
 
 /// The user that every server made here has for us, without a password and with all privileges.
 pub const SUPERUSER: &str = "root";
@@ -33,9 +33,6 @@ pub const SUPERUSER: &str = "root";
 const PATIENCE: Duration = Duration::from_secs(60);
 /// How often a condition is looked at while waiting for it.
 const GLANCE: Duration = Duration::from_millis(10);
-/// Ports are taken from below the range that Linux gives to outgoing connections: a connection of somebody else
-/// could otherwise sit on a server's port at the moment it is restarted.
-const PORTS: std::ops::Range<u16> = 15_000..32_000;
 /// Ports tried before giving up.
 const PORT_ATTEMPTS: u32 = 50;
 /// Lines of the server's log that an error shows.
@@ -67,6 +64,10 @@ impl MariaDbError {
 
 type Result<T, E = MariaDbError> = std::result::Result<T, E>;
 
+fn reserve_port() -> Result<Port> {
+    Port::reserve().map_err(|error| MariaDbError(error.to_string()))
+}
+
 /// A MariaDB server of one's own. Dropping it stops the server and removes its directory; if that happens in
 /// a panic, the end of its log is printed.
 #[derive(Debug)]
@@ -74,7 +75,7 @@ pub struct MariaDbServer {
     programs: Programs,
     /// Holds `data/`, the socket and `log`. The janitor removes it if this process does not.
     directory: PathBuf,
-    port: u16,
+    port: Port,
     settings: Vec<(String, String)>,
     /// The server's process while it runs.
     process: Option<Child>,
@@ -107,7 +108,7 @@ impl MariaDbServer {
         let mut server = Self {
             programs,
             directory: directory.keep(),
-            port: 0,
+            port: reserve_port()?,
             settings: Vec::new(),
             process: None,
             _janitor: janitor,
@@ -128,7 +129,7 @@ impl MariaDbServer {
     /// Where to connect to for `database` as `user`; no password is asked for.
     #[must_use]
     pub fn url_as(&self, user: &str, database: &str) -> String {
-        format!("mysql://{user}@127.0.0.1:{}/{database}", self.port)
+        format!("mysql://{user}@127.0.0.1:{}/{database}", self.port.number())
     }
 
     /// Where to connect to over the server's socket in the file system.
@@ -159,7 +160,7 @@ impl MariaDbServer {
             "--protocol=tcp",
             "--host=127.0.0.1",
         ]);
-        command.arg(format!("--port={}", self.port)).arg(format!("--user={SUPERUSER}"));
+        command.arg(format!("--port={}", self.port.number())).arg(format!("--user={SUPERUSER}"));
         command.arg(format!("--database={database}")).arg("--execute").arg(sql).stdin(Stdio::null());
         let output = command.output().map_err(MariaDbError::io("mariadb does not run"))?;
         if output.status.success() {
@@ -203,7 +204,7 @@ impl MariaDbServer {
         let deadline = now() + PATIENCE;
         while !self.run()? {
             if now() > deadline {
-                return Err(self.failed(&format!("port {} has been taken by another", self.port)));
+                return Err(self.failed(&format!("port {} has been taken by another", self.port.number())));
             }
             thread::sleep(GLANCE);
         }
@@ -244,13 +245,11 @@ impl MariaDbServer {
 
     fn run_on_a_free_port(&mut self) -> Result<()> {
         for _ in 0..PORT_ATTEMPTS {
-            self.port = rand::random_range(PORTS);
-            // Somebody may take it between this look and the server's: then the server says so, and the next is
-            // tried.
-            let free = TcpListener::bind((Ipv4Addr::LOCALHOST, self.port)).is_ok();
-            if free && self.run()? {
+            // Somebody who reserves nothing may take it before the server does: then the next is tried.
+            if self.run()? {
                 return Ok(());
             }
+            self.port = reserve_port()?;
         }
         Err(self.failed("no free port was found"))
     }
@@ -263,7 +262,9 @@ impl MariaDbServer {
         let stderr = log.try_clone().map_err(no_log())?;
         let mut command = self.programs.command("mariadbd");
         command.arg("--no-defaults").arg(format!("--datadir={}", self.data().display()));
-        command.arg(format!("--port={}", self.port)).arg(format!("--socket={}", self.socket().display()));
+        command
+            .arg(format!("--port={}", self.port.number()))
+            .arg(format!("--socket={}", self.socket().display()));
         command.arg(format!("--pid-file={}", self.directory.join("pid").display()));
         command.args(self.settings.iter().map(|(name, value)| format!("--{name}={value}")));
         // An own process group: a Ctrl-C for the tests is not one for the server, which goes with its directory.

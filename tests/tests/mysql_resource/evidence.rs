@@ -21,12 +21,14 @@ impl Site {
     /// As if their deadline had been this long ago.
     async fn age(&self, branches: &[&BranchId], minutes: i64) {
         for branch in branches {
-            sqlx::query("UPDATE lockstep_evidence SET deadline = UTC_TIMESTAMP(6) - INTERVAL ? MINUTE WHERE xid = ?")
-                .bind(minutes)
-                .bind(branch.to_string())
-                .execute(&self.pool)
-                .await
-                .unwrap();
+            sqlx::query(
+                "UPDATE lockstep_evidence SET deadline = UTC_TIMESTAMP(6) - INTERVAL ? MINUTE WHERE xid = ?",
+            )
+            .bind(minutes)
+            .bind(branch.to_string())
+            .execute(&self.pool)
+            .await
+            .unwrap();
         }
     }
 
@@ -88,8 +90,8 @@ async fn evidence_is_old_when_the_deadline_of_its_branch_is_long_past() {
     site.age(&[&fence], 61).await;
     site.age(&[&branch], 62).await;
     let rows = [
-        EvidenceRow { branch: branch.clone(), committed: true },
-        EvidenceRow { branch: fence.clone(), committed: false },
+        EvidenceRow { branch: branch.clone(), fate: Fate::Committed },
+        EvidenceRow { branch: fence.clone(), fate: Fate::RolledBack },
     ];
     assert_eq!(site.old().await, rows);
     assert_eq!(site.resource.old_evidence(site.cluster, HOUR, 1).await.unwrap(), rows[..1]);

@@ -5,13 +5,13 @@
 
 #![allow(clippy::unwrap_used, reason = "a test panics where something is not as it should be")]
 
-//mod attaching;
-//mod evidence;
-//mod one_phase;
-//mod open;
+mod attaching;
+mod evidence;
+mod one_phase;
+mod open;
 mod preparing;
 mod recovering;
-//mod server_faults;
+mod server_faults;
 
 use std::future::Future;
 use std::time::Duration;
@@ -206,7 +206,9 @@ fn position_in(epoch: u32, sequence: u64) -> LogPosition {
 fn reason(prepared: Prepared) -> String {
     match prepared {
         Prepared::No(reason) => reason,
-        Prepared::Yes | Prepared::ReadOnly => panic!("{prepared:?}, and it should have been refused"),
+        Prepared::Yes | Prepared::ReadOnly | Prepared::Hazard(_) => {
+            panic!("{prepared:?}, and it should have been refused")
+        }
     }
 }
 

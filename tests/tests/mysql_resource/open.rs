@@ -71,22 +71,33 @@ async fn a_branch_whose_begin_was_answered_after_its_deadline_is_not_handed_out(
         .unwrap();
     let resource = MySql::new(pool.clone());
     resource.attach(&name(NAME)).await.unwrap();
-    pool.execute("SELECT 1").await.unwrap();
-    eventually("its connection is back", async || pool.num_idle() == 1).await;
-    let branch = branch_of(ClusterId::from_random(1), &name(NAME));
-    let (begun, ()) = tokio::join!(resource.begin(&branch, SHORT), async {
-        let waiting = Instant::now();
-        while !leaving.load(Ordering::Relaxed) && waiting.elapsed() < SHORT {
-            tokio::task::yield_now().await;
+    // On a busy machine the answer may be there before anything else runs in this process: then once more.
+    for _ in 0..20 {
+        pool.execute("SELECT 1").await.unwrap();
+        eventually("its connection is back", async || pool.num_idle() == 1).await;
+        leaving.store(false, Ordering::Relaxed);
+        let branch = branch_of(ClusterId::from_random(1), &name(NAME));
+        let (begun, ()) = tokio::join!(resource.begin(&branch, SHORT), async {
+            let waiting = Instant::now();
+            while !leaving.load(Ordering::Relaxed) && waiting.elapsed() < SHORT {
+                tokio::task::yield_now().await;
+            }
+            // XA START is on its way. Nothing of this process runs now, as if it were stopped.
+            std::thread::sleep(SHORT * 2);
+        });
+        match begun {
+            Ok(open) => resource.discard(open).await,
+            Err(ResourceError::Unavailable(why)) => {
+                assert!(
+                    why.contains("while the branch was begun") || why.contains("did not answer"),
+                    "{why}"
+                );
+                return;
+            }
+            Err(error) => panic!("{error:?}"),
         }
-        // XA START is on its way. Nothing of this process runs now, as if it were stopped.
-        std::thread::sleep(SHORT * 2);
-    });
-    let error = begun.unwrap_err();
-    assert!(
-        matches!(&error, ResourceError::Unavailable(why) if why.contains("while the branch was begun")),
-        "{error:?}"
-    );
+    }
+    panic!("it was always begun in time");
 }
 
 /// Deadlock detection never fires on a prepared branch's locks.
@@ -111,7 +122,7 @@ async fn a_statement_ends_soon_after_the_deadline() {
     let branch = site.branch();
     let mut open = site.resource.begin(&branch, SHORT).await.unwrap();
     let begun = Instant::now();
-    let error = run(&mut open, "SELECT count(*) FROM seq_1_to_1000000000000").await.unwrap_err();
+    let error = run(&mut open, "SELECT SLEEP(120)").await.unwrap_err();
     assert!(error.to_string().contains("1969"), "{error}");
     assert!(begun.elapsed() < LONG, "{:?}", begun.elapsed());
     site.resource.discard(open).await;

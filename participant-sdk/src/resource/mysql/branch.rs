@@ -12,11 +12,13 @@ use std::time::Duration;
 
 use fail::fail_point;
 use lockstep_proto::LogPosition;
+use sqlx::mysql::MySqlDatabaseError;
 use sqlx::{MySqlPool, Row as _, SqlStr};
 use tokio::time::Instant;
 
 use super::connection::{Failure, Lease, Reply};
-use super::refusal::{WORK_OUTSIDE, words};
+use super::recovery;
+use super::refusal::{NOT_TRIED, WORK_OUTSIDE, words};
 use super::session::{KillOnDrop, Session};
 use super::sql::{self, Schema};
 use crate::resource::{BranchId, Fate, Prepared, ResourceError, Unresolved};
@@ -80,8 +82,10 @@ impl OpenBranch {
 /// What the server has counted in a session.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Counters {
-    /// XA START and XA END.
+    /// XA START and XA END, also refused ones.
     xa: (u64, u64),
+    /// XA COMMIT, likewise.
+    commits: u64,
     /// Statements that an engine has undone because they failed: duplicate keys, locks that were waited for in vain,
     /// statements that were cut off. Rolling back to a savepoint is none.
     undone: u64,
@@ -94,6 +98,7 @@ impl Counters {
         let number = |name| reply.number(name);
         Some(Self {
             xa: (number("Com_xa_start")?, number("Com_xa_end")?),
+            commits: number("Com_xa_commit")?,
             undone: number("Handler_rollback")?,
             rows: number("Handler_write")? + number("Handler_update")? + number("Handler_delete")?,
         })
@@ -158,51 +163,101 @@ enum Readiness {
     NothingWritten,
     /// The branch must not commit, and why. It can't: nothing that could prepare or commit it was sent.
     Unfit(String),
+    /// The service has committed something itself, and why that is all that is known (P16).
+    Committed(String),
 }
 
+/// A table was changed that can't be rolled back.
+const NOT_TRANSACTIONAL: u64 = 1196;
+
 async fn write_evidence(open: &mut OpenBranch, schema: &Schema, position: &LogPosition) -> Readiness {
+    fail_point!("mysql-before-evidence");
     let sql = schema.write_evidence(&open.branch, position, open.deadline_micros, PAUSE);
     let reply = match open.run(sql).await {
         Ok(reply) => reply,
-        Err(Failure::Refused(error)) => return Readiness::Unfit(words(&error)),
+        Err(Failure::Refused(error)) => return why_refused(open, &error).await,
         Err(Failure::Lost(why)) => return Readiness::Unfit(format!("the branch was not prepared: {why}")),
     };
-    let warnings = reply.rows.iter().find_map(|row| row.try_get::<i64, _>("not_transactional").ok());
-    let (Some(now), Some(warnings)) = (Counters::of(&reply), warnings) else {
+    let Some(now) = Counters::of(&reply) else {
         return Readiness::Unfit("the database does not say what happened in the branch".to_owned());
     };
     let before = open.counters;
-    if now.xa != before.xa {
-        return Readiness::Unfit(
-            "the service ended the branch's local transaction itself (XA statements on the branch's connection): what it \
-             committed stays committed, what it did afterwards is rolled back"
-                .to_owned(),
-        );
+    if let Some(why_not) = now.ended_since(before).or_else(|| now.failed_since(before)) {
+        return why_not;
     }
-    if now.undone != before.undone {
+    if reply
+        .rows
+        .iter()
+        .any(|row| row.try_get_unchecked::<u64, _>("Code").is_ok_and(|code| code == NOT_TRANSACTIONAL))
+    {
         return Readiness::Unfit(
-            "a statement of this branch had failed before, and the service did not say so; it has to return the error, \
-             or to use a statement that does not fail, such as INSERT … ON DUPLICATE KEY UPDATE"
-                .to_owned(),
-        );
-    }
-    if warnings > 0 {
-        return Readiness::Unfit(
-            "the branch made a temporary table, or changed a table that can't be rolled back (its engine is not InnoDB): \
-             what was changed there stays"
+            "the branch made a temporary table, or changed a table that can't be rolled back (its engine is not InnoDB): what \
+             was changed there stays"
                 .to_owned(),
         );
     }
     if now.rows == before.rows { Readiness::NothingWritten } else { Readiness::Ready }
 }
 
+impl Counters {
+    /// Why a branch must not commit that its service has ended itself.
+    fn ended_since(self, before: Self) -> Option<Readiness> {
+        // Without XA END nothing can have been committed.
+        if self.xa == before.xa {
+            return None;
+        }
+        let ended = "the service ended the branch's local transaction itself (XA statements on the branch's connection)";
+        if self.commits == before.commits {
+            return Some(Readiness::Unfit(ended.to_owned()));
+        }
+        Some(Readiness::Committed(format!(
+            "{ended}: what it committed stays committed, what it did afterwards is rolled back"
+        )))
+    }
+
+    /// Why a branch must not commit of which a statement was undone.
+    fn failed_since(self, before: Self) -> Option<Readiness> {
+        (self.undone != before.undone).then(|| {
+            Readiness::Unfit(
+                "a statement of this branch had failed before, and the service did not say so; it has to return the \
+                 error, or to use a statement that does not fail, such as INSERT … ON DUPLICATE KEY UPDATE"
+                    .to_owned(),
+            )
+        })
+    }
+}
+
+/// The evidence was refused; that may follow from what happened in the branch before.
+async fn why_refused(open: &mut OpenBranch, error: &MySqlDatabaseError) -> Readiness {
+    let before = open.counters;
+    let counted = open.run(sql::counters()).await.ok().and_then(|reply| Counters::of(&reply));
+    let ended = counted.and_then(|now| now.ended_since(before));
+    // The refusal itself counts as a statement that was undone, unless the server did not even try.
+    let failed = || counted.filter(|_| NOT_TRIED.contains(&error.number()))?.failed_since(before);
+    ended.or_else(failed).unwrap_or_else(|| Readiness::Unfit(words(error)))
+}
+
+/// Keeps that this branch can be brought to neither end.
+async fn record_hazard(
+    own: &MySqlPool,
+    schema: &Schema,
+    branch: &BranchId,
+    position: &LogPosition,
+    why: &str,
+) {
+    tracing::error!(%branch, "{why}");
+    if let Err(unresolved) = recovery::record_hazard(own, schema, branch, position).await {
+        tracing::error!(%branch, "the evidence of this hazard could not be written: {unresolved}");
+    }
+}
+
 pub(super) async fn prepare(
+    own: &MySqlPool,
     branch: &BranchId,
     mut open: OpenBranch,
     schema: &Schema,
     position: &LogPosition,
 ) -> Result<Prepared, Unresolved> {
-    fail_point!("mysql-before-evidence");
     match write_evidence(&mut open, schema, position).await {
         Readiness::Ready => {}
         Readiness::NothingWritten => {
@@ -212,6 +267,11 @@ pub(super) async fn prepare(
         Readiness::Unfit(why) => {
             open.roll_back().await;
             return Ok(Prepared::No(why));
+        }
+        Readiness::Committed(why) => {
+            open.roll_back().await;
+            record_hazard(own, schema, branch, position, &why).await;
+            return Ok(Prepared::Hazard(why));
         }
     }
     fail_point!("mysql-before-prepare");
@@ -244,16 +304,25 @@ pub(super) async fn prepare(
 }
 
 pub(super) async fn commit_one_phase(
+    own: &MySqlPool,
     branch: &BranchId,
     mut open: OpenBranch,
     schema: &Schema,
     position: &LogPosition,
 ) -> Result<Fate, Unresolved> {
-    fail_point!("mysql-before-evidence");
-    if let Readiness::Unfit(why) = write_evidence(&mut open, schema, position).await {
-        tracing::warn!(%branch, "the branch is rolled back instead of committed: {why}");
-        open.roll_back().await;
-        return Ok(Fate::RolledBack);
+    match write_evidence(&mut open, schema, position).await {
+        // Its evidence is what the client is answered from.
+        Readiness::Ready | Readiness::NothingWritten => {}
+        Readiness::Unfit(why) => {
+            tracing::warn!(%branch, "the branch is rolled back instead of committed: {why}");
+            open.roll_back().await;
+            return Ok(Fate::RolledBack);
+        }
+        Readiness::Committed(why) => {
+            open.roll_back().await;
+            record_hazard(own, schema, branch, position, &why).await;
+            return Ok(Fate::Hazard);
+        }
     }
     fail_point!("mysql-before-commit-one-phase");
     open.killer.disarm();

@@ -61,7 +61,7 @@ pub(super) struct Reply {
 }
 
 impl Reply {
-    /// The rows of a SHOW statement as names and numbers; other rows are left out.
+    /// What a SHOW statement shows under this name, if it is a number.
     pub(super) fn number(&self, name: &str) -> Option<u64> {
         self.shown()
             .find(|(found, _)| found.eq_ignore_ascii_case(name))

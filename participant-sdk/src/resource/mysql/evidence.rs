@@ -10,7 +10,7 @@ use sqlx::{MySqlPool, Row as _};
 use super::connection::{OWN_ANSWER_TIMEOUT, text};
 use super::recovery::{lease, on_primary, run, unreadable, unresolved};
 use super::sql::Schema;
-use crate::resource::{BranchId, EvidenceRow, Unresolved};
+use crate::resource::{BranchId, EvidenceRow, Fate, Unresolved};
 
 /// The oldest transaction with a row of kind *branch*. Fences don't count: they say nothing that a pruned
 /// record could contradict.
@@ -36,7 +36,7 @@ pub(super) async fn old(
     let reply = run(own, schema.old_evidence(name, cluster, retention, limit)).await?;
     let row = |row: &MySqlRow| {
         let kind = text(row, "kind").map_err(unreadable)?;
-        Ok(EvidenceRow { branch: branch(row)?, committed: kind == "branch" })
+        Ok(EvidenceRow { branch: branch(row)?, fate: fate_of(&kind).ok_or_else(|| damaged(&kind))? })
     };
     reply.rows.iter().map(row).collect()
 }
@@ -60,6 +60,16 @@ pub(super) async fn forget(
     lease.run_transaction(sql, OWN_ANSWER_TIMEOUT).await.map_err(unresolved)?;
     fail_point!("mysql-after-forget");
     Ok(())
+}
+
+/// What a row of this kind proves; `None` of a kind that there is not.
+pub(super) fn fate_of(kind: &str) -> Option<Fate> {
+    match kind {
+        "branch" => Some(Fate::Committed),
+        "fence" => Some(Fate::RolledBack),
+        "hazard" => Some(Fate::Hazard),
+        _ => None,
+    }
 }
 
 /// The position in the columns `epoch`, `incarnation` and `sequence`; `None` where they are NULL.

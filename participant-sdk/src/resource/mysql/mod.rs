@@ -18,8 +18,9 @@
 //! turns the branch down, whether its error was returned or not: a lock that was waited for in vain undoes one statement and
 //! leaves the others, and nobody could tell a branch with half of its work from one whose service meant it so. Instead of
 //! catching a duplicate key, use INSERT … ON DUPLICATE KEY UPDATE or INSERT IGNORE. What fails before it reaches an
-//! engine (a syntax error, a missing table, SIGNAL) has done nothing and can't be noticed. Temporary tables and tables of other
-//! engines turn the branch down as well; what was written to the latter stays.
+//! engine (a syntax error, a missing table, SIGNAL) has done nothing and can't be noticed. Temporary tables, and
+//! changes to tables of other engines, turn the branch down as well; what was written to the latter stays. A handler that chooses
+//! `autocommit` hides them.
 //!
 //! What an operator sees: two tables in the service's database, `lockstep_evidence` and `lockstep_identity`; XA branches with
 //! the format id 1819239275; up to 8 connections beside the service's. A branch's connection is closed at the branch's end,
@@ -139,7 +140,7 @@ impl Resource for MySql {
         position: &LogPosition,
     ) -> Result<Prepared, Unresolved> {
         self.remember(Some(*position));
-        branch::prepare(branch, open, self.attached()?.1, position).await
+        branch::prepare(&self.own, branch, open, self.attached()?.1, position).await
     }
 
     async fn commit_one_phase(
@@ -149,7 +150,7 @@ impl Resource for MySql {
         position: &LogPosition,
     ) -> Result<Fate, Unresolved> {
         self.remember(Some(*position));
-        branch::commit_one_phase(branch, open, self.attached()?.1, position).await
+        branch::commit_one_phase(&self.own, branch, open, self.attached()?.1, position).await
     }
 
     async fn discard(&self, open: OpenBranch) {

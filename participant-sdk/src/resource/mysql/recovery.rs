@@ -16,10 +16,14 @@ use sqlx::mysql::MySqlRow;
 use sqlx::{MySqlPool, Row as _, SqlStr};
 
 use super::connection::{Failure, Lease, OWN_ANSWER_TIMEOUT, Reply, text};
+use super::evidence;
 use super::refusal::{DUPLICATE_KEY, UNKNOWN_XID, words_for_finishing};
 use super::sql::{self, Schema};
 use crate::resource::{BranchId, Fate, Unresolved};
 
+/// How long a row is kept whose branch's deadline is not known: once for the longest time that the branch may have left, and
+/// once for one that was begun as late as it could be.
+const LONGEST_LIFETIME: Duration = MAX_TIMEOUT.saturating_mul(2);
 /// How long to wait between two looks at a branch whose session is still there: the server ends it some
 /// milliseconds after its client has gone.
 const GLANCE: Duration = Duration::from_millis(10);
@@ -94,10 +98,7 @@ async fn fence(
     position: &LogPosition,
 ) -> Result<Fate, Unresolved> {
     fail_point!("mysql-before-fence");
-    // Once for the longest time that the branch may have left, and once for one that was begun as late as it
-    // could be.
-    let lifetime = MAX_TIMEOUT * 2;
-    match lease.run(schema.fence(branch, position, lifetime), OWN_ANSWER_TIMEOUT).await {
+    match lease.run(schema.fence(branch, position, LONGEST_LIFETIME), OWN_ANSWER_TIMEOUT).await {
         Ok(_) => {
             fail_point!("mysql-after-fence");
             return Ok(Fate::RolledBack);
@@ -108,12 +109,19 @@ async fn fence(
     }
     let reply = lease.run(schema.kind(branch), OWN_ANSWER_TIMEOUT).await.map_err(unresolved)?;
     let kind = reply.rows.first().map(|row| text(row, "kind")).transpose().map_err(unreadable)?;
-    match kind.as_deref() {
-        Some("branch") => Ok(Fate::Committed),
-        Some("fence") => Ok(Fate::RolledBack),
-        // Pruned between the two statements.
-        Some(_) | None => Err(Unresolved(format!("the evidence of {branch} has just gone"))),
-    }
+    // Pruned between the two statements.
+    let gone = || Unresolved(format!("the evidence of {branch} has just gone"));
+    kind.and_then(|kind| evidence::fate_of(&kind)).ok_or_else(gone)
+}
+
+/// Keeps for good that a branch can be brought to neither end: whoever asks about it later is answered from this row.
+pub(super) async fn record_hazard(
+    own: &MySqlPool,
+    schema: &Schema,
+    branch: &BranchId,
+    position: &LogPosition,
+) -> Result<(), Unresolved> {
+    run(own, schema.hazard(branch, position, LONGEST_LIFETIME)).await.map(drop)
 }
 
 /// The branches of this resource manager that are prepared.

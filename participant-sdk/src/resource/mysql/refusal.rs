@@ -18,8 +18,12 @@ pub(super) const ACCESS_DENIED: &[u16] = &[1044, 1142, 1143, 1227];
 pub(super) const RECOVER_DENIED: u16 = 1401;
 /// A column that has to have a value has none.
 const NULL_VALUE: u16 = 1048;
-/// A statement does not fit the state of the branch.
+/// A statement does not fit the state of the branch: it was ended, or rolled back in a deadlock.
 const WRONG_STATE: u16 = 1399;
+/// A savepoint is gone: so is the branch that it was made in.
+const NO_SAVEPOINT: u16 = 1305;
+/// Refusals that say nothing about the statement, and all about the branch.
+pub(super) const NOT_TRIED: &[u16] = &[WRONG_STATE, NO_SAVEPOINT];
 
 /// Why the evidence of a branch was refused, and so the branch is neither prepared nor committed. The evidence is the only
 /// thing that has our key and our columns, and no other statement of that round trip can be refused so.
@@ -32,7 +36,7 @@ pub(super) fn words(error: &MySqlDatabaseError) -> String {
         NULL_VALUE if message.contains(sql::DEADLINE) => {
             "the deadline of the transaction has passed".to_owned()
         }
-        _ => format!("{message} ({number}){}", advice(number, message)),
+        _ => format!("{message} ({number}){}", advice(number)),
     }
 }
 
@@ -52,17 +56,13 @@ pub(super) fn words_for_finishing(error: &MySqlDatabaseError) -> String {
     format!("{} ({}){advice}", error.message(), error.number())
 }
 
-fn advice(number: u16, message: &str) -> &'static str {
+fn advice(number: u16) -> &'static str {
     match number {
         1213 | 1613 | 1614 => {
             ": another transaction stood in the way; the same work may succeed when it is tried again"
         }
-        WRONG_STATE if message.contains("ROLLBACK ONLY") => {
-            ": a statement of this branch had failed before in a deadlock, and the service did not say so; it has to return \
-             the error"
-        }
-        WRONG_STATE => ": the service ended the branch itself (XA statements on the branch's connection)",
-        1305 => {
+        WRONG_STATE | NO_SAVEPOINT => ": the branch was rolled back before",
+        1178 => {
             ": a table was changed whose engine has no savepoints (Aria); only InnoDB tables can take part in a branch"
         }
         1205 | 1969 | 3024 => ": it took longer than the deadline of the transaction allows",

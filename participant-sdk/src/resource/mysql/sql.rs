@@ -84,7 +84,7 @@ impl Schema {
             text(format!(
                 "CREATE TABLE IF NOT EXISTS {} (\
                  xid VARCHAR(160) NOT NULL PRIMARY KEY, \
-                 kind ENUM('branch', 'fence') NOT NULL, \
+                 kind ENUM('branch', 'fence', 'hazard') NOT NULL, \
                  {DEADLINE} DATETIME(6) NOT NULL, \
                  resource_manager VARCHAR(64) NOT NULL, \
                  gtrid_uuid CHAR(32) NOT NULL, gtrid_epoch BIGINT NOT NULL, \
@@ -180,17 +180,16 @@ impl Schema {
         ))
     }
 
-    /// Asks what happened in the branch so far, and writes its evidence. Answers with [`COUNTERS`], a count of
-    /// `not_transactional`, and the evidence's OK.
+    /// Asks what happened in the branch so far, and writes its evidence. Answers with warnings, [`COUNTERS`], and the evidence's
+    /// OK.
     ///
-    /// - Without autocommit: were the session outside of the branch by now, because the service had ended it, the row would
-    ///   be committed by itself and lie. So it goes with the connection.
     /// - The server's clock is the real one, even if the handler has set another.
-    /// - Rolling back to a savepoint that was just made does nothing but warn if a table that can't be rolled back was
-    ///   changed.
-    /// - What follows has to come within `pause`; otherwise the server ends the session. Whoever is stopped
-    ///   before XA PREPARE can't send it much later (P19), and whoever is stopped behind it does not keep others from finishing
-    ///   the branch (P24).
+    /// - What follows has to come within `pause`; otherwise the server ends the session. Whoever is stopped before XA PREPARE
+    ///   can't send it much later (P19), and whoever is stopped behind it does not keep others from finishing the branch (P24).
+    /// - Rolling back to a savepoint that was just made does nothing but warn if something was done that can't be rolled back.
+    ///   (Choosing `autocommit` makes the server forget that.)
+    /// - Without autocommit: were the session outside of the branch by now, because the service had ended it, the row would be
+    ///   committed by itself and lie. So it goes with the connection.
     pub(super) fn write_evidence(
         &self,
         branch: &BranchId,
@@ -200,10 +199,10 @@ impl Schema {
     ) -> SqlStr {
         let deadline = format!("TIMESTAMPADD(MICROSECOND, {deadline_micros}, '1970-01-01')");
         text(format!(
-            "SET SESSION autocommit = 0, timestamp = DEFAULT, wait_timeout = {pause} \
+            "SET SESSION timestamp = DEFAULT, wait_timeout = {pause} \
              /*M!100502 , idle_transaction_timeout = {pause} */; \
-             SAVEPOINT lockstep; ROLLBACK TO SAVEPOINT lockstep; SELECT CAST(@@warning_count AS SIGNED) AS not_transactional; \
-             {COUNTERS}; \
+             SAVEPOINT lockstep; ROLLBACK TO SAVEPOINT lockstep; SHOW WARNINGS; \
+             SET SESSION autocommit = 0; {COUNTERS}; \
              INSERT INTO {evidence} ({EVIDENCE_COLUMNS}) VALUES ('{branch}', 'branch', \
              IF(UTC_TIMESTAMP(6) < {deadline}, {deadline}, NULL), {fixed})",
             pause = seconds(pause),
@@ -214,8 +213,23 @@ impl Schema {
 
     /// Puts a fence in. Refused if there is evidence.
     pub(super) fn fence(&self, branch: &BranchId, position: &LogPosition, lifetime: Duration) -> SqlStr {
+        self.end_without_branch("fence", branch, position, lifetime)
+    }
+
+    /// Puts in that a branch can be brought to neither end. Refused if there is evidence.
+    pub(super) fn hazard(&self, branch: &BranchId, position: &LogPosition, lifetime: Duration) -> SqlStr {
+        self.end_without_branch("hazard", branch, position, lifetime)
+    }
+
+    fn end_without_branch(
+        &self,
+        kind: &str,
+        branch: &BranchId,
+        position: &LogPosition,
+        lifetime: Duration,
+    ) -> SqlStr {
         text(format!(
-            "INSERT INTO {evidence} ({EVIDENCE_COLUMNS}) VALUES ('{branch}', 'fence', \
+            "INSERT INTO {evidence} ({EVIDENCE_COLUMNS}) VALUES ('{branch}', '{kind}', \
              TIMESTAMPADD(MICROSECOND, {lifetime}, UTC_TIMESTAMP(6)), {fixed})",
             evidence = self.evidence_table(),
             lifetime = lifetime.as_micros(),
@@ -350,6 +364,11 @@ pub(super) fn begin(branch: &BranchId, limits: Limits) -> SqlStr {
     ))
 }
 
+/// [`COUNTERS`] alone.
+pub(super) fn counters() -> SqlStr {
+    text(COUNTERS.to_owned())
+}
+
 /// Which session this is, the server's time in microseconds since 1970, and [`COUNTERS`].
 pub(super) fn session() -> SqlStr {
     text(format!("SELECT CONNECTION_ID() AS session, {NOW} AS now; {COUNTERS}"))
@@ -358,8 +377,8 @@ pub(super) fn session() -> SqlStr {
 const NOW: &str = "TIMESTAMPDIFF(MICROSECOND, '1970-01-01', UTC_TIMESTAMP(6))";
 
 /// What happened in this session so far: a row for each counter.
-const COUNTERS: &str = "SHOW SESSION STATUS WHERE Variable_name IN ('Com_xa_start', 'Com_xa_end', 'Handler_rollback', \
-     'Handler_write', 'Handler_update', 'Handler_delete')";
+const COUNTERS: &str = "SHOW SESSION STATUS WHERE Variable_name IN ('Com_xa_start', 'Com_xa_end', 'Com_xa_commit', \
+     'Handler_rollback', 'Handler_write', 'Handler_update', 'Handler_delete')";
 
 /// The end of the work in the branch.
 pub(super) fn end(branch: &BranchId) -> SqlStr {
