@@ -1,8 +1,9 @@
 //! The examples of docs/cli.md, run: each documented command works, and its output has the checks that are shown.
 
 use lockstep::resource::Resource as _;
+use lockstep_tests::harness::mariadb;
 use lockstep_tests::harness::postgres::fresh_database;
-use sqlx::{PgPool, SqlitePool};
+use sqlx::{MySqlPool, PgPool, SqlitePool};
 use tempfile::TempDir;
 
 use super::*;
@@ -41,6 +42,9 @@ async fn every_documented_example_shows_what_the_command_shows() {
     let database = fresh_database();
     let postgres = lockstep::Postgres::new(PgPool::connect(&database.url()).await.unwrap());
     postgres.attach(&name("orders-db")).await.unwrap();
+    let mariadb = mariadb::fresh_database();
+    let mysql = lockstep::MySql::new(MySqlPool::connect(&mariadb.url()).await.unwrap());
+    mysql.attach(&name("orders-db")).await.unwrap();
     let directory = TempDir::new().unwrap();
     let path = directory.path().join("bank.db");
     let pool = SqlitePool::connect(&format!("sqlite://{}?mode=rwc", path.display())).await.unwrap();
@@ -48,12 +52,13 @@ async fn every_documented_example_shows_what_the_command_shows() {
     sqlite.attach(&name("orders-db")).await.unwrap();
 
     let examples = examples();
-    for option in ["--postgres ", "--sqlite "] {
+    for option in ["--postgres ", "--mysql ", "--sqlite "] {
         assert!(examples.iter().any(|(command, _)| command.contains(option)), "no example of {option}");
     }
     for (command, shown) in examples {
         let command = command
             .replace("postgres://app@db/orders", &database.url())
+            .replace("mysql://app@db/stock", &mariadb.url())
             .replace("/var/lib/bank/bank.db", path.to_str().unwrap());
         let arguments: Vec<&str> = command.split_whitespace().collect();
         let ran = lockstep(&arguments);

@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "a test panics where something is not as it should be")]
 
 mod documented;
+mod mysql;
 mod postgres;
 mod sqlite;
 
@@ -56,6 +57,10 @@ fn report(arguments: &[&str]) -> Report {
 
 fn of_postgres(url: &str) -> Report {
     report(&["--postgres", url])
+}
+
+fn of_mysql(url: &str) -> Report {
+    report(&["--mysql", url])
 }
 
 fn of_sqlite(path: &Path) -> Report {

@@ -210,7 +210,7 @@ async fn blocks_a_session(database: &Database, holder: &BranchId) {
     let pool = PgPool::connect(&database.url()).await.unwrap();
     let mut waiting = Vec::new();
     let row = ("UPDATE account SET amount = 3 WHERE id = 1", "a row that it changed");
-    let table = ("LOCK TABLE account IN ACCESS EXCLUSIVE MODE", "account");
+    let table = ("LOCK TABLE account IN ACCESS EXCLUSIVE MODE", "public.account");
     for (sql, object) in [row, table] {
         let mut connection = pool.acquire().await.unwrap();
         let pid: i32 =

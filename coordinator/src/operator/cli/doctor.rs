@@ -35,6 +35,9 @@ struct Database {
     /// A PostgreSQL database, as the role that the service uses; a password is better left to PGPASSWORD or ~/.pgpass
     #[arg(long, value_name = "URL")]
     postgres: Option<String>,
+    /// A MariaDB or MySQL database, as the user that the service uses
+    #[arg(long, value_name = "URL")]
+    mysql: Option<String>,
     /// A SQLite file, as the user that the service runs as
     #[arg(long, value_name = "PATH")]
     sqlite: Option<PathBuf>,
@@ -62,10 +65,11 @@ pub(super) async fn run(args: Args) -> Result<Exit, Failure> {
 }
 
 async fn look(database: &Database) -> Result<Report, DoctorError> {
-    match (&database.postgres, &database.sqlite) {
-        (Some(url), _) => doctor::postgres(url).await,
-        (None, Some(path)) => doctor::sqlite(path).await,
-        (None, None) => unreachable!("clap asks for one of them"),
+    match (&database.postgres, &database.mysql, &database.sqlite) {
+        (Some(url), _, _) => doctor::postgres(url).await,
+        (None, Some(url), _) => doctor::mysql(url).await,
+        (None, None, Some(path)) => doctor::sqlite(path).await,
+        (None, None, None) => unreachable!("clap asks for one of them"),
     }
 }
 

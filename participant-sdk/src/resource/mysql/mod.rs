@@ -47,7 +47,7 @@ use sqlx::{MySqlConnection, MySqlPool};
 
 pub use self::branch::OpenBranch;
 use self::sql::Schema;
-use super::{Attachment, BranchId, EvidenceRow, Fate, Prepared, Resource, ResourceError, Unresolved};
+use super::{Attachment, BranchId, EvidenceRow, Fate, Prepared, Resource, ResourceError, Room, Unresolved};
 
 /// A MariaDB or MySQL database that takes part through the service's own pool.
 ///
@@ -175,6 +175,13 @@ impl Resource for MySql {
 
     async fn prepared(&self, cluster: ClusterId, name: &ResourceManagerName) -> Result<Vec<Xid>, Unresolved> {
         recovery::prepared(&self.own, cluster, name).await
+    }
+
+    /// InnoDB has no limit of prepared branches; the pool has one of open ones.
+    async fn room(&self, name: &ResourceManagerName) -> Result<Option<Room>, Unresolved> {
+        let _anyone = name;
+        let connections = usize::try_from(self.pool.options().get_max_connections()).unwrap_or(usize::MAX);
+        Ok(Some(Room { slots: usize::MAX, prepared: Vec::new(), prepared_by_others: 0, connections }))
     }
 
     async fn oldest_evidence(&self, cluster: ClusterId) -> Result<Option<Gtrid>, Unresolved> {
