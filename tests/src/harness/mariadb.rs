@@ -234,6 +234,8 @@ impl MariaDbServer {
         // No --user: that would be changed to, and the command runs as that user already.
         install.args(["--no-defaults", "--auth-root-authentication-method=normal", "--skip-test-db"]);
         install.arg("--innodb-log-file-size=16M").arg(format!("--datadir={}", self.data().display()));
+        // A server that starts removes what it takes for temporary tables of its earlier life, those of others included.
+        install.env("TMPDIR", &self.directory);
         let output = install.output().map_err(MariaDbError::io("mariadb-install-db does not run"))?;
         if output.status.success() {
             return Ok(());
@@ -262,6 +264,7 @@ impl MariaDbServer {
         let stderr = log.try_clone().map_err(no_log())?;
         let mut command = self.programs.command("mariadbd");
         command.arg("--no-defaults").arg(format!("--datadir={}", self.data().display()));
+        command.env("TMPDIR", &self.directory);
         command
             .arg(format!("--port={}", self.port.number()))
             .arg(format!("--socket={}", self.socket().display()));

@@ -83,10 +83,21 @@ fn a_server_that_is_well_has_nothing_to_be_done() {
 
 type Change = fn(&mut Snapshot);
 
+/// A check, what is changed for it, how bad it is then, and a word of what it says or of what mends it.
+type Row = (&'static str, Change, Severity, &'static str);
+
+fn hold(rows: &[Row]) {
+    for (check, change, severity, words) in rows {
+        let finding = finding(check, change);
+        assert_eq!(finding.severity, *severity, "{finding:?}");
+        let said = format!("{}\n{}", finding.what, finding.mend.join("\n"));
+        assert!(said.contains(words), "{words:?} is not in:\n{said}");
+    }
+}
+
 #[test]
-fn each_fault_is_found_named_and_mended() {
-    let gid_elsewhere = OURS.replace("7c1f09ae", "11111111");
-    let rows: Vec<(&str, Change, Severity, &str)> = vec![
+fn settings_and_slots() {
+    hold(&[
         ("version", |s| s.server.version = 139_999, Severity::Error, "13.9999 is too old"),
         ("version", |s| s.server.version = 140_000, Severity::Ok, "PostgreSQL 14.0"),
         ("standby", |s| s.server.in_recovery = true, Severity::Error, "primary"),
@@ -113,6 +124,12 @@ fn each_fault_is_found_named_and_mended() {
             Severity::Note,
             "every branch raises it",
         ),
+    ]);
+}
+
+#[test]
+fn our_tables() {
+    hold(&[
         (
             "tables",
             |s| s.tables.state = TableState::Forbidden,
@@ -171,6 +188,12 @@ fn each_fault_is_found_named_and_mended() {
             Severity::Warning,
             "ALTER TABLE lockstep.items SET SCHEMA public;",
         ),
+    ]);
+}
+
+#[test]
+fn what_is_prepared_and_what_it_blocks() {
+    hold(&[
         ("prepared", |s| s.prepared = vec![prepared(OURS, "bank", "app", 59)], Severity::Note, "for 59s"),
         (
             "prepared",
@@ -228,20 +251,25 @@ fn each_fault_is_found_named_and_mended() {
             Severity::Warning,
             "pid 4121 for 38s (account, held by lockstep:7c1f09ae:",
         ),
+    ]);
+}
+
+#[test]
+fn clock_and_disk() {
+    hold(&[
         ("clock", |s| s.clock = (-2_001, 1), Severity::Warning, "2s behind"),
         ("clock", |s| s.clock = (60_000, 30), Severity::Warning, "1m ahead of"),
         // A slow answer proves nothing.
         ("clock", |s| s.clock = (4_000, 3_000), Severity::Ok, "within"),
         ("disk", |s| s.disks.clear(), Severity::Note, "not to be seen"),
         ("disk", |s| s.disks[0].free_bytes = 1, Severity::Error, "df -h /data"),
-    ];
-    for (check, change, severity, words) in rows {
-        let finding = finding(check, change);
-        assert_eq!(finding.severity, severity, "{finding:?}");
-        let said = format!("{}\n{}", finding.what, finding.mend.join("\n"));
-        assert!(said.contains(words), "{words:?} is not in:\n{said}");
-    }
-    let orphan = finding("orphans", |s| s.prepared = vec![prepared(&gid_elsewhere, "bank", "app", 1)]);
+    ]);
+}
+
+#[test]
+fn branches_of_another_cluster_are_asked_for_there() {
+    let gid = OURS.replace("7c1f09ae", "11111111");
+    let orphan = finding("orphans", |s| s.prepared = vec![prepared(&gid, "bank", "app", 1)]);
     assert_eq!(orphan.severity, Severity::Warning);
     assert_eq!(orphan.mend, [format!("lockstep tx wait --cluster 11111111 {GTRID}")]);
 }
