@@ -149,9 +149,10 @@ impl Point {
     /// Whether this way leads past it, and to what.
     #[must_use]
     pub fn reach(&self, way: Way, database: Database) -> Reach {
-        match (self.not_in_servers_on_rollback, way, database) {
-            (Some(why), Way::Rollback, Database::Postgres | Database::MariaDb) => No(why),
-            _ => self.reach[way as usize],
+        let in_server = matches!(database, Database::Postgres | Database::MariaDb);
+        match self.not_in_servers_on_rollback {
+            Some(why) if in_server && way == Way::Rollback => No(why),
+            Some(_) | None => self.reach[way as usize],
         }
     }
 

@@ -243,10 +243,7 @@ impl Books {
     pub async fn remove(&self, server: &PostgresServer) -> Result<()> {
         let url = match &self.place {
             Place::Sqlite(_) => return Ok(()),
-            Place::MariaDb(url) => {
-                let prepared = [self.foreign_names(), self.prepared().await?].concat();
-                return mariadb::remove(url, &prepared).await;
-            }
+            Place::MariaDb(url) => return mariadb::remove(url, &self.bank).await,
             Place::Postgres(url) => url,
         };
         let mut connection = self.connect_postgres().await?;

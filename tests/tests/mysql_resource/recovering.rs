@@ -113,24 +113,6 @@ async fn a_branch_whose_session_is_still_there_is_not_known_to_be_gone() {
     assert_eq!(site.amount(1).await, 99);
 }
 
-/// P19, P24: a process is stopped between the evidence and XA PREPARE. The server ends its session soon, though the deadline is
-/// far away.
-#[tokio::test]
-async fn the_server_does_not_wait_long_for_the_prepare_behind_the_evidence() {
-    let site = Site::new().await;
-    let (branch, mut open) = site.written(1).await;
-    // What the resource sends first, without what follows.
-    let evidence = format!(
-        "SET SESSION autocommit = 0, wait_timeout = 5, idle_transaction_timeout = 5; INSERT INTO lockstep_evidence \
-         VALUES ('{branch}', 'branch', '2100-01-01', '{NAME}', '', 1, 1, '', 1, UTC_TIMESTAMP(6))"
-    );
-    run(&mut open, &evidence).await.unwrap();
-    assert!(site.rollback(&branch).await.is_err(), "it may still be prepared");
-    assert_eq!(resolved(async || site.rollback(&branch).await).await, Fate::RolledBack);
-    site.resource.prepare(&branch, open, &position(1)).await.map(reason).unwrap();
-    site.assert_nothing_is_prepared().await;
-}
-
 /// The caller reports it as a heuristic outcome.
 #[tokio::test]
 async fn what_somebody_did_by_hand_is_told_as_it_is() {
@@ -201,7 +183,8 @@ async fn foreign_branches_are_left_alone() {
     assert_eq!(site.rollback(&mine).await, Ok(Fate::RolledBack));
     let mut after = listed(&site.pool).await;
     let mut before = before;
-    (before.sort(), after.sort());
+    before.sort();
+    after.sort();
     assert_eq!(after, before);
 }
 

@@ -1,10 +1,17 @@
 //! Books in a database of a MariaDB server. Branches there are the whole server's, so whose they are follows from their names.
 
+use std::time::Duration;
+
 use sqlx::mysql::{MySqlConnection, MySqlRow};
 use sqlx::{AssertSqlSafe, Connection as _, Row as _};
 
 use super::OPENING_BALANCE;
+use crate::harness::clock::now;
 use crate::harness::{Failed, Result};
+
+/// How long sessions of dead banks may last.
+const PATIENCE: Duration = Duration::from_secs(20);
+const GLANCE: Duration = Duration::from_millis(10);
 
 /// What the SDK gives to its branches as their format.
 const FORMAT: i64 = 1_819_239_275;
@@ -39,8 +46,7 @@ pub(super) async fn prepared(url: &str, bank: &str) -> Result<Vec<String>> {
     // Without the table it has never attached.
     let tables = "SELECT count(*) FROM information_schema.tables \
                   WHERE table_schema = DATABASE() AND table_name = 'lockstep_identity'";
-    let tables: i64 = sqlx::query_scalar(tables).fetch_one(&mut connection).await.map_err(unreadable())?;
-    if tables == 0 {
+    if number(&mut connection, tables).await? == 0 {
         return Ok(Vec::new());
     }
     let cluster = "SELECT cluster FROM lockstep_identity WHERE cluster IS NOT NULL";
@@ -73,10 +79,17 @@ pub(super) async fn missing(url: &str, names: Vec<String>) -> Result<Vec<String>
     Ok(names.into_iter().filter(|name| !all.contains(name)).collect())
 }
 
-/// Removes the database, and rolls back these branches, which would keep it.
-pub(super) async fn remove(url: &str, names: &[String]) -> Result<()> {
+/// Removes the database, and rolls back the branches that would keep it: what was planted, and ours.
+pub(super) async fn remove(url: &str, bank: &str) -> Result<()> {
     let mut connection = connect(url).await?;
-    for name in names {
+    // A bank that was killed may have sent XA PREPARE, and the server is not there yet.
+    let sessions = "SELECT count(*) FROM information_schema.processlist \
+                    WHERE db = DATABASE() AND id <> CONNECTION_ID()";
+    let deadline = now() + PATIENCE;
+    while number(&mut connection, sessions).await? > 0 && now() < deadline {
+        tokio::time::sleep(GLANCE).await;
+    }
+    for name in foreign_names(url, bank).into_iter().chain(prepared(url, bank).await?) {
         execute(&mut connection, &format!("XA ROLLBACK {name}")).await?;
     }
     let database = database(url);
@@ -103,6 +116,10 @@ pub(super) async fn pairs(url: &str, sql: &str) -> Result<Vec<(String, i64)>> {
     let rows = sqlx::query(AssertSqlSafe(sql.clone())).fetch_all(&mut connection).await.map_err(cannot())?;
     let pair = |row: &MySqlRow| Ok((row.try_get(0)?, row.try_get(1)?));
     rows.iter().map(pair).collect::<sqlx::Result<_>>().map_err(cannot())
+}
+
+async fn number(connection: &mut MySqlConnection, sql: &'static str) -> Result<i64> {
+    sqlx::query_scalar(sql).fetch_one(connection).await.map_err(Failed::because(sql))
 }
 
 async fn all_prepared(connection: &mut MySqlConnection) -> Result<Vec<String>> {
