@@ -81,12 +81,14 @@ async fn what_mends_missing_privileges_mends_them() {
     attach(&url).await.unwrap();
     of_postgres(&url).says("identity", "ok", "orders-db: not bound");
 
-    database.psql("REVOKE DELETE ON lockstep.evidence FROM doctor_app");
-    let closed = of_postgres(&url);
-    closed.says("tables", "error", "may not use");
-    is_refused(&url, "may not use").await;
-    database.psql(&closed.statements("tables").join("\n"));
-    attach(&url).await.unwrap();
+    for right in ["DELETE ON lockstep.evidence", "USAGE ON SCHEMA lockstep"] {
+        database.psql(&format!("REVOKE {right} FROM doctor_app"));
+        let closed = of_postgres(&url);
+        closed.says("tables", "error", "may not use");
+        is_refused(&url, "may not use").await;
+        database.psql(&closed.statements("tables").join("\n"));
+        attach(&url).await.unwrap();
+    }
 }
 
 /// Tables that are there, and would not keep what they prove.

@@ -103,7 +103,8 @@ pub(crate) const SERVER: &str = "SELECT \
      CASE WHEN pg_is_in_recovery() THEN '' ELSE pg_walfile_name(pg_current_wal_lsn()) END AS wal_file";
 
 /// Whether our tables are there, and the role may use them: `absent`, `forbidden` or `ready`. If they are ready, what of them
-/// is not as we have made it, and would make them lose what they prove.
+/// is not as we have made it, and would make them lose what they prove. (Below, the tables are found without `to_regclass`,
+/// which is refused to a role that may not use the schema.)
 pub(crate) const TABLES: &str = "SELECT CASE \
      WHEN to_regnamespace('lockstep') IS NULL THEN 'absent' \
      WHEN NOT has_schema_privilege('lockstep', 'USAGE') THEN 'forbidden' \
@@ -117,13 +118,14 @@ pub(crate) const TABLES: &str = "SELECT CASE \
      ELSE 'forbidden' END AS tables, \
      coalesce((SELECT string_agg(needed, ', ') FROM unnest(ARRAY['branch_ended_by_its_service', \
      'branch_read_only_and_not_prepared', 'branch_too_late_to_prepare', 'evidence_pkey']) AS needed \
-     WHERE NOT EXISTS (SELECT FROM pg_constraint AS c WHERE c.conrelid = to_regclass('lockstep.evidence') \
+     WHERE NOT EXISTS (SELECT FROM pg_constraint AS c JOIN pg_class AS t ON t.oid = c.conrelid \
+     WHERE t.relnamespace = to_regnamespace('lockstep') AND t.relname = 'evidence' \
      AND c.conname = needed AND c.convalidated)), '') AS missing, \
      coalesce((SELECT string_agg('lockstep.' || c.relname, ', ') FROM pg_class AS c \
-     WHERE c.oid IN (to_regclass('lockstep.evidence'), to_regclass('lockstep.identity')) \
+     WHERE c.relnamespace = to_regnamespace('lockstep') AND c.relname IN ('evidence', 'identity') \
      AND c.relpersistence <> 'p'), '') AS unlogged, \
      coalesce((SELECT string_agg('lockstep.' || c.relname, ', ') FROM pg_class AS c \
-     WHERE c.oid IN (to_regclass('lockstep.evidence'), to_regclass('lockstep.identity')) \
+     WHERE c.relnamespace = to_regnamespace('lockstep') AND c.relname IN ('evidence', 'identity') \
      AND row_security_active(c.oid)), '') AS filtered";
 
 /// Makes the identity unless there is one.
