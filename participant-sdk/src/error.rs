@@ -325,6 +325,16 @@ pub enum JoinError {
         /// The transaction.
         gtrid: Gtrid,
     },
+    /// The store has no room for another branch now: no slot to prepare it in, or no connection and no place to wait for
+    /// one. Nothing was begun, and the coordinator has not heard of it: this transaction may be joined again, and it goes on
+    /// without this branch.
+    #[error("transaction {gtrid} cannot be joined now, the store has no room for another branch: {detail}")]
+    NoRoom {
+        /// The transaction.
+        gtrid: Gtrid,
+        /// What is taken, and by whom.
+        detail: String,
+    },
     /// The store could not open a local transaction now.
     #[error("transaction {gtrid} could not be joined, the store is not available: {detail}")]
     StoreUnavailable {
@@ -377,6 +387,7 @@ impl JoinError {
             Self::NotAttached { .. }
             | Self::Detaching { .. }
             | Self::TooManyBranches { .. }
+            | Self::NoRoom { .. }
             | Self::StoreUnavailable { .. }
             | Self::RolledBack { .. } => Advice::Retry,
             Self::ForeignCluster { .. }

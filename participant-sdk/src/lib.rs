@@ -59,6 +59,7 @@
 //! - [`Context`], and [`ContextLayer`]: what travels from one service to the next.
 //! - [`Participant`], [`Branch`]: the side of a service that takes part with its own database.
 //! - [`resource`]: what a store has to be able to do. With the feature `testing`, `testing::contract` tries whether it does.
+//! - [`doctor`]: whether a store is fit to take part, and what stands in the way.
 //! - [`branch`]: two-phase commit on the participant's side, as a pure state machine. [`session`] is the conversation around
 //!   it. Both are public for simulators and model checkers, not for services, and change with the protocol.
 
@@ -66,6 +67,7 @@ pub mod branch;
 mod client;
 mod clock;
 mod context;
+pub mod doctor;
 mod error;
 mod layers;
 mod participant;

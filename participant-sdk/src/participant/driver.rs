@@ -21,7 +21,7 @@ use crate::branch::Operation;
 use crate::clock;
 use crate::context::Context;
 use crate::error::{AttachError, FinishError, JoinError};
-use crate::resource::{Attachment, EvidenceRow, Resource, ResourceError, Unresolved};
+use crate::resource::{Attachment, EvidenceRow, Resource, ResourceError, Room, Unresolved};
 use crate::session::message::{FromCoordinator, ToCoordinator};
 use crate::session::{Closing, Done, Effect, Event, HandlerId, Listing, Session};
 
@@ -60,14 +60,18 @@ pub(super) enum Release<R: Resource> {
     Detach(Duration, oneshot::Sender<()>),
 }
 
+/// What the store said of itself, and how much room it has, if it could be asked.
+type AttachedStore = (Attachment, Result<Option<Room>, Unresolved>);
+
 /// What tasks report.
 #[derive(Debug)]
 pub(super) enum Report<R: Resource> {
-    StoreAttached(Result<Attachment, ResourceError>),
+    StoreAttached(Result<AttachedStore, ResourceError>),
     Dialled(Result<Incoming, Status>),
     Bound(u64, Result<(), Unresolved>),
     Done(Xid, Done, Option<R::Open>),
     Listed(u64, Result<Listing, Unresolved>),
+    Room(Result<Option<Room>, Unresolved>),
     OldEvidence(u64, Result<Vec<EvidenceRow>, Unresolved>),
     Forgotten(u64, Result<(), Unresolved>),
     AskAgain(Xid),
@@ -241,6 +245,7 @@ impl<R: Resource> Driver<R> {
             | Report::Bound(..)
             | Report::Done(..)
             | Report::Listed(..)
+            | Report::Room(_)
             | Report::OldEvidence(..)
             | Report::Forgotten(..) => self.operations.ended(),
         }
@@ -255,6 +260,7 @@ impl<R: Resource> Driver<R> {
                 self.tell(Event::Done(xid, done));
             }
             Report::Listed(session, result) => self.tell(Event::Listed(session, result)),
+            Report::Room(result) => self.tell(Event::Room(result)),
             Report::OldEvidence(session, result) => self.tell(Event::OldEvidence(session, result)),
             Report::Forgotten(session, result) => self.tell(Event::Forgotten(session, result)),
             Report::AskAgain(xid) => self.tell(Event::AskAgain(xid)),
@@ -310,12 +316,13 @@ impl<R: Resource> Driver<R> {
 
     // ---- the stream ----
 
-    fn store_attached(&mut self, result: Result<Attachment, ResourceError>) {
+    fn store_attached(&mut self, result: Result<AttachedStore, ResourceError>) {
         if !matches!(self.link, Link::Store) {
             return; // The participant was detached meanwhile.
         }
         match result {
-            Ok(attachment) => {
+            Ok((attachment, room)) => {
+                self.tell(Event::Room(room));
                 let (outgoing, frames) = Outgoing::new();
                 self.link = Link::Dialling(outgoing);
                 self.tell(Event::Dialled(attachment));
@@ -424,6 +431,7 @@ impl<R: Resource> Driver<R> {
             Effect::AskLater(xid, failed) => self.ask_later(xid, failed),
             Effect::Bind(session, cluster) => self.operations.bind(session, cluster),
             Effect::List { session, cluster, again } => self.operations.list(session, cluster, again),
+            Effect::FindRoom => self.operations.find_room(),
             Effect::FindOldEvidence { session, cluster, retention, limit } => {
                 self.operations.find_old_evidence(session, cluster, retention, limit);
             }

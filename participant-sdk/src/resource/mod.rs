@@ -108,6 +108,19 @@ pub struct Attachment {
     pub timeline: u32,
 }
 
+/// How many branches a store can have at a time, and how many there are.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Room {
+    /// Branches that can be prepared at a time, whoever prepares them.
+    pub slots: usize,
+    /// The prepared branches of this resource manager, whichever instance has prepared them.
+    pub prepared: Vec<BranchId>,
+    /// What others have prepared, and takes a slot too.
+    pub prepared_by_others: usize,
+    /// Connections that branches can have at a time, each one until it is prepared.
+    pub connections: usize,
+}
+
 /// One row of evidence that is old enough to be pruned.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct EvidenceRow {
@@ -280,6 +293,17 @@ pub trait Resource: Send + Sync + 'static {
         cluster: ClusterId,
         name: &ResourceManagerName,
     ) -> impl Future<Output = Result<Vec<Xid>, Unresolved>> + Send;
+
+    /// How many branches there is room for; `None` if the store has no such limit. Asked when a branch is about to be
+    /// opened and the last answer is a second old, so that one that could not be prepared is refused before it is begun.
+    /// Nothing that finishes a branch waits for this.
+    fn room(
+        &self,
+        name: &ResourceManagerName,
+    ) -> impl Future<Output = Result<Option<Room>, Unresolved>> + Send {
+        let _anyone = name;
+        async { Ok(None) }
+    }
 
     /// The oldest transaction of `cluster` with evidence of a commit here; fences need not count. Read after [`Resource::prepared`], never before: a
     /// branch that commits in between is then in at least one of the two.

@@ -96,7 +96,7 @@ impl Session {
     }
 
     fn may_join(
-        &self,
+        &mut self,
         now: Duration,
         cluster: ClusterId,
         gtrid: Gtrid,
@@ -122,7 +122,15 @@ impl Session {
         } else {
             self.holding >= MAX_OPEN_BRANCHES || self.branches.len() >= MAX_BRANCHES_KNOWN
         };
-        if full { Err(JoinError::TooManyBranches { gtrid }) } else { Ok(()) }
+        if full {
+            return Err(JoinError::TooManyBranches { gtrid });
+        }
+        if self.open.contains_key(&gtrid) { Ok(()) } else { self.admit(now, gtrid) }
+    }
+
+    /// Whether this process knows the branch, in whatever state.
+    pub(super) fn knows(&self, xid: &Xid) -> bool {
+        self.branches.contains_key(xid)
     }
 
     pub(super) fn finished(&mut self, now: Duration, xid: &Xid, handler: HandlerId, votes: bool) {

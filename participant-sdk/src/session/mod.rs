@@ -7,6 +7,7 @@
 //!
 //! - `greeting`: hello, welcome, and what is refused (P8, P19, P21).
 //! - `branches`: the table of branches, joins and messages.
+//! - `room`: refusing branches that the store has no room for, before they are begun.
 //! - `reports`: listing prepared branches (P20) and pruning evidence (P19).
 //!
 //! **A session that breaks rolls back what is not prepared**, on both sides. What is prepared stays and is found again by
@@ -17,6 +18,7 @@ mod branches;
 mod greeting;
 pub mod message;
 mod reports;
+mod room;
 #[cfg(test)]
 mod tests;
 
@@ -27,10 +29,11 @@ use lockstep_proto::{ClusterId, Gtrid, InstanceId, LogPosition, ResourceManagerN
 
 use crate::branch::Operation;
 use crate::error::{FinishError, JoinError};
-use crate::resource::{Attachment, BranchId, EvidenceRow, Fate, Prepared, Unresolved};
+use crate::resource::{Attachment, BranchId, EvidenceRow, Fate, Prepared, Room, Unresolved};
 use branches::{Entry, Waiting};
 use message::{FromCoordinator, ToCoordinator, Welcome};
 use reports::Reports;
+use room::Admission;
 
 /// Local transactions that may be open at a time, each with a connection of its own: far more than a database has
 /// connections to give, far fewer than a process can hold.
@@ -87,6 +90,8 @@ pub enum Event {
     AskAgain(Xid),
     /// The store was listed, for the session of that number.
     Listed(u64, Result<Listing, Unresolved>),
+    /// How much room the store has, or that it could not be asked.
+    Room(Result<Option<Room>, Unresolved>),
     /// The store's old evidence, for the session of that number.
     OldEvidence(u64, Result<Vec<EvidenceRow>, Unresolved>),
     /// Evidence rows are deleted, or could not be.
@@ -157,6 +162,8 @@ pub enum Effect {
         /// The store may have been lost meanwhile: attach to it again first.
         again: bool,
     },
+    /// Ask how much room the store has, and bring [`Event::Room`].
+    FindRoom,
     /// Look for evidence that is old enough, and bring [`Event::OldEvidence`] with this number.
     FindOldEvidence {
         /// The session's number.
@@ -228,6 +235,7 @@ pub struct Session {
     /// The oldest first.
     ended: VecDeque<Xid>,
     reports: Reports,
+    admission: Admission,
     detach_by: Option<Duration>,
     effects: Vec<Effect>,
 }
@@ -251,6 +259,7 @@ impl Session {
             waiting: VecDeque::new(),
             ended: VecDeque::new(),
             reports: Reports::default(),
+            admission: Admission::default(),
             detach_by: None,
             effects: Vec::new(),
         }
@@ -274,6 +283,7 @@ impl Session {
             Event::Done(xid, done) => self.done(now, &xid, done),
             Event::AskAgain(xid) => self.ask_again(now, &xid),
             Event::Listed(session, result) => self.listed(now, session, result),
+            Event::Room(result) => self.room_found(now, result),
             Event::OldEvidence(session, result) => self.old_evidence(session, result),
             Event::Forgotten(session, result) => self.forgotten(session, &result),
             Event::Tick => {}

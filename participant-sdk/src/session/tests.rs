@@ -303,6 +303,7 @@ fn show_effect(effect: &Effect) -> String {
         }
         Effect::Attached(cluster) => format!("attached to {cluster}"),
         Effect::Close(why) => format!("close: {why:?}"),
+        Effect::FindRoom => "store: ask for room".to_owned(),
         Effect::Warn(text) => shorten(&format!("warn: {text}")),
     }
 }

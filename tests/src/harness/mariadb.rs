@@ -275,6 +275,7 @@ impl MariaDbServer {
         let stderr = log.try_clone().map_err(no_log())?;
         let mut command = self.programs.command("mariadbd");
         command.arg("--no-defaults").arg(format!("--datadir={}", self.data().display()));
+        command.env("TMPDIR", &self.directory);
         command
             .arg(format!("--port={}", self.port.number()))
             .arg(format!("--socket={}", self.socket().display()));

@@ -1,6 +1,7 @@
 //! Whether a server is fit to take part, what it is, and the tables that are kept in it.
 //!
-//! Settings that could lose or tear a branch are refused by name, with the statement that mends them (P22).
+//! Settings that could lose or tear a branch are refused by name, with the statement that mends them (P22): the same
+//! judgement that `lockstep doctor` shows ([`judge`]).
 //! Nothing is changed in the server but our own two tables.
 
 use std::collections::BTreeMap;
@@ -13,8 +14,10 @@ use sqlx::{MySqlPool, Row as _, SqlSafeStr as _, SqlStr};
 use super::connection::{Failure, Lease, OWN_ANSWER_TIMEOUT, Reply, text};
 use super::evidence;
 use super::refusal::{ACCESS_DENIED, NO_SUCH_TABLE, RECOVER_DENIED};
-use super::server::Server;
 use super::sql::{self, Schema};
+use crate::doctor::mysql::judge;
+use crate::doctor::mysql::server::Server;
+use crate::doctor::{Finding, refuse_errors};
 use crate::resource::{Attachment, ResourceError, Unresolved};
 
 /// What attaching found out.
@@ -29,7 +32,7 @@ pub(super) async fn attach(own: &MySqlPool, name: &ResourceManagerName) -> Resul
     let mut lease = Lease::acquire(own, OWN_ANSWER_TIMEOUT).await.map_err(ResourceError::Unavailable)?;
     let reply = ask(&mut lease, sql::SETTINGS.into_sql_str()).await?;
     let server = Server::of(reply.shown().collect::<BTreeMap<_, _>>());
-    server.check()?;
+    refuse_errors(&server.judge())?;
     let place = Place::read(&mut lease).await?;
     check_recover(&mut lease, &place).await?;
     make_tables(&mut lease, &place).await?;
@@ -50,42 +53,41 @@ pub(super) async fn attach(own: &MySqlPool, name: &ResourceManagerName) -> Resul
 
 /// Who we are there, and the database that we are in.
 #[derive(Debug)]
-struct Place {
+pub(super) struct Place {
     /// Quoted.
-    user: String,
-    schema: Schema,
+    pub(super) user: String,
+    pub(super) schema: Schema,
 }
 
 impl Place {
     async fn read(lease: &mut Lease) -> Result<Self, ResourceError> {
         let reply = ask(lease, sql::PLACE.into_sql_str()).await?;
-        let row = the_row(&reply)?;
-        let name: Option<&[u8]> = row.try_get_unchecked("place").map_err(unreadable)?;
-        if name.is_none() {
-            return Err(ResourceError::Unfit(
+        Self::of(the_row(&reply)?).map_err(unreadable)?.ok_or_else(|| {
+            ResourceError::Unfit(
                 "the pool's connections are in no database, so there is no place for the tables of Lockstep: name it in \
                  the pool's URL or options"
                     .to_owned(),
-            ));
-        }
-        let user = text(row, "user").map_err(unreadable)?;
-        let (name, host) = user.rsplit_once('@').unwrap_or((&user, "%"));
-        Ok(Self {
-            user: format!("'{}'@'{}'", name.replace('\'', "''"), host.replace('\'', "''")),
-            schema: Schema::new(&text(row, "place").map_err(unreadable)?),
+            )
         })
     }
 
-    /// The tables are missing or closed to the user, and what somebody who may has to run.
-    fn tables_forbidden(&self, why: &str) -> ResourceError {
-        let [evidence, identity] = self.schema.create_tables();
-        ResourceError::Unfit(format!(
-            "{user} {why}. As a user that may, run:\n{};\n{};\n{}",
-            evidence.as_str(),
-            identity.as_str(),
-            self.schema.grants(&self.user),
-            user = self.user,
-        ))
+    /// The row of [`sql::PLACE`]; `None`: in no database.
+    pub(super) fn of(row: &MySqlRow) -> sqlx::Result<Option<Self>> {
+        let name: Option<&[u8]> = row.try_get_unchecked("place")?;
+        if name.is_none() {
+            return Ok(None);
+        }
+        let user = text(row, "user")?;
+        let (name, host) = user.rsplit_once('@').unwrap_or((&user, "%"));
+        Ok(Some(Self {
+            user: format!("'{}'@'{}'", name.replace('\'', "''"), host.replace('\'', "''")),
+            schema: Schema::new(&text(row, "place")?),
+        }))
+    }
+
+    pub(super) fn tables_forbidden(&self, why: &str) -> Finding {
+        let create = self.schema.create_tables().map(|statement| statement.as_str().to_owned());
+        judge::tables_closed(&self.user, why, create, &self.schema.grants(&self.user))
     }
 }
 
@@ -96,11 +98,7 @@ async fn check_recover(lease: &mut Lease, place: &Place) -> Result<(), ResourceE
         Err(Failure::Refused(error))
             if error.number() == RECOVER_DENIED || ACCESS_DENIED.contains(&error.number()) =>
         {
-            let user = &place.user;
-            Err(ResourceError::Unfit(format!(
-                "{user} may not list prepared branches ({}). Mend it with: GRANT XA_RECOVER_ADMIN ON *.* TO {user}",
-                error.message()
-            )))
+            refuse_errors(&[judge::recover_denied(&place.user, error.message())])
         }
         Err(failure) => Err(unavailable(failure)),
     }
@@ -116,7 +114,7 @@ async fn make_tables(lease: &mut Lease, place: &Place) -> Result<(), ResourceErr
             match lease.run(statement, OWN_ANSWER_TIMEOUT).await {
                 Ok(_) => {}
                 Err(Failure::Refused(error)) if denied(error.number()) => {
-                    return Err(place.tables_forbidden("may not create the tables of Lockstep"));
+                    return refuse_errors(&[place.tables_forbidden("may not create the tables of Lockstep")]);
                 }
                 Err(failure) => return Err(unavailable(failure)),
             }
@@ -127,7 +125,7 @@ async fn make_tables(lease: &mut Lease, place: &Place) -> Result<(), ResourceErr
         Ok(_) => check_engines(lease).await,
         // A server does not tell a user without any privilege for a table that it is not there.
         Err(Failure::Refused(error)) if denied(error.number()) => {
-            Err(place.tables_forbidden("may not use the tables of Lockstep"))
+            refuse_errors(&[place.tables_forbidden("may not use the tables of Lockstep")])
         }
         Err(failure) => Err(unavailable(failure)),
     }
@@ -136,16 +134,8 @@ async fn make_tables(lease: &mut Lease, place: &Place) -> Result<(), ResourceErr
 /// Evidence in a table that is not rolled back with its branch would be a lie.
 async fn check_engines(lease: &mut Lease) -> Result<(), ResourceError> {
     let reply = ask(lease, Schema::engines().into_sql_str()).await?;
-    for row in &reply.rows {
-        let engine = text(row, "engine").map_err(unreadable)?;
-        if engine != "InnoDB" {
-            return Err(ResourceError::Unfit(format!(
-                "the tables of Lockstep have the engine {engine}. Mend it with: ALTER TABLE lockstep_evidence ENGINE = \
-                 InnoDB; ALTER TABLE lockstep_identity ENGINE = InnoDB"
-            )));
-        }
-    }
-    Ok(())
+    let engines = reply.rows.iter().map(|row| text(row, "engine").map_err(unreadable));
+    refuse_errors(&[judge::engines(&engines.collect::<Result<Vec<_>, _>>()?)])
 }
 
 /// A branch that changes one of them is turned down; better known before.
@@ -179,13 +169,7 @@ impl Identity {
         let reply = ask(lease, schema.identity_of(name)).await?;
         let row = the_row(&reply)?;
         let format: i64 = row.try_get("format").map_err(unreadable)?;
-        if format != sql::FORMAT {
-            return Err(ResourceError::Unfit(format!(
-                "the tables of Lockstep in this database have format {format}, and this version of Lockstep knows {}: \
-                 use a newer one",
-                sql::FORMAT
-            )));
-        }
+        refuse_errors(&[judge::format(format)])?;
         let identity = text(row, "identity").map_err(unreadable)?;
         let cluster = text(row, "cluster").map_err(unreadable)?;
         let damaged =

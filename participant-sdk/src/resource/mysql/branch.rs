@@ -113,7 +113,8 @@ pub(super) async fn begin(
     remaining: Duration,
 ) -> Result<OpenBranch, ResourceError> {
     let deadline = Instant::now() + remaining;
-    let mut lease = Lease::acquire(pool, remaining).await.map_err(ResourceError::Unavailable)?;
+    // A connection that comes at the last moment is of no use to a handler that still has its work to do.
+    let mut lease = Lease::acquire(pool, remaining / 2).await.map_err(ResourceError::Unavailable)?;
     let left = deadline.saturating_duration_since(Instant::now());
     let lifetime = left + GRACE;
     let limits = sql::Limits { lock_wait: lock_wait(left), activity: lifetime };

@@ -4,7 +4,7 @@
 //! - `branch`: a branch while it is open, and how it is prepared. `session`: how its session is ended from outside.
 //! - `recovery`: how a prepared branch is finished, and what is found out about one that is not there.
 //! - `evidence`: the table that proves it, and pruning.
-//! - `attach`: our tables and our identity. `server`: what a server has to be.
+//! - `attach`: our tables and our identity. What a server has to be, [`crate::doctor`] judges; `look`: what it sees.
 //! - `sql`: every statement. `refusal`: every refusal in words. `connection`: who holds a connection, and when
 //!   it is closed.
 //!
@@ -34,11 +34,11 @@ mod attach;
 mod branch;
 mod connection;
 mod evidence;
+pub(crate) mod look;
 mod recovery;
 mod refusal;
-mod server;
 mod session;
-mod sql;
+pub(crate) mod sql;
 
 use std::sync::{Mutex, OnceLock, PoisonError};
 use std::time::Duration;
@@ -48,7 +48,7 @@ use sqlx::{MySqlConnection, MySqlPool};
 
 pub use self::branch::OpenBranch;
 use self::sql::Schema;
-use super::{Attachment, BranchId, EvidenceRow, Fate, Prepared, Resource, ResourceError, Unresolved};
+use super::{Attachment, BranchId, EvidenceRow, Fate, Prepared, Resource, ResourceError, Room, Unresolved};
 
 /// A MariaDB or MySQL database that takes part through the service's own pool.
 ///
@@ -180,6 +180,13 @@ impl Resource for MySql {
 
     async fn prepared(&self, cluster: ClusterId, name: &ResourceManagerName) -> Result<Vec<Xid>, Unresolved> {
         recovery::prepared(&self.own, cluster, name).await
+    }
+
+    /// InnoDB has no limit of prepared branches; the pool has one of open ones.
+    async fn room(&self, name: &ResourceManagerName) -> Result<Option<Room>, Unresolved> {
+        let _anyone = name;
+        let connections = usize::try_from(self.pool.options().get_max_connections()).unwrap_or(usize::MAX);
+        Ok(Some(Room { slots: usize::MAX, prepared: Vec::new(), prepared_by_others: 0, connections }))
     }
 
     async fn oldest_evidence(&self, cluster: ClusterId) -> Result<Option<Gtrid>, Unresolved> {

@@ -19,7 +19,7 @@ use crate::resource::BranchId;
 pub(super) const FORMAT_ID: i64 = 0x6c6f_636b;
 
 /// The format of our tables. A newer one is refused.
-pub(super) const FORMAT: i64 = 1;
+pub(crate) const FORMAT: i64 = 1;
 
 /// The column of the evidence that has no value for a branch whose deadline has passed by the server's clock.
 pub(super) const DEADLINE: &str = "deadline";
@@ -28,7 +28,7 @@ pub(super) const DEADLINE: &str = "deadline";
 pub(super) const SETTINGS: &str = "SHOW GLOBAL VARIABLES WHERE Variable_name IN (\
      'version', 'version_comment', 'server_uid', 'server_uuid', 'read_only', 'innodb_read_only', \
      'innodb_flush_log_at_trx_commit', 'innodb_doublewrite', 'innodb_flush_method', 'default_storage_engine', \
-     'log_bin', 'sync_binlog', 'binlog_format', 'wsrep_on')";
+     'log_bin', 'sync_binlog', 'binlog_format', 'wsrep_on', 'datadir')";
 
 /// Who we are and where: one row.
 pub(super) const PLACE: &str = "SELECT CURRENT_USER() AS user, DATABASE() AS place";
@@ -149,6 +149,15 @@ impl Schema {
             "SELECT CAST(format AS SIGNED) AS format, identity, COALESCE(cluster, '') AS cluster, \
              seen_epoch AS epoch, seen_incarnation AS incarnation, seen_sequence AS sequence \
              FROM {} WHERE resource_manager = '{name}'",
+            self.identity_table()
+        ))
+    }
+
+    /// What is stored about all resource managers of this database.
+    pub(super) fn identities(&self) -> SqlStr {
+        text(format!(
+            "SELECT resource_manager, CAST(format AS SIGNED) AS format, identity, COALESCE(cluster, '') AS cluster \
+             FROM {} ORDER BY resource_manager LIMIT 1000",
             self.identity_table()
         ))
     }
@@ -302,6 +311,30 @@ const READ_ONLY: &str = "SELECT CAST(@@GLOBAL.read_only AS SIGNED) AS read_only"
 pub(super) fn prepared() -> SqlStr {
     text(format!("{READ_ONLY}; {RECOVER}"))
 }
+
+/// The server's time in milliseconds since 1970.
+pub(super) const CLOCK: &str =
+    "SELECT TIMESTAMPDIFF(MICROSECOND, '1970-01-01', UTC_TIMESTAMP(6)) DIV 1000 AS now";
+
+/// The sessions that wait for a transaction that no session has, which is a prepared one. Needs PROCESS; MySQL keeps the
+/// waits elsewhere.
+pub(super) const BLOCKED_IN_MARIADB: &str = "SELECT CAST(r.trx_mysql_thread_id AS SIGNED) AS session, \
+     CAST(TIMESTAMPDIFF(SECOND, r.trx_wait_started, NOW()) AS SIGNED) AS seconds, l.lock_table AS object \
+     FROM information_schema.INNODB_LOCK_WAITS AS w \
+     JOIN information_schema.INNODB_TRX AS b ON b.trx_id = w.blocking_trx_id AND b.trx_mysql_thread_id = 0 \
+     JOIN information_schema.INNODB_TRX AS r ON r.trx_id = w.requesting_trx_id \
+     JOIN information_schema.INNODB_LOCKS AS l ON l.lock_id = w.requested_lock_id \
+     ORDER BY seconds DESC LIMIT 1000";
+
+/// The same.
+pub(super) const BLOCKED_IN_MYSQL: &str = "SELECT CAST(r.trx_mysql_thread_id AS SIGNED) AS session, \
+     CAST(TIMESTAMPDIFF(SECOND, r.trx_wait_started, NOW()) AS SIGNED) AS seconds, l.OBJECT_NAME AS object \
+     FROM performance_schema.data_lock_waits AS w \
+     JOIN information_schema.INNODB_TRX AS b ON b.trx_id = w.BLOCKING_ENGINE_TRANSACTION_ID \
+     AND b.trx_mysql_thread_id = 0 \
+     JOIN information_schema.INNODB_TRX AS r ON r.trx_id = w.REQUESTING_ENGINE_TRANSACTION_ID \
+     JOIN performance_schema.data_locks AS l ON l.ENGINE_LOCK_ID = w.REQUESTING_ENGINE_LOCK_ID \
+     ORDER BY seconds DESC LIMIT 1000";
 
 /// How long what happens in a branch's connection may last.
 #[derive(Debug, Clone, Copy)]

@@ -79,6 +79,15 @@ impl Journal {
         Ok(Self { path, file })
     }
 
+    /// Opens it for reading alone; `None` if there is none. Nothing may be written to it.
+    pub(super) fn open_to_look(path: PathBuf) -> io::Result<Option<Self>> {
+        match File::open(&path) {
+            Ok(file) => Ok(Some(Self { path, file })),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
     pub(super) fn path(&self) -> &Path {
         &self.path
     }
@@ -86,12 +95,14 @@ impl Journal {
     /// What stands in it.
     pub(super) fn read(&self) -> Result<Found, ResourceError> {
         let mut bytes = vec![0; HEADER_BYTES];
-        self.file.read_exact_at(&mut bytes, 0).map_err(|error| self.unavailable(&error))?;
+        let available = self.file.metadata().map_err(|error| self.unavailable(&error))?.len();
+        // A file that was cut is filled up with zeros where it is opened for writing.
+        let header = usize::try_from(available).map_or(HEADER_BYTES, |available| available.min(HEADER_BYTES));
+        self.file.read_exact_at(&mut bytes[..header], 0).map_err(|error| self.unavailable(&error))?;
         let length = match self.length_of(&bytes)? {
             None => return Ok(Found::Nothing),
             Some(length) => length,
         };
-        let available = self.file.metadata().map_err(|error| self.unavailable(&error))?.len();
         if length > MAX_ENTRY_BYTES as u64 || length > available.saturating_sub(HEADER_BYTES as u64) {
             return Ok(Found::Torn);
         }
