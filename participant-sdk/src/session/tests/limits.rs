@@ -151,7 +151,7 @@ fn without_a_slot_a_branch_is_refused_until_one_has_ended() {
     // Prepared, it still has its slot.
     session.handle(at, Event::Done(xid(0), Done::Begun));
     session.handle(at, Event::Received(FromCoordinator::Enlisted(xid(0), Duration::from_secs(30))));
-    session.handle(at, Event::Finished(xid(0), 0));
+    session.handle(at, Event::Finished { xid: xid(0), handler: 0, votes: false });
     session.handle(at, Event::Received(FromCoordinator::Prepare(xid(0), position(2))));
     session.handle(at, Event::Done(xid(0), Done::Prepared(Ok(Prepared::Yes))));
     assert!(has_no_room(&join(&mut session, 4, 4)));
