@@ -2,4 +2,6 @@
 
 pub mod crashes;
 pub mod harness;
+pub mod resources;
 pub mod simulation;
+pub mod trial;

@@ -61,7 +61,7 @@ fn number_of_state(state: &State) -> usize {
         State::Absent => 0,
         State::Opening(_) => 1,
         State::Open(Handler::Busy(_)) => 2,
-        State::Open(Handler::Finishing) => 3,
+        State::Open(Handler::Finishing(_)) => 3,
         State::Open(Handler::Idle) => 4,
         State::Doomed { .. } => 5,
         State::Finding { .. } => 6,
@@ -77,7 +77,7 @@ fn number_of_state(state: &State) -> usize {
 fn number_of_event(event: &Event) -> usize {
     match event {
         Event::Joined(_) => 0,
-        Event::Finished => 1,
+        Event::Finished(_) => 1,
         Event::HandlerGone => 2,
         Event::Enlisted => 3,
         Event::EnlistRefused(_) => 4,

@@ -8,7 +8,6 @@
 //! Nothing survives the process, whatever it dies of (`janitor` sees to that). The functions block; the slowest
 //! (a first start) takes about a second.
 
-mod janitor;
 mod programs;
 
 use std::fs::{self, File};
@@ -23,9 +22,9 @@ use std::time::Duration;
 
 use rustix::process::{Pid, Signal, kill_process};
 
-use self::janitor::Janitor;
 use self::programs::Programs;
 use super::clock::now;
+use super::janitor::{self, Janitor};
 use super::ports::Port;
 
 /// The superuser of every server made here, without a password. (Not `lockstep`: what such a role creates would
@@ -114,7 +113,9 @@ impl PostgresServer {
             .tempdir()
             .map_err(PostgresError::io("no temporary directory"))?;
         programs.give_to_server_user(directory.path())?;
-        let janitor = Janitor::watch(directory.path())?;
+        let pid_file = directory.path().join("data/postmaster.pid");
+        let janitor = Janitor::watch(directory.path(), &pid_file)
+            .map_err(PostgresError::io("the shell that cleans up does not run"))?;
         // From here on the janitor, and Drop, see to the directory.
         let port = reserve_port()?;
         let mut server =
@@ -134,6 +135,12 @@ impl PostgresServer {
     #[must_use]
     pub fn url_as(&self, role: &str, database: &str) -> String {
         format!("postgres://{role}@127.0.0.1:{}/{database}", self.port.number())
+    }
+
+    /// Where it listens on loopback.
+    #[must_use]
+    pub fn port(&self) -> u16 {
+        self.port.number()
     }
 
     /// Makes an empty database. `name` is taken as it is.
@@ -459,7 +466,7 @@ fn wait_until(what: &str, mut condition: impl FnMut() -> bool) -> Result<()> {
     Ok(())
 }
 
-/// For `janitor` and `programs`: a path as text for a shell or a person.
+/// For `programs`: a path as text for a shell or a person.
 fn text(path: &Path) -> String {
     path.to_string_lossy().into_owned()
 }

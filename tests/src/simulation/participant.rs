@@ -217,6 +217,8 @@ impl World {
                 let at = self.store_takes();
                 self.plan(at, Happening::Lists(process, session, cluster, again));
             }
+            // Its stores have room for every branch.
+            Effect::FindRoom => self.tell(instance, Event::Room(Ok(None))),
             Effect::FindOldEvidence { session, cluster, retention, limit } => {
                 let at = self.store_takes();
                 let happening = Happening::LooksForEvidence(process, session, cluster, retention, limit);
@@ -391,7 +393,7 @@ impl World {
     pub(super) fn handler_ends(&mut self, instance: usize, handler: HandlerId, xid: Xid, well: bool) {
         self.has_connection(instance, branch_number(&xid.bqual));
         if well {
-            self.tell(instance, Event::Finished(xid, handler));
+            self.tell(instance, Event::Finished { xid, handler, votes: false });
         } else {
             self.tell(instance, Event::HandlerGone(xid, handler));
             self.answer_call(instance, handler, false);

@@ -1,13 +1,14 @@
 //! The commands of `lockstep`.
 //!
 //! - [`exit`]: what each exit code means, and how a failure is told.
-//! - [`serve`], [`config_show`], [`status`], [`tx`]: the commands.
+//! - [`serve`], [`config_show`], [`status`], [`tx`], [`doctor`]: the commands.
 //! - [`remote`]: how they ask a running coordinator, and what a failed question means.
 //! - [`tables`], [`output`]: how an answer is written: data on stdout, talk on stderr.
 //!
 //! A command that reads changes nothing; none of them is told a secret.
 
 mod config_show;
+mod doctor;
 mod exit;
 mod output;
 mod remote;
@@ -44,6 +45,8 @@ enum Command {
     Tx(tx::Command),
     /// A running coordinator, and what is unresolved in it
     Status(status::Args),
+    /// Whether a database can take part, what stands in the way, and what mends it
+    Doctor(doctor::Args),
 }
 
 #[derive(Debug, Subcommand)]
@@ -101,6 +104,7 @@ fn dispatch(command: Command) -> Result<Exit, Failure> {
         Command::Serve(args) => block_on(serve::run(args)),
         Command::Tx(command) => block_on(tx::run(command)),
         Command::Status(args) => block_on(status::run(args)),
+        Command::Doctor(args) => block_on(doctor::run(args)),
     }
 }
 
