@@ -48,11 +48,16 @@ async fn stopped_at(
         }
     })
     .unwrap();
-    let (resource, branch) = (instance(url, name).await, branch.clone());
-    let preparing = tokio::spawn(async move {
-        let mut open = resource.begin(&branch, FAR).await.unwrap();
-        sqlx::raw_sql("INSERT INTO work VALUES (1)").execute(MySql::connection(&mut open)).await.unwrap();
-        resource.prepare(&branch, open, &POSITION()).await
+    let (url, branch, name) = (url.to_owned(), branch.clone(), name.clone());
+    // A runtime of its own, like the process that it stands for: the wait would keep one that is shared from its work.
+    let preparing = tokio::task::spawn_blocking(move || {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(async {
+            let resource = instance(&url, &name).await;
+            let mut open = resource.begin(&branch, FAR).await.unwrap();
+            sqlx::raw_sql("INSERT INTO work VALUES (1)").execute(MySql::connection(&mut open)).await.unwrap();
+            resource.prepare(&branch, open, &POSITION()).await
+        })
     });
     tokio::task::spawn_blocking(move || at_the_point.recv().unwrap()).await.unwrap();
     preparing
@@ -74,7 +79,7 @@ async fn resolved<F: Future<Output = Result<Fate, Unresolved>>>(
     (timeout(FAR / 10, asking).await.expect("it stays unresolved"), begun.elapsed())
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+#[tokio::test]
 async fn the_server_waits_neither_long_for_a_prepare_nor_for_the_end_of_a_session() {
     let server = MariaDbServer::start().unwrap_or_else(|error| panic!("{error}"));
     server.create_database("ours").unwrap();
