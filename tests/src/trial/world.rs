@@ -126,9 +126,13 @@ impl World {
     /// If it doesn't, or if somebody else does.
     pub fn wait_for_death(&mut self, victim: Who, point: &str, patience: Duration) -> Result<Reaped> {
         let what = format!("{point} to be reached");
-        let (how, _) = wait_for(&what, patience, || match self.process(victim)?.try_reap()? {
-            Some(how) => Ok(Some(how)),
-            None => self.expect_all_alive().map(|()| None),
+        let (how, _) = wait_for(&what, patience, || {
+            let others = self.expect_all_alive();
+            // Asked for last: it may have died while the others were looked at, and is not one of them.
+            match self.process(victim)?.try_reap()? {
+                Some(how) => Ok(Some(how)),
+                None => others.map(|()| None),
+            }
         })?;
         Ok(how)
     }
