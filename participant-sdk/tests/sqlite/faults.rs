@@ -131,7 +131,7 @@ async fn tried(database: &Database, journal: &[u8], case: &str) -> Option<Sqlite
     let resource = database.resource().await;
     match resource.attach(&name()).await {
         Ok(_attachment) => Some(resource),
-        // Inside the magic or the version: it says that it does not know what this is.
+        // Another byte in the magic or the version: it says that it does not know what this is.
         Err(ResourceError::Unfit(why)) => {
             assert!(why.contains("It may hold a prepared branch"), "{case}: {why}");
             None
@@ -143,9 +143,7 @@ async fn tried(database: &Database, journal: &[u8], case: &str) -> Option<Sqlite
 /// Every content that a journal has when it is cut at a byte, or when a byte is another one, and whether the header still says
 /// that it is a journal.
 fn damaged(whole: &[u8], length: usize) -> impl Iterator<Item = (String, Vec<u8>, bool)> {
-    // What is cut off reads as zeros: from the ninth byte on, the version is 1.
-    let cut =
-        (0..length).map(|kept| (format!("cut at {kept}"), whole[..kept].to_vec(), kept == 0 || kept > 8));
+    let cut = (0..length).map(|kept| (format!("cut at {kept}"), whole[..kept].to_vec(), true));
     let flipped = (0..length).map(|at| {
         let mut bytes = whole.to_vec();
         bytes[at] ^= 1 << (at % 8);

@@ -19,6 +19,7 @@ use super::connection::{Failure, Lease, OWN_ANSWER_TIMEOUT, Reply, text};
 use super::evidence;
 use super::refusal::{DUPLICATE_KEY, UNKNOWN_XID, words_for_finishing};
 use super::sql::{self, Schema};
+use crate::resource::newest::Newest;
 use crate::resource::{BranchId, Fate, Unresolved};
 
 /// How long a row is kept whose branch's deadline is not known: once for the longest time that the branch may have left, and
@@ -30,14 +31,21 @@ const GLANCE: Duration = Duration::from_millis(10);
 /// How often to look before asking again later: that session may be of a process that is stopped.
 const GLANCES: u32 = 20;
 
-/// XA COMMIT; else as [`fence`] finds.
+/// XA COMMIT; else as [`fence`] finds. The decision's position is made durable before.
 pub(super) async fn commit(
     own: &MySqlPool,
     schema: &Schema,
+    name: &ResourceManagerName,
+    newest: &Newest,
     branch: &BranchId,
     position: &LogPosition,
 ) -> Result<Fate, Unresolved> {
     let mut lease = lease(own).await?;
+    if !newest.is_kept(position) {
+        let kept = lease.run(schema.keep_position(name, position), OWN_ANSWER_TIMEOUT).await;
+        kept.map_err(unresolved)?;
+        newest.kept(position);
+    }
     fail_point!("mysql-before-commit-prepared");
     let is_done = finish(&mut lease, branch, sql::commit).await?;
     fail_point!("mysql-after-commit-prepared");
