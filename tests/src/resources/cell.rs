@@ -223,10 +223,12 @@ impl<'a> Attempt<'a> {
             Ok((struck.len() == all).then_some(struck))
         });
         let (struck, _) = waited.map_err(|error| {
+            let missed = proxy.missed();
+            let times = missed.len();
+            let answers = missed.last().map(|missed| missed.answers.as_slice()).unwrap_or_default();
             Failed::new(format!(
-                "{error}; struck: {:?}; other answers than promised: {:?}",
-                proxy.struck(),
-                proxy.missed()
+                "{error}; struck: {:?}; {times} times the answers were other ones than promised, at last {answers:?}",
+                proxy.struck()
             ))
         })?;
         Ok(struck)

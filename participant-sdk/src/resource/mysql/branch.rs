@@ -144,7 +144,7 @@ pub(super) async fn begin(
     Ok(OpenBranch {
         lease,
         killer: KillOnDrop::new(own.clone(), session),
-        watch: waits.watch(session.id, remaining / 2),
+        watch: waits.watch(session.id, left / 2),
         branch: branch.clone(),
         counters,
         deadline_micros: session.begun_micros.saturating_add(lifetime),
