@@ -25,7 +25,8 @@
 //!
 //! What an operator sees: two tables in the service's database, `lockstep_evidence` and `lockstep_identity`; XA branches with
 //! the format id 1819239275; up to 8 connections beside the service's. A branch's connection is closed at the branch's end,
-//! and the pool opens a new one. XA branches have no owner: whoever can log in to the server and knows a
+//! and the pool opens a new one. A commit waits for the disk twice, the first time for the position of its decision (P8), unless another
+//! one has kept that or a newer one just before. XA branches have no owner: whoever can log in to the server and knows a
 //! branch's name can end it, so such a name is not to be shown to strangers.
 //!
 //! Tested with MariaDB. Everything here is written for MySQL from 8.0.30 as well, and untested with it. (Its usual way of
