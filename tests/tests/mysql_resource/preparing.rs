@@ -375,3 +375,25 @@ async fn a_branch_of_the_longest_name_is_prepared_and_found_again() {
     assert_eq!(resolved(async || resource.commit(&branch, &position(2)).await).await, Fate::Committed);
     assert_eq!(site.amount(1).await, 99);
 }
+
+/// What an early vote goes by: a branch that has only read, or locked rows, waits for the coordinator (P23).
+#[tokio::test]
+async fn whether_a_branch_has_written_is_known_while_it_is_open() {
+    let site = Site::new().await;
+    let branch = site.branch();
+    let mut open = site.resource.begin(&branch, LONG).await.unwrap();
+    assert!(!MySql::has_written(&mut open).await);
+    run(&mut open, "SELECT * FROM account; SELECT * FROM account WHERE id = 1 FOR UPDATE").await.unwrap();
+    assert!(!MySql::has_written(&mut open).await, "it has only read");
+    run(&mut open, &take_from(1)).await.unwrap();
+    assert!(MySql::has_written(&mut open).await);
+    assert_eq!(site.prepare(&branch, open).await, Prepared::Yes);
+    assert_eq!(site.rollback(&branch).await, Ok(Fate::RolledBack));
+
+    // One that can't be asked says yes: preparing finds out.
+    let (branch, mut open) = site.written(2).await;
+    let session = session_of(&mut open).await;
+    sqlx::raw_sql(AssertSqlSafe(format!("KILL {session}"))).execute(&site.pool).await.unwrap();
+    assert!(MySql::has_written(&mut open).await);
+    reason(site.prepare(&branch, open).await);
+}
