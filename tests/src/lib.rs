@@ -1,4 +1,5 @@
 //! Proof over the real thing: what the tests and `prove` share.
 
+pub mod cluster;
 pub mod crashes;
 pub mod harness;

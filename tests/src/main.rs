@@ -4,8 +4,10 @@
 //! with exit code 0 only if nothing was violated and everything that it promised to try was tried.
 
 use std::process::ExitCode;
+use std::time::Duration;
 
 use clap::{Parser, Subcommand};
+use lockstep_tests::cluster;
 use lockstep_tests::crashes::cell::Verdict;
 use lockstep_tests::crashes::matrix::{Cell, cells, share};
 use lockstep_tests::crashes::report::{Report, table};
@@ -27,6 +29,8 @@ struct Cli {
 enum What {
     /// SIGKILL at every crash point, to a commit and to a rollback, over SQLite and PostgreSQL
     Crashes(Crashes),
+    /// SIGKILL or SIGSTOP of a random coordinator every few seconds, several of them on one PostgreSQL log, under load
+    Cluster(Cluster),
     /// What a process of the harness plays
     #[command(hide = true)]
     Role {
@@ -54,6 +58,22 @@ struct Crashes {
     share: (usize, usize),
 }
 
+#[derive(Debug, clap::Args)]
+struct Cluster {
+    /// End with one line of JSON on stdout
+    #[arg(long)]
+    json: bool,
+    /// For how long
+    #[arg(long, default_value_t = 5)]
+    minutes: u64,
+    /// Coordinators
+    #[arg(long, default_value_t = 3)]
+    nodes: usize,
+    /// Chooses who is struck, how and when
+    #[arg(long, default_value_t = 1)]
+    seed: u64,
+}
+
 fn parse_share(text: &str) -> Result<(usize, usize), String> {
     let parts = text.split_once('/').and_then(|(k, n)| Some((k.parse().ok()?, n.parse().ok()?)));
     let (k, n) = parts.ok_or("it has the form K/N, such as 1/4")?;
@@ -63,6 +83,7 @@ fn parse_share(text: &str) -> Result<(usize, usize), String> {
 fn main() -> ExitCode {
     match Cli::parse().what {
         What::Crashes(arguments) => crashes(&arguments),
+        What::Cluster(arguments) => cluster(&arguments),
         What::Role { role } => play(role),
     }
 }
@@ -97,6 +118,44 @@ fn crashes(arguments: &Crashes) -> ExitCode {
         println!("{for_people}");
     }
     if report.is_clean(cells.len()) { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+fn cluster(arguments: &Cluster) -> ExitCode {
+    let report = match try_cluster(arguments) {
+        Ok(report) => report,
+        Err(failed) => {
+            eprintln!("{failed}");
+            return ExitCode::FAILURE;
+        }
+    };
+    if arguments.json {
+        eprintln!("{}", report.summary());
+        println!("{}", report.json());
+    } else {
+        println!("{}", report.summary());
+    }
+    if report.is_clean() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+fn try_cluster(arguments: &Cluster) -> Result<cluster::report::Report, Failed> {
+    let program =
+        std::env::current_exe().map_err(Failed::because("this program does not know where it is"))?;
+    let directory = tempfile::tempdir().map_err(Failed::because("no temporary directory"))?;
+    let plan = cluster::run::Plan {
+        nodes: arguments.nodes.max(2),
+        time: Duration::from_secs(60 * arguments.minutes),
+        faults: 1,
+        seed: arguments.seed,
+    };
+    let mut count = 0;
+    cluster::run::run(&Roles::played_by(program), directory.path(), plan, |takeover| {
+        count += 1;
+        let (sealed, settled) = (takeover.sealed.as_secs_f64(), takeover.settled.as_secs_f64());
+        eprintln!(
+            "{count:>4}  node {} {:?}: taken over after {sealed:.1} s, nothing in doubt after {settled:.1} s",
+            takeover.node, takeover.fault
+        );
+    })
 }
 
 fn try_all(cells: &[Cell], seed: u64) -> Result<Vec<Verdict>, Failed> {

@@ -50,6 +50,7 @@ pub async fn answer_prepared(engine: &Engine, xids: &[Xid]) -> Result<Vec<Branch
         answers[index] = match prepared_fate(look_up, behind, &xids[index].bqual) {
             PreparedFate::Commit => BranchAnswer::Commit,
             PreparedFate::Rollback => BranchAnswer::Rollback,
+            PreparedFate::StillRunning => BranchAnswer::StillRunning,
             PreparedFate::Unknown(why) => BranchAnswer::Unknown(why),
         };
     }

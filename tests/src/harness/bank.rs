@@ -34,7 +34,7 @@ pub struct Arguments {
     /// Where its accounts are
     #[arg(long)]
     database: String,
-    /// Where the coordinator is
+    /// Where the coordinators are, with commas between them
     #[arg(long)]
     coordinator: String,
     /// Where it is called
@@ -69,7 +69,7 @@ pub struct Bank {
 }
 
 impl Bank {
-    /// Starts a bank over these books. Does not wait for it: it listens once it has attached.
+    /// Starts a bank over these books, attached to this coordinator or to these, with commas between them. Does not wait for it: it listens once it has attached.
     ///
     /// # Errors
     /// If it can't be started.
@@ -194,8 +194,9 @@ pub fn run(arguments: &Arguments) -> Result<()> {
 }
 
 async fn serve<R: Accounts>(resource: R, arguments: &Arguments) -> Result<()> {
-    let attaching =
-        Participant::builder(&arguments.name, resource).coordinator(&arguments.coordinator).attach();
+    let attaching = Participant::builder(&arguments.name, resource)
+        .coordinators(arguments.coordinator.split(','))
+        .attach();
     let bank = attaching.await.map_err(Failed::because("not attached"))?;
     let router = Router::new().route(APPLY, post(apply::<R>)).with_state(bank);
     let address = SocketAddr::from((Ipv4Addr::LOCALHOST, arguments.port));

@@ -1,7 +1,7 @@
 //! The commands of `lockstep`.
 //!
 //! - [`exit`]: what each exit code means, and how a failure is told.
-//! - [`serve`], [`config_show`], [`status`], [`tx`]: the commands.
+//! - [`serve`], [`migrate`], [`config_show`], [`status`], [`tx`]: the commands.
 //! - [`remote`]: how they ask a running coordinator, and what a failed question means.
 //! - [`tables`], [`output`]: how an answer is written: data on stdout, talk on stderr.
 //!
@@ -9,6 +9,7 @@
 
 mod config_show;
 mod exit;
+mod migrate;
 mod output;
 mod remote;
 mod serve;
@@ -36,6 +37,8 @@ struct Cli {
 enum Command {
     /// Run a coordinator until SIGTERM or SIGINT; a second one ends it at once, which is safe
     Serve(serve::Args),
+    /// Make the schema of a shared decision log, or bring it up to date; safe while coordinators run
+    Migrate(migrate::Args),
     /// What a coordinator would be configured to
     #[command(subcommand, arg_required_else_help = true)]
     Config(ConfigCommand),
@@ -99,6 +102,7 @@ fn dispatch(command: Command) -> Result<Exit, Failure> {
     match command {
         Command::Config(ConfigCommand::Show(args)) => config_show::run(&args),
         Command::Serve(args) => block_on(serve::run(args)),
+        Command::Migrate(args) => block_on(migrate::run(args)),
         Command::Tx(command) => block_on(tx::run(command)),
         Command::Status(args) => block_on(status::run(args)),
     }

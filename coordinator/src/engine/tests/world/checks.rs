@@ -169,6 +169,7 @@ impl World {
                     Known::Committing => Some(Outcome::Committed),
                     Known::PresumedRolledBack => Some(Outcome::RolledBack),
                     Known::OnePhase => None,
+                    Known::Elsewhere => panic!("there is no other coordinator"),
                     Known::Unknown(why) => panic!("this log knows everything: {why}"),
                 };
                 self.told(gtrid, outcome);

@@ -1,0 +1,126 @@
+//! What came of it, for people and for programs.
+
+use std::time::Duration;
+
+use serde::Serialize;
+
+use super::run::{Fault, Plan};
+use crate::harness::client::{Entry, Told, What};
+
+/// The longest that a transaction may stay in doubt after its coordinator is gone, with a lease of 3 s.
+pub const LONGEST_IN_DOUBT: Duration = Duration::from_secs(10);
+
+/// One fault, and how long the others took.
+#[derive(Debug, Clone, Copy)]
+pub struct Takeover {
+    /// Whose.
+    pub node: usize,
+    /// What was done to it.
+    pub fault: Fault,
+    /// From then until its epoch was sealed.
+    pub sealed: Duration,
+    /// From then until no branch of it was prepared in any bank.
+    pub settled: Duration,
+}
+
+/// The whole run.
+#[derive(Debug, Clone, Serialize)]
+pub struct Report {
+    nodes: usize,
+    seed: u64,
+    kills: usize,
+    stops: usize,
+    /// Transactions that were begun.
+    transactions: usize,
+    committed: usize,
+    /// Clients that were told "unknown" in the end.
+    unknown: usize,
+    takeover_ms_p50: u128,
+    takeover_ms_p99: u128,
+    takeover_ms_max: u128,
+    in_doubt_ms_max: u128,
+    violations: Vec<String>,
+}
+
+impl Report {
+    /// Of a run.
+    #[must_use]
+    pub fn new(plan: Plan, ledger: &[Entry], takeovers: Vec<Takeover>, mut violations: Vec<String>) -> Self {
+        let told = |wanted: Told| {
+            let is = |entry: &&Entry| matches!(&entry.what, What::Told { told, .. } if *told == wanted);
+            ledger.iter().filter(is).count()
+        };
+        let mut sealed: Vec<u128> = takeovers.iter().map(|takeover| takeover.sealed.as_millis()).collect();
+        sealed.sort_unstable();
+        let rank = |percent: usize| sealed.get((sealed.len() * percent).div_ceil(100).max(1) - 1).copied();
+        let in_doubt = takeovers.iter().map(|takeover| takeover.settled).max().unwrap_or_default();
+        if in_doubt > LONGEST_IN_DOUBT {
+            violations
+                .push(format!("something was in doubt for {in_doubt:?} after its coordinator was gone"));
+        }
+        let of = |fault| takeovers.iter().filter(|takeover| takeover.fault == fault).count();
+        Self {
+            nodes: plan.nodes,
+            seed: plan.seed,
+            kills: of(Fault::Kill),
+            stops: of(Fault::Stop),
+            transactions: ledger.iter().filter(|entry| matches!(entry.what, What::Begun { .. })).count(),
+            committed: told(Told::Committed),
+            unknown: told(Told::Unknown),
+            takeover_ms_p50: rank(50).unwrap_or_default(),
+            takeover_ms_p99: rank(99).unwrap_or_default(),
+            takeover_ms_max: rank(100).unwrap_or_default(),
+            in_doubt_ms_max: in_doubt.as_millis(),
+            violations,
+        }
+    }
+
+    /// Whether nothing was violated.
+    #[must_use]
+    pub fn is_clean(&self) -> bool {
+        self.violations.is_empty()
+    }
+
+    /// Commits that clients were told of.
+    #[must_use]
+    pub const fn committed(&self) -> usize {
+        self.committed
+    }
+
+    /// What was violated, a sentence each.
+    #[must_use]
+    pub fn violations(&self) -> &[String] {
+        &self.violations
+    }
+
+    /// For people.
+    #[must_use]
+    pub fn summary(&self) -> String {
+        let violations: String =
+            self.violations.iter().map(|violation| format!("\nVIOLATION: {violation}")).collect();
+        format!(
+            "{} coordinators on one log: {} killed, {} stopped; {} transactions, {} told committed, {} told unknown\n\
+             takeover p50 {} ms, p99 {} ms, max {} ms; longest in doubt {} ms\n{} violations{violations}",
+            self.nodes,
+            self.kills,
+            self.stops,
+            self.transactions,
+            self.committed,
+            self.unknown,
+            self.takeover_ms_p50,
+            self.takeover_ms_p99,
+            self.takeover_ms_max,
+            self.in_doubt_ms_max,
+            self.violations.len(),
+        )
+    }
+
+    /// One line.
+    ///
+    /// # Panics
+    /// Never: numbers and texts are JSON.
+    #[must_use]
+    pub fn json(&self) -> String {
+        serde_json::to_string(self).expect("numbers and texts are JSON")
+    }
+}
