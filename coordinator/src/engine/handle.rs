@@ -70,6 +70,7 @@ struct Inner {
     draining: AtomicBool,
     behind: AtomicBool,
     admission: Admission,
+    late_ends: tokio::sync::Mutex<()>,
 }
 
 /// What is measured now and then to decide whether new transactions may begin.
@@ -100,6 +101,7 @@ impl Engine {
             draining: AtomicBool::new(false),
             behind: AtomicBool::new(false),
             admission: Admission::default(),
+            late_ends: tokio::sync::Mutex::new(()),
         }))
     }
 
@@ -125,6 +127,12 @@ impl Engine {
     #[must_use]
     pub fn admission(&self) -> &Admission {
         &self.0.admission
+    }
+
+    /// Held while an end that turned out late is read, changed and written.
+    #[must_use]
+    pub(super) fn late_ends(&self) -> &tokio::sync::Mutex<()> {
+        &self.0.late_ends
     }
 
     /// From now on nothing is begun.

@@ -82,21 +82,20 @@ async fn ask_shards(engine: &Engine, xids: &[Xid]) -> Result<Vec<Option<Prepared
 ///
 /// # Errors
 /// [`EngineError`]: no row may go then; the participant asks again.
-pub async fn reconcile(engine: &Engine, rows: &[(Xid, bool)]) -> Result<Vec<Xid>, EngineError> {
+pub async fn reconcile(engine: &Engine, rows: &[(Xid, Applied)]) -> Result<Vec<Xid>, EngineError> {
     let xids: Vec<Xid> = rows.iter().map(|(xid, _)| xid.clone()).collect();
     let live = ask_shards(engine, &xids).await?;
     let over = rows.iter().zip(live).filter(|(_, live)| live.is_none()).map(|(row, _)| row);
-    let over: Vec<&(Xid, bool)> = over.collect();
+    let over: Vec<&(Xid, Applied)> = over.collect();
     let gtrids: Vec<Gtrid> = over.iter().map(|(xid, _)| xid.gtrid).collect();
     let look_ups = if gtrids.is_empty() { Vec::new() } else { engine.log().look_up(&gtrids).await? };
 
     let mut forget = Vec::new();
-    for ((xid, committed), look_up) in over.into_iter().zip(&look_ups) {
-        let applied = if *committed { Applied::Committed } else { Applied::RolledBack };
-        let may_go = match judge(look_up, engine.is_behind(), &xid.bqual, applied) {
+    for ((xid, applied), look_up) in over.into_iter().zip(&look_ups) {
+        let may_go = match judge(look_up, engine.is_behind(), &xid.bqual, *applied) {
             Judgement::Agrees => true,
             Judgement::Open => false,
-            Judgement::Differs => record_heuristic(engine, xid, applied, look_up).await,
+            Judgement::Differs => record_heuristic(engine, xid, *applied).await?,
         };
         if may_go {
             forget.push(xid.clone());
@@ -131,20 +130,33 @@ async fn judge_stray(engine: &Engine, stray: &StrayAcknowledgement, look_up: &Lo
         Judgement::Agrees | Judgement::Open => {}
         Judgement::Differs => {
             // Not on record yet: its evidence will be compared again before it goes.
-            let _on_record = record_heuristic(engine, &stray.xid, stray.applied, look_up).await;
+            if let Err(error) = record_heuristic(engine, &stray.xid, stray.applied).await {
+                tracing::error!(gtrid = %stray.xid.gtrid, %error, "a heuristic outcome is not on record yet");
+            }
         }
     }
 }
 
-/// Puts on record that this branch ended differently from its transaction. Whether it is durable.
-async fn record_heuristic(engine: &Engine, xid: &Xid, applied: Applied, look_up: &LookUp) -> bool {
+/// Puts on record that this branch ended differently from its transaction. Whether that is durable.
+///
+/// One at a time, each from what is on record then: the new record says what the one before it said of the other branches, and
+/// two that were made from the same one would each lack what the other adds.
+async fn record_heuristic(engine: &Engine, xid: &Xid, applied: Applied) -> Result<bool, EngineError> {
+    let _one_at_a_time = engine.late_ends().lock().await;
+    let look_ups = engine.log().look_up(&[xid.gtrid]).await?;
+    let look_up = &look_ups[0];
+    match judge(look_up, engine.is_behind(), &xid.bqual, applied) {
+        Judgement::Agrees => return Ok(true),
+        Judgement::Open => return Ok(false),
+        Judgement::Differs => {}
+    }
     let record = late_end(look_up, xid, applied, clock::unix_ms());
     tracing::error!(gtrid = %xid.gtrid, bqual = %xid.bqual, %applied, "heuristic outcome: {}", record.detail);
     match engine.log().force(&Batch { decisions: Vec::new(), ends: vec![record] }).await {
-        Ok(_position) => true,
+        Ok(_position) => Ok(true),
         Err(error) => {
             tracing::error!(gtrid = %xid.gtrid, %error, "the heuristic outcome is not on record yet");
-            false
+            Ok(false)
         }
     }
 }

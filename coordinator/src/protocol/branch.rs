@@ -78,6 +78,7 @@ impl Branch {
             Vote::Commit => self.state == BranchState::Prepared,
             Vote::ReadOnly => self.is_read_only(),
             Vote::Rollback(_) => self.state == BranchState::Ended(BranchEnd::RolledBack),
+            Vote::Hazard(_) => self.state == BranchState::Ended(BranchEnd::Hazard),
         }
     }
 

@@ -48,6 +48,8 @@ pub enum Vote {
     Rollback(String),
     /// Nothing was written, and it has ended.
     ReadOnly,
+    /// Ended by something other than this protocol before it could be prepared, and part of its work may be durable. Why.
+    Hazard(String),
 }
 
 /// How a branch ended, proved by its resource manager.
@@ -185,6 +187,7 @@ impl fmt::Display for Vote {
             Self::Commit => f.write_str("commit"),
             Self::Rollback(why) => write!(f, "rollback ({why})"),
             Self::ReadOnly => f.write_str("read-only"),
+            Self::Hazard(why) => write!(f, "hazard ({why})"),
         }
     }
 }

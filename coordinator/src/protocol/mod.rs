@@ -89,7 +89,7 @@
 //!
 //! A double line is the log's answer that a record is durable; only with it a commit leaves. Each *Deciding* has a twin,
 //! *DecisionUnknown*: *unknown* leads there, *found* leads on like *forced*, and *absent* like *refused*. Not drawn: where nobody
-//! wrote, or nobody is left, a transaction goes to *Ended* at once. `tests/walk.rs` holds that these ways and no others exist.
+//! wrote, or nobody is left, a transaction goes to *Ended* at once, or to *Recording* if the last one to leave is a hazard. `tests/walk.rs` holds that these ways and no others exist.
 //!
 //! - [`RollbackOnly`](transaction::State::RollbackOnly) is doomed but not over: the application is still at work and learns it when it
 //!   asks to commit. Its branches are told at once, so that their locks go.

@@ -173,7 +173,7 @@ pub enum Judgement {
 }
 
 /// Judges how a branch of a transaction that is not live here has ended: by an acknowledgement that came late, or by an evidence
-/// row that is old enough to go (P19; of kind *branch*: committed, *fence*: rolled back).
+/// row that is old enough to go (P19; of kind *branch*: committed, *fence*: rolled back, *hazard*).
 #[must_use]
 pub fn judge(look_up: &LookUp, behind: bool, bqual: &Bqual, applied: Applied) -> Judgement {
     let expected = match conclude(look_up, behind) {

@@ -86,7 +86,7 @@ impl SessionEnd {
 /// Something that a participant asked, to be answered from the shards and the log.
 enum Question {
     Report(Report),
-    Reconcile(Vec<(Xid, bool)>),
+    Reconcile(Vec<(Xid, Applied)>),
 }
 
 /// A part of a listing of prepared branches.
@@ -249,12 +249,12 @@ fn crash_when_received(kind: &v1::participant_message::Kind) {
 }
 
 fn vote(message: &v1::Vote) -> Result<Vote, WireError> {
+    let why = || limits::cut(&message.detail, limits::MAX_DETAIL_BYTES).to_owned();
     Ok(match wire::known_enum::<v1::VoteKind>(message.vote, "vote")? {
         v1::VoteKind::Commit => Vote::Commit,
         v1::VoteKind::ReadOnly => Vote::ReadOnly,
-        v1::VoteKind::Rollback => {
-            Vote::Rollback(limits::cut(&message.detail, limits::MAX_DETAIL_BYTES).to_owned())
-        }
+        v1::VoteKind::Rollback => Vote::Rollback(why()),
+        v1::VoteKind::Hazard => Vote::Hazard(why()),
         v1::VoteKind::Unspecified => unreachable!("known_enum refuses it"),
     })
 }
@@ -271,14 +271,15 @@ fn acknowledgement(message: &v1::Acknowledge) -> Result<Acknowledgement, WireErr
     })
 }
 
-/// The branch, and whether the row says that it committed.
-fn evidence_row(row: v1::reconcile::Row) -> Result<(Xid, bool), WireError> {
-    let committed = match wire::known_enum::<v1::EvidenceKind>(row.kind, "kind")? {
-        v1::EvidenceKind::Branch => true,
-        v1::EvidenceKind::Fence => false,
+/// The branch, and how the row says that it ended.
+fn evidence_row(row: v1::reconcile::Row) -> Result<(Xid, Applied), WireError> {
+    let applied = match wire::known_enum::<v1::EvidenceKind>(row.kind, "kind")? {
+        v1::EvidenceKind::Branch => Applied::Committed,
+        v1::EvidenceKind::Fence => Applied::RolledBack,
+        v1::EvidenceKind::Hazard => Applied::Hazard,
         v1::EvidenceKind::Unspecified => unreachable!("known_enum refuses it"),
     };
-    Ok((wire::xid(row.xid)?, committed))
+    Ok((wire::xid(row.xid)?, applied))
 }
 
 /// Answers a session's questions, one after the other.

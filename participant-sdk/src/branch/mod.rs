@@ -134,6 +134,8 @@ pub enum Vote {
     Rollback(String),
     /// It has written nothing and wants no decision.
     ReadOnly,
+    /// It has ended by something other than this protocol, and a part of its work may be durable. What.
+    Hazard(String),
 }
 
 /// What is acknowledged of a decision.

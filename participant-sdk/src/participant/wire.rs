@@ -11,6 +11,7 @@ use lockstep_proto::{LogPosition, Xid};
 
 use crate::branch::{Applied, Decision, Refusal, Vote};
 use crate::clock;
+use crate::resource::Fate;
 use crate::session::message::{BranchAnswer, FromCoordinator, Hello, ToCoordinator, Welcome};
 
 pub(super) fn to_wire(message: ToCoordinator) -> v1::ParticipantMessage {
@@ -22,6 +23,7 @@ pub(super) fn to_wire(message: ToCoordinator) -> v1::ParticipantMessage {
                 Vote::Commit => (v1::VoteKind::Commit, String::new()),
                 Vote::Rollback(why) => (v1::VoteKind::Rollback, why),
                 Vote::ReadOnly => (v1::VoteKind::ReadOnly, String::new()),
+                Vote::Hazard(why) => (v1::VoteKind::Hazard, why),
             };
             ToKind::Vote(v1::Vote { xid: Some((&xid).into()), vote: vote.into(), detail: shortened(&detail) })
         }
@@ -44,14 +46,18 @@ pub(super) fn to_wire(message: ToCoordinator) -> v1::ParticipantMessage {
             listing,
         }),
         ToCoordinator::Reconcile(rows) => ToKind::Reconcile(v1::Reconcile {
-            rows: rows.iter().map(|(xid, committed)| evidence(xid, *committed)).collect(),
+            rows: rows.iter().map(|(xid, fate)| evidence(xid, *fate)).collect(),
         }),
     };
     v1::ParticipantMessage { kind: Some(kind) }
 }
 
-fn evidence(xid: &Xid, committed: bool) -> v1::reconcile::Row {
-    let kind = if committed { v1::EvidenceKind::Branch } else { v1::EvidenceKind::Fence };
+fn evidence(xid: &Xid, fate: Fate) -> v1::reconcile::Row {
+    let kind = match fate {
+        Fate::Committed => v1::EvidenceKind::Branch,
+        Fate::RolledBack => v1::EvidenceKind::Fence,
+        Fate::Hazard => v1::EvidenceKind::Hazard,
+    };
     v1::reconcile::Row { xid: Some(xid.into()), kind: kind.into() }
 }
 

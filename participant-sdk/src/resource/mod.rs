@@ -50,7 +50,8 @@ pub enum Fate {
     Committed,
     /// Its work is gone, and it can never commit any more: a fence or the store itself sees to that.
     RolledBack,
-    /// It can be brought to neither end: its journal does not fit the store any more. A person has to look.
+    /// It can be brought to neither end: its journal does not fit the store any more, or its service committed a part of it
+    /// by itself. A person has to look.
     Hazard,
 }
 
@@ -68,6 +69,10 @@ pub enum Prepared {
     ReadOnly,
     /// It is rolled back for good, and this is why.
     No(String),
+    /// It can never be prepared, and a part of its work may be durable: its service ended the local transaction with a COMMIT of
+    /// its own (P16). What is left of it is rolled back. [`Resource::commit`], [`Resource::rollback`] and [`Resource::prove`]
+    /// answer [`Fate::Hazard`] from now on.
+    Hazard(String),
 }
 
 /// An error at the start of a branch, or at attach.
@@ -101,8 +106,8 @@ pub struct Attachment {
 pub struct EvidenceRow {
     /// Whose it is.
     pub branch: BranchId,
-    /// Whether the branch committed (`true`), or a fence keeps it from ever doing so.
-    pub committed: bool,
+    /// What the row proves.
+    pub fate: Fate,
 }
 
 /// A store that can take part in global transactions.

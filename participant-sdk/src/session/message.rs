@@ -7,6 +7,7 @@ use lockstep_proto::{
 };
 
 use crate::branch::{Applied, Decision, Refusal, Vote};
+use crate::resource::Fate;
 
 /// From the participant.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -30,8 +31,8 @@ pub enum ToCoordinator {
         /// The listing's number within the session.
         listing: u64,
     },
-    /// Evidence rows that are old enough to go; `true` where the branch committed. At most 1,024.
-    Reconcile(Vec<(Xid, bool)>),
+    /// Evidence rows that are old enough to go, and what they prove. At most 1,024.
+    Reconcile(Vec<(Xid, Fate)>),
 }
 
 /// Who attaches.

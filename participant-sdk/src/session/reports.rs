@@ -148,7 +148,7 @@ impl Session {
             Ok(rows) if rows.is_empty() => {}
             Ok(rows) => {
                 self.reports.asked = rows.iter().map(|row| row.branch.clone()).collect();
-                let rows = rows.into_iter().map(|row| (row.branch.xid, row.committed)).collect();
+                let rows = rows.into_iter().map(|row| (row.branch.xid, row.fate)).collect();
                 self.send(ToCoordinator::Reconcile(rows));
             }
             Err(unresolved) => self.warn(format!("old evidence could not be read: {unresolved}")),

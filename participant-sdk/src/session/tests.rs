@@ -118,7 +118,13 @@ impl Script {
             "old-evidence" => {
                 let row = |(xid, kind): (&str, &str)| -> Result_<EvidenceRow> {
                     let branch = BranchId { cluster: cluster(None), xid: xid_of(xid)? };
-                    Ok(EvidenceRow { branch, committed: kind == "branch" })
+                    let fate = match kind {
+                        "branch" => Fate::Committed,
+                        "fence" => Fate::RolledBack,
+                        "hazard" => Fate::Hazard,
+                        other => return Err(format!("no such evidence: {other}").into()),
+                    };
+                    Ok(EvidenceRow { branch, fate })
                 };
                 let rows = keys(&mut arguments).into_iter().map(row).collect::<Result_<_>>()?;
                 Event::OldEvidence(self.session.number, Ok(rows))
@@ -237,6 +243,7 @@ fn show_message(message: &ToCoordinator) -> String {
             format!("hello, cluster {cluster}, seen {seen}")
         }
         ToCoordinator::Enlist(xid) => format!("enlist {}", show_xid(xid)),
+        ToCoordinator::Vote(xid, Vote::Hazard(why)) => format!("vote {} hazard ({why})", show_xid(xid)),
         ToCoordinator::Vote(xid, Vote::Rollback(why)) => format!("vote {} rollback ({why})", show_xid(xid)),
         ToCoordinator::Vote(xid, vote) => format!("vote {} {vote:?}", show_xid(xid)).to_lowercase(),
         ToCoordinator::Acknowledge(xid, Applied::NotYet(why)) => {
@@ -255,8 +262,13 @@ fn show_message(message: &ToCoordinator) -> String {
             format!("report {listing}: [{}], oldest held {oldest}, {complete}", names.join(" "))
         }
         ToCoordinator::Reconcile(rows) => {
-            let row = |(xid, committed): &(Xid, bool)| {
-                format!("{}={}", show_xid(xid), if *committed { "branch" } else { "fence" })
+            let row = |(xid, fate): &(Xid, Fate)| {
+                let kind = match fate {
+                    Fate::Committed => "branch",
+                    Fate::RolledBack => "fence",
+                    Fate::Hazard => "hazard",
+                };
+                format!("{}={kind}", show_xid(xid))
             };
             format!("reconcile [{}]", rows.iter().map(row).collect::<Vec<_>>().join(" "))
         }

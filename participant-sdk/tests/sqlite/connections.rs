@@ -41,7 +41,7 @@ async fn a_commit_by_the_service_is_refused_and_the_branch_with_it() {
         let _refused_or_lost = run(Sqlite::connection(&mut open), "INSERT INTO t VALUES (4)").await;
         match resource.prepare(&branch(1), open, &position(1)).await.unwrap() {
             Prepared::No(why) => assert!(why.contains("tried to commit by itself"), "{why}"),
-            prepared @ (Prepared::Yes | Prepared::ReadOnly) => panic!("{prepared:?}"),
+            prepared @ (Prepared::Yes | Prepared::ReadOnly | Prepared::Hazard(_)) => panic!("{prepared:?}"),
         }
         assert_eq!(database.dump().await, before, "{statements}");
         assert_eq!(resource.rollback(&branch(1), &position(1)).await.unwrap(), Fate::RolledBack);
@@ -72,8 +72,35 @@ async fn a_commit_hook_of_the_services_own_is_noticed() {
     Sqlite::connection(&mut open).lock_handle().await.unwrap().set_commit_hook(|| true);
     match resource.prepare(&branch(1), open, &position(1)).await.unwrap() {
         Prepared::No(why) => assert!(why.contains("replaced the connection's commit hook"), "{why}"),
-        prepared @ (Prepared::Yes | Prepared::ReadOnly) => panic!("{prepared:?}"),
+        prepared @ (Prepared::Yes | Prepared::ReadOnly | Prepared::Hazard(_)) => panic!("{prepared:?}"),
     }
+}
+
+/// P16: what is durable already can't be taken back, and "rolled back" would be a lie.
+#[tokio::test]
+async fn a_commit_past_the_hook_is_a_hazard_whoever_asks_and_whenever() {
+    let database = Database::new(ONE).await;
+    let resource = database.attached().await;
+    let committed = async |number| {
+        let mut open = work(&resource, number, "INSERT INTO t VALUES (2)").await;
+        let connection = Sqlite::connection(&mut open);
+        connection.lock_handle().await.unwrap().set_commit_hook(|| true);
+        run(connection, "COMMIT; BEGIN; INSERT INTO t VALUES (3)").await.unwrap();
+        open
+    };
+    match resource.prepare(&branch(1), committed(1).await, &position(1)).await.unwrap() {
+        Prepared::Hazard(why) => assert!(why.contains("what it committed is not known"), "{why}"),
+        prepared @ (Prepared::Yes | Prepared::ReadOnly | Prepared::No(_)) => panic!("{prepared:?}"),
+    }
+    let fate = resource.commit_one_phase(&branch(2), committed(2).await, &position(1)).await.unwrap();
+    assert_eq!(fate, Fate::Hazard);
+    for number in [1, 2] {
+        assert_eq!(resource.rollback(&branch(number), &position(1)).await.unwrap(), Fate::Hazard);
+        assert_eq!(resource.commit(&branch(number), &position(1)).await.unwrap(), Fate::Hazard);
+    }
+    let values: Vec<i64> =
+        sqlx::query_scalar("SELECT v FROM t ORDER BY v").fetch_all(&database.pool().await).await.unwrap();
+    assert_eq!(values, [1, 2, 2], "what it committed stays, what it did afterwards is gone");
 }
 
 /// sqlx's own nesting works inside a branch: its begin is a savepoint there.
@@ -148,7 +175,7 @@ async fn a_branch_is_over_at_its_deadline() {
     assert!(begun.elapsed() >= soon);
     match resource.prepare(&branch(1), open, &position(1)).await.unwrap() {
         Prepared::No(why) => assert!(why.contains("deadline"), "{why}"),
-        prepared @ (Prepared::Yes | Prepared::ReadOnly) => panic!("{prepared:?}"),
+        prepared @ (Prepared::Yes | Prepared::ReadOnly | Prepared::Hazard(_)) => panic!("{prepared:?}"),
     }
     let mut open = resource.begin(&branch(2), soon).await.unwrap();
     run(Sqlite::connection(&mut open), "INSERT INTO t VALUES (2)").await.unwrap();

@@ -94,12 +94,12 @@ async fn old_rows_are_listed_after_their_deadline_and_the_retention() {
     resource.rollback(&branch(1), &position(1)).await.unwrap();
     let old = |retention, limit| resource.old_evidence(cluster(), retention, limit);
     assert_eq!(old(moment, 10).await.unwrap(), []);
-    let row = |number, committed| EvidenceRow { branch: branch(number), committed };
+    let row = |number, fate| EvidenceRow { branch: branch(number), fate };
     while old(moment, 10).await.unwrap().len() < 2 {
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
-    assert_eq!(old(moment, 10).await.unwrap(), [row(5, false), row(3, true)]);
-    assert_eq!(old(moment, 1).await.unwrap(), [row(5, false)]);
+    assert_eq!(old(moment, 10).await.unwrap(), [row(5, Fate::RolledBack), row(3, Fate::Committed)]);
+    assert_eq!(old(moment, 1).await.unwrap(), [row(5, Fate::RolledBack)]);
     assert_eq!(old(LONG, 10).await.unwrap(), []);
     assert_eq!(resource.old_evidence("00000000".parse().unwrap(), moment, 10).await.unwrap(), []);
     resource.forget(&[branch(3), branch(5)]).await.unwrap();

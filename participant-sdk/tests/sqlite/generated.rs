@@ -176,7 +176,7 @@ async fn holds(case: &Case) -> bool {
             assert_eq!(before, expected);
             return false;
         }
-        Prepared::No(why) => panic!("{why}"),
+        Prepared::No(why) | Prepared::Hazard(why) => panic!("{why}"),
     }
     drop(resource);
     let resource = database.attached().await;

@@ -215,7 +215,7 @@ pub(crate) async fn prepare(resource: &Sqlite, number: u8, statements: &str) -> 
 pub(crate) async fn refusal(resource: &Sqlite, number: u8, statements: &str) -> String {
     match prepare(resource, number, statements).await {
         Prepared::No(why) => why,
-        prepared @ (Prepared::Yes | Prepared::ReadOnly) => panic!("{prepared:?}"),
+        prepared @ (Prepared::Yes | Prepared::ReadOnly | Prepared::Hazard(_)) => panic!("{prepared:?}"),
     }
 }
 

@@ -18,9 +18,10 @@ use tokio::net::TcpListener;
 
 use super::books::Books;
 use super::crash_points::Fuse;
+use super::ports::Port;
 use super::process::Process;
 use super::roles::Roles;
-use super::{Failed, Result, ports};
+use super::{Failed, Result};
 
 /// Connections of a bank to its database: open branches have one each.
 const CONNECTIONS: u32 = 6;
@@ -63,7 +64,7 @@ pub struct Bank {
     /// Its database.
     pub books: Books,
     coordinator: String,
-    port: u16,
+    port: Port,
     log: std::path::PathBuf,
     process: Process,
 }
@@ -80,9 +81,9 @@ impl Bank {
         coordinator: &str,
         fuse: Option<&Fuse>,
     ) -> Result<Self> {
-        let port = ports::free_port()?;
+        let port = Port::reserve()?;
         let log = directory.join(format!("{}.log", books.bank));
-        let process = launch(roles, &books, coordinator, port, &log, fuse)?;
+        let process = launch(roles, &books, coordinator, &port, &log, fuse)?;
         Ok(Self { roles: roles.clone(), books, coordinator: coordinator.to_owned(), port, log, process })
     }
 
@@ -91,14 +92,14 @@ impl Bank {
     /// # Errors
     /// If it can't be started.
     pub fn start_again(&mut self, fuse: Option<&Fuse>) -> Result<()> {
-        self.process = launch(&self.roles, &self.books, &self.coordinator, self.port, &self.log, fuse)?;
+        self.process = launch(&self.roles, &self.books, &self.coordinator, &self.port, &self.log, fuse)?;
         Ok(())
     }
 
     /// Where it is called.
     #[must_use]
     pub fn address(&self) -> String {
-        format!("127.0.0.1:{}", self.port)
+        format!("127.0.0.1:{}", self.port.number())
     }
 
     /// The process.
@@ -117,13 +118,13 @@ fn launch(
     roles: &Roles,
     books: &Books,
     coordinator: &str,
-    port: u16,
+    port: &Port,
     log: &Path,
     fuse: Option<&Fuse>,
 ) -> Result<Process> {
     let mut command = roles.command("bank");
     command.args(["--name", &books.bank, "--database", &books.url(), "--coordinator", coordinator]);
-    command.args(["--port", &port.to_string()]);
+    command.args(["--port", &port.number().to_string()]);
     if let Some(fuse) = fuse {
         fuse.arm(&mut command);
     }

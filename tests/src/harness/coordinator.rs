@@ -7,9 +7,10 @@ use rustix::process::Signal;
 
 use super::clock::wait_for;
 use super::crash_points::{Fuse, slow_down};
+use super::ports::Port;
 use super::process::{Process, Reaped, end_of_log};
 use super::roles::Roles;
-use super::{Failed, Result, ports};
+use super::{Failed, Result};
 
 /// How long a coordinator may take to start or to drain.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -22,7 +23,7 @@ struct Setup {
     roles: Roles,
     directory: PathBuf,
     flags: Vec<String>,
-    port: u16,
+    port: Port,
     slow_at: Option<(&'static str, Duration)>,
 }
 
@@ -54,7 +55,7 @@ impl Coordinator {
         slow_at: Option<(&'static str, Duration)>,
     ) -> Result<Self> {
         let flags = flags.iter().map(ToString::to_string).collect();
-        let (roles, directory, port) = (roles.clone(), directory.to_owned(), ports::free_port()?);
+        let (roles, directory, port) = (roles.clone(), directory.to_owned(), Port::reserve()?);
         let setup = Setup { roles, directory, flags, port, slow_at };
         Ok(Self { process: setup.launch(fuse)?, setup })
     }
@@ -100,7 +101,7 @@ impl Coordinator {
     /// Where it is reached.
     #[must_use]
     pub fn url(&self) -> String {
-        format!("http://127.0.0.1:{}", self.setup.port)
+        format!("http://127.0.0.1:{}", self.setup.port.number())
     }
 
     /// The process.
@@ -133,7 +134,7 @@ impl Coordinator {
 impl Setup {
     fn launch(&self, fuse: Option<&Fuse>) -> Result<Process> {
         let mut command = self.roles.command("coordinator");
-        command.arg("--").arg("serve").arg(format!("--listen=127.0.0.1:{}", self.port));
+        command.arg("--").arg("serve").arg(format!("--listen=127.0.0.1:{}", self.port.number()));
         command.arg("--data-dir").arg(self.data_directory()).args(&self.flags);
         command.current_dir(&self.directory);
         if let Some((point, wait)) = self.slow_at {

@@ -13,7 +13,6 @@ mod programs;
 
 use std::fs::{self, File};
 use std::io::Write as _;
-use std::net::{Ipv4Addr, TcpListener};
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -27,6 +26,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use self::janitor::Janitor;
 use self::programs::Programs;
 use super::clock::now;
+use super::ports::Port;
 
 /// The superuser of every server made here, without a password. (Not `lockstep`: what such a role creates would
 /// go into our schema, because `"$user"` comes first in the usual `search_path`.)
@@ -36,9 +36,6 @@ pub const SUPERUSER: &str = "harness";
 const PATIENCE: Duration = Duration::from_secs(60);
 /// How often a condition is looked at while waiting for it.
 const GLANCE: Duration = Duration::from_millis(5);
-/// Ports are taken from below the range that Linux gives to outgoing connections: a connection of somebody else
-/// could otherwise sit on a server's port at the moment it is restarted.
-const PORTS: std::ops::Range<u16> = 15_000..32_000;
 /// Ports tried before giving up.
 const PORT_ATTEMPTS: u32 = 50;
 /// Lines of the server's log that an error shows.
@@ -80,6 +77,10 @@ impl PostgresError {
 
 type Result<T, E = PostgresError> = std::result::Result<T, E>;
 
+fn reserve_port() -> Result<Port> {
+    Port::reserve().map_err(|error| PostgresError(error.to_string()))
+}
+
 /// A PostgreSQL server of one's own. Dropping it stops the server and removes its directory; if that happens in
 /// a panic, the end of its log is printed and the whole log is kept.
 #[derive(Debug)]
@@ -87,7 +88,7 @@ pub struct PostgresServer {
     programs: Programs,
     /// Holds `data/`, the socket and `log`. The janitor removes it if this process does not.
     directory: PathBuf,
-    port: u16,
+    port: Port,
     /// The postmaster while it runs.
     postmaster: Option<Child>,
     _janitor: Janitor,
@@ -115,8 +116,9 @@ impl PostgresServer {
         programs.give_to_server_user(directory.path())?;
         let janitor = Janitor::watch(directory.path())?;
         // From here on the janitor, and Drop, see to the directory.
+        let port = reserve_port()?;
         let mut server =
-            Self { programs, directory: directory.keep(), port: 0, postmaster: None, _janitor: janitor };
+            Self { programs, directory: directory.keep(), port, postmaster: None, _janitor: janitor };
         server.initialise(settings)?;
         server.run_on_a_free_port()?;
         Ok(server)
@@ -131,7 +133,7 @@ impl PostgresServer {
     /// Where to connect to for `database` as `role`; no password is asked for.
     #[must_use]
     pub fn url_as(&self, role: &str, database: &str) -> String {
-        format!("postgres://{role}@127.0.0.1:{}/{database}", self.port)
+        format!("postgres://{role}@127.0.0.1:{}/{database}", self.port.number())
     }
 
     /// Makes an empty database. `name` is taken as it is.
@@ -214,7 +216,7 @@ impl PostgresServer {
         let deadline = now() + PATIENCE;
         while !self.run()? {
             if now() > deadline {
-                return Err(self.failed(&format!("port {} has been taken by another", self.port)));
+                return Err(self.failed(&format!("port {} has been taken by another", self.port.number())));
             }
             thread::sleep(GLANCE);
         }
@@ -263,13 +265,11 @@ impl PostgresServer {
 
     fn run_on_a_free_port(&mut self) -> Result<()> {
         for _ in 0..PORT_ATTEMPTS {
-            self.port = rand::random_range(PORTS);
-            // Somebody may take it between this look and the server's: then the server says so, and the next is
-            // tried.
-            let free = TcpListener::bind((Ipv4Addr::LOCALHOST, self.port)).is_ok();
-            if free && self.run()? {
+            // Somebody who reserves nothing may take it before the server does: then the next is tried.
+            if self.run()? {
                 return Ok(());
             }
+            self.port = reserve_port()?;
         }
         Err(self.failed("no free port was found"))
     }
@@ -284,7 +284,7 @@ impl PostgresServer {
             .map_err(PostgresError::io("the log can't be opened"))?;
         let stderr = log.try_clone().map_err(PostgresError::io("the log can't be opened"))?;
         let mut command = self.programs.command("postgres");
-        command.arg("-D").arg(self.data()).arg("-p").arg(self.port.to_string());
+        command.arg("-D").arg(self.data()).arg("-p").arg(self.port.number().to_string());
         // An own process group: a Ctrl-C for the tests is not one for the server, which goes with its directory.
         command.stdin(Stdio::null()).stdout(log).stderr(stderr).process_group(0);
         let mut postmaster = command.spawn().map_err(PostgresError::io("postgres does not run"))?;

@@ -1,5 +1,6 @@
 //! What participants get wrong, by accident or not.
 
+use lockstep_proto::v1::coordinator_message::Kind as Heard;
 use lockstep_proto::v1::participant_message::Kind as Said;
 use lockstep_proto::v1::{self, Applied, Decision, EnlistRefusal, Outcome, ParticipantMessage, VoteKind};
 use tempfile::TempDir;
@@ -283,4 +284,52 @@ async fn a_participant_that_has_seen_more_than_the_log_stops_every_presumption()
     let begun = lockstep.begin_with(v1::BeginRequest::default()).await;
     let status = begun.expect_err("nothing new begins");
     assert_eq!(refusal(&status), (Code::FailedPrecondition, "LOG_BEHIND".to_owned()));
+}
+
+/// Each has its own line in the record: none may be written over by one that was made from the same earlier record (P19).
+#[tokio::test(flavor = "multi_thread")]
+async fn late_ends_that_are_proved_at_the_same_moment_are_all_on_record() {
+    let mut lockstep = Lockstep::start().await;
+    let gtrid = lockstep.begin().await;
+    let mut banks = Vec::new();
+    for number in 0..8 {
+        let mut raw = Raw::attach(&lockstep.url(), &format!("raw-{number}")).await;
+        raw.enlist(&raw.xid(&gtrid, 1)).await.unwrap();
+        banks.push(raw);
+    }
+    let branches = async {
+        futures::future::join_all(banks.iter_mut().map(async |raw| {
+            let xid = raw.xid(&gtrid, 1);
+            raw.expect_prepare(&xid).await;
+            raw.vote(&xid, VoteKind::Commit).await;
+            assert_eq!(raw.expect_decision(&xid).await, Decision::Commit);
+            raw.acknowledge(&xid, Applied::Committed).await;
+        }))
+        .await
+    };
+    let (answer, _) = tokio::join!(lockstep.commit(&gtrid), branches);
+    assert_eq!(answer.unwrap().outcome(), Outcome::Committed);
+
+    futures::future::join_all(banks.iter_mut().zip(0..).map(async |(raw, number)| {
+        let kind = if number % 2 == 0 { v1::EvidenceKind::Fence } else { v1::EvidenceKind::Hazard };
+        let row = v1::reconcile::Row { xid: Some(raw.xid(&gtrid, 1)), kind: kind.into() };
+        // Not before the end of the transaction itself has reached the log. After that, again, and nothing changes.
+        let mut forgotten = 0;
+        while forgotten < 2 {
+            raw.say(Said::Reconcile(v1::Reconcile { rows: vec![row.clone()] })).await;
+            match raw.next().await.unwrap() {
+                Heard::ReconcileAnswer(answer) => forgotten += answer.forget.len(),
+                other => panic!("the rows are judged, not {other:?}"),
+            }
+        }
+    }))
+    .await;
+    let request = v1::ShowTransactionRequest { gtrid: gtrid.clone() };
+    let shown = lockstep.admin().await.show_transaction(request).await.unwrap().into_inner();
+    let transaction = shown.transaction.unwrap();
+    assert_eq!(transaction.outcome(), Outcome::Heuristic);
+    let mut ends: Vec<_> = transaction.branches.iter().map(|branch| branch.state.as_str()).collect();
+    ends.sort_unstable();
+    assert_eq!(ends, [["hazard"; 4], ["rolled-back"; 4]].concat());
+    lockstep.is_well().await;
 }

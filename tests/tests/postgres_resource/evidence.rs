@@ -88,8 +88,8 @@ async fn evidence_is_old_when_the_deadline_of_its_branch_is_long_past() {
     site.age(&[&fence], "61 minutes").await;
     site.age(&[&branch], "62 minutes").await;
     let rows = [
-        EvidenceRow { branch: branch.clone(), committed: true },
-        EvidenceRow { branch: fence.clone(), committed: false },
+        EvidenceRow { branch: branch.clone(), fate: Fate::Committed },
+        EvidenceRow { branch: fence.clone(), fate: Fate::RolledBack },
     ];
     assert_eq!(site.old().await, rows);
     assert_eq!(site.resource.old_evidence(site.cluster, HOUR, 1).await.unwrap(), rows[..1]);

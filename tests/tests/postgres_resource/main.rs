@@ -184,7 +184,17 @@ fn position_in(epoch: u32, sequence: u64) -> LogPosition {
 fn reason(prepared: Prepared) -> String {
     match prepared {
         Prepared::No(reason) => reason,
-        Prepared::Yes | Prepared::ReadOnly => panic!("{prepared:?}, and it should have been refused"),
+        Prepared::Yes | Prepared::ReadOnly | Prepared::Hazard(_) => {
+            panic!("{prepared:?}, and it should have been refused")
+        }
+    }
+}
+
+/// What makes a branch a hazard.
+fn hazard(prepared: Prepared) -> String {
+    match prepared {
+        Prepared::Hazard(why) => why,
+        Prepared::Yes | Prepared::ReadOnly | Prepared::No(_) => panic!("{prepared:?}, and it is a hazard"),
     }
 }
 

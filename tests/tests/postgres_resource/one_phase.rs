@@ -45,6 +45,17 @@ async fn what_cannot_be_committed_is_rolled_back_and_stays_so() {
     assert_eq!(site.amount(1).await, 100);
 }
 
+/// P16, P10: the intent is answered with what the store proves, and no later proof says otherwise.
+#[tokio::test]
+async fn a_branch_that_its_service_committed_itself_is_a_hazard_for_good() {
+    let site = Site::new().await;
+    let (branch, mut open) = site.written(1).await;
+    run(&mut open, "COMMIT").await.unwrap();
+    assert_eq!(site.commit_one_phase(&branch, open).await, Fate::Hazard);
+    assert_eq!(site.prove(&branch).await, Fate::Hazard);
+    assert_eq!(site.other_instance().await.prove(&branch).await, Fate::Hazard);
+}
+
 /// It is committed like any other: there is no later answer that could differ, and its NOTIFY is published.
 #[tokio::test]
 async fn a_branch_that_wrote_nothing_is_committed_with_evidence() {

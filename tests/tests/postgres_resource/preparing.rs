@@ -50,15 +50,13 @@ async fn an_error_inside_of_a_savepoint_is_the_services_own_affair() {
 
 /// P16: otherwise the evidence row alone would be prepared, and the rest is committed already.
 #[tokio::test]
-async fn a_transaction_that_the_service_ended_itself_is_refused_and_nothing_false_is_prepared() {
+async fn a_transaction_that_the_service_rolled_back_is_refused_and_nothing_false_is_prepared() {
     let site = Site::new().await;
     let endings = [
-        "COMMIT",
         "ROLLBACK",
-        "COMMIT; BEGIN",
         "ROLLBACK AND CHAIN",
-        "COMMIT; BEGIN; UPDATE account SET amount = amount - 1 WHERE id = 2",
-        "COMMIT; UPDATE account SET amount = amount - 1 WHERE id = 3",
+        "ROLLBACK; BEGIN; UPDATE account SET amount = amount - 1 WHERE id = 2",
+        "ROLLBACK; BEGIN; UPDATE account SET amount = amount - 0 WHERE id = 2; COMMIT",
         "RESET lockstep.branch",
     ];
     for ending in endings {
@@ -72,7 +70,51 @@ async fn a_transaction_that_the_service_ended_itself_is_refused_and_nothing_fals
         eventually("its connection is closed", async || !is_running(&site.pool, backend).await).await;
     }
     // What it did in a transaction that it began itself is rolled back.
-    assert_eq!(site.amount(2).await, 100);
+    assert_eq!((site.amount(1).await, site.amount(2).await), (100, 100));
+}
+
+/// P16: what is durable already can't be taken back, and "rolled back" would be a lie.
+#[tokio::test]
+async fn a_transaction_that_the_service_committed_is_a_hazard_whoever_asks_and_whenever() {
+    let site = Site::new().await;
+    let other = site.other_instance().await;
+    let endings = [
+        "COMMIT",
+        "COMMIT; BEGIN",
+        "COMMIT AND CHAIN",
+        "COMMIT; BEGIN; UPDATE account SET amount = amount - 1 WHERE id = 2",
+        "COMMIT; BEGIN; SELECT 1; ROLLBACK",
+        // Autocommitted beside it.
+        "COMMIT; UPDATE account SET amount = amount - 1 WHERE id = 3",
+    ];
+    for (committed, ending) in (1..).zip(endings) {
+        let (branch, mut open) = site.written(1).await;
+        let backend = backend_of(&mut open).await;
+        run(&mut open, ending).await.unwrap();
+        let why = hazard(site.prepare(&branch, open).await);
+        assert!(why.contains("committed the branch's local transaction itself"), "{ending}: {why}");
+        assert_eq!(site.amount(1).await, 100 - committed, "{ending}");
+        site.assert_nothing_is_prepared().await;
+        assert_eq!(site.rollback(&branch).await, Ok(Fate::Hazard), "{ending}");
+        assert_eq!(other.commit(&branch).await, Ok(Fate::Hazard), "{ending}");
+        eventually("its connection is closed", async || !is_running(&site.pool, backend).await).await;
+    }
+    assert_eq!((site.amount(2).await, site.amount(3).await), (100, 99));
+}
+
+/// The branch before it on the same connection was committed by the SDK.
+#[tokio::test]
+async fn a_rollback_by_the_service_is_not_taken_for_the_commit_of_an_earlier_branch() {
+    let database = fresh_database();
+    let site = Site::at(&database.url(), 1).await;
+    let (first, open) = site.written(1).await;
+    assert_eq!(site.prepare(&first, open).await, Prepared::Yes);
+    let (second, mut open) = site.written(2).await;
+    run(&mut open, "ROLLBACK").await.unwrap();
+    let reason = reason(site.prepare(&second, open).await);
+    assert!(reason.contains("ROLLBACK on the branch's connection"), "{reason}");
+    assert_eq!(site.rollback(&second).await, Ok(Fate::RolledBack));
+    assert_eq!(site.commit(&first).await, Ok(Fate::Committed));
 }
 
 /// Repository code that begins a transaction of its own must work inside of a branch.
@@ -258,8 +300,8 @@ async fn a_changed_search_path_does_not_mislead_the_evidence() {
     assert_eq!(site.commit(&branch).await, Ok(Fate::Committed));
     let (branch, mut open) = site.written(1).await;
     run(&mut open, "COMMIT; SET search_path = odd, pg_catalog, public").await.unwrap();
-    let reason = reason(site.prepare(&branch, open).await);
-    assert!(reason.contains("ended the branch's local transaction itself"), "{reason}");
+    let why = hazard(site.prepare(&branch, open).await);
+    assert!(why.contains("committed the branch's local transaction itself"), "{why}");
 }
 
 /// A connection that is known to be good goes back, and behaves like new for whoever gets it next.

@@ -57,8 +57,11 @@ impl<R> Shard<R> {
             return;
         }
         let Some(live) = self.live.get(&xid.gtrid) else {
-            if vote == Vote::Commit {
-                self.outputs.sent.push(Output::StrayVote(session, xid));
+            match vote {
+                Vote::Commit => self.outputs.sent.push(Output::StrayVote(session, xid)),
+                // The outcome may have been told already: it is put on record beside that.
+                Vote::Hazard(_) => self.outputs.sent.push(Output::StrayAcknowledgement(xid, Applied::Hazard)),
+                Vote::Rollback(_) | Vote::ReadOnly => {}
             }
             return;
         };

@@ -388,6 +388,7 @@ fn vote(word: &str) -> Result<Vote, Failure> {
     match word {
         "commit" => Ok(Vote::Commit),
         "rollback" => Ok(Vote::Rollback("out of stock".into())),
+        "hazard" => Ok(Vote::Hazard("its service committed".into())),
         "read-only" => Ok(Vote::ReadOnly),
         other => Err(format!("no such vote: {other}").into()),
     }

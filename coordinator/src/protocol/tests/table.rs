@@ -165,9 +165,12 @@ fn events(transaction: &Transaction) -> Vec<(String, Event)> {
     for name in names {
         let branch = bqual(&name);
         all.push((format!("lost {name}"), Event::BranchLost(branch.clone())));
-        for (word, vote) in
-            [("commit", Vote::Commit), ("rollback", Vote::Rollback(why())), ("read-only", Vote::ReadOnly)]
-        {
+        for (word, vote) in [
+            ("commit", Vote::Commit),
+            ("rollback", Vote::Rollback(why())),
+            ("read-only", Vote::ReadOnly),
+            ("hazard", Vote::Hazard(why())),
+        ] {
             all.push((format!("vote {name} {word}"), Event::Voted(branch.clone(), vote)));
         }
         for (word, applied) in [

@@ -56,7 +56,8 @@ fn events() -> Vec<Event> {
         events.push(Event::Enlist(branch()));
         events.push(Event::BranchLost(branch()));
         events.extend(
-            [Vote::Commit, Vote::Rollback(why()), Vote::ReadOnly].map(|vote| Event::Voted(branch(), vote)),
+            [Vote::Commit, Vote::Rollback(why()), Vote::ReadOnly, Vote::Hazard(why())]
+                .map(|vote| Event::Voted(branch(), vote)),
         );
         events.extend(
             [Applied::Committed, Applied::RolledBack, Applied::Hazard]
@@ -113,11 +114,23 @@ fn all_edges() -> BTreeSet<(&'static str, &'static str)> {
             &["rollback only", "preparing", "deciding", "deciding in one phase", "rolling back", "ended"],
         ),
         ("rollback only", &["rolling back", "recording a heuristic outcome", "ended"]),
-        ("preparing", &["deciding", "rolling back", "ended"]),
+        ("preparing", &["deciding", "rolling back", "recording a heuristic outcome", "ended"]),
         ("deciding", &["committing", "decision unknown", "rolling back"]),
-        ("deciding in one phase", &["committing in one phase", "intent unknown", "rolling back", "ended"]),
+        (
+            "deciding in one phase",
+            &[
+                "committing in one phase",
+                "intent unknown",
+                "rolling back",
+                "recording a heuristic outcome",
+                "ended",
+            ],
+        ),
         ("decision unknown", &["committing", "rolling back"]),
-        ("intent unknown", &["committing in one phase", "rolling back", "ended"]),
+        (
+            "intent unknown",
+            &["committing in one phase", "rolling back", "recording a heuristic outcome", "ended"],
+        ),
         ("committing", &["recording a heuristic outcome", "ended"]),
         ("committing in one phase", &["recording a heuristic outcome", "ended"]),
         ("rolling back", &["recording a heuristic outcome", "ended"]),
@@ -349,8 +362,8 @@ fn recovers(transaction: &Transaction) {
     };
     let (recovered, effects) = Transaction::recover(record, 1);
     let told = live.step(Event::LogForced, 1).unwrap();
-    if let State::Ended(..) = live.state() {
-        // A rollback vote crossed the intent: after a restart the branch is asked, and says the same.
+    if let State::Ended(..) | State::Recording(_) = live.state() {
+        // A rollback or hazard vote crossed the intent: after a restart the branch is asked, and says the same.
         return;
     }
     assert_eq!(recovered.state(), live.state());

@@ -8,7 +8,7 @@ use crate::protocol::event::{Applied, Event, Rejected, Vote};
 use crate::protocol::outcome::BranchEnd;
 
 impl Transaction {
-    /// Notes a vote. `Some` with the reason if it is a rollback vote.
+    /// Notes a vote. `Some` with the reason if the transaction can't commit after it.
     pub(super) fn record_vote(&mut self, bqual: &Bqual, vote: Vote) -> Result<Option<String>, Rejected> {
         let branch = self.known(bqual)?;
         if branch.has_voted(&vote) {
@@ -25,22 +25,31 @@ impl Transaction {
                 BranchState::Ended(BranchEnd::RolledBack),
                 Some(format!("branch {bqual} voted rollback: {why}")),
             ),
+            Vote::Hazard(why) => (
+                BranchState::Ended(BranchEnd::Hazard),
+                Some(format!("branch {bqual} ended before it was prepared: {why}")),
+            ),
         };
         self.branch_mut(bqual).state = state;
         Ok(refused)
     }
 
-    /// A vote that crossed the rollback: a rollback or read-only vote says what an acknowledgement would. After a commit vote the
+    /// A vote that crossed the rollback: any but a commit vote says what an acknowledgement would. After a commit vote the
     /// branch is prepared, so that its session's end does not end it any more. Of a branch that has ended, by another instance's
-    /// acknowledgement, a late vote says nothing.
+    /// acknowledgement, a late vote says nothing, unless it is a hazard: what that instance fenced, this one's service had
+    /// committed.
     pub(super) fn vote_after_rollback(&mut self, bqual: &Bqual, vote: &Vote) -> Result<(), Rejected> {
-        if self.known(bqual)?.ended().is_some() {
+        if let Some(before) = self.known(bqual)?.ended() {
+            let hazard =
+                matches!(vote, Vote::Hazard(_)).then(|| after_another(before, Applied::Hazard)).flatten();
+            self.branch_mut(bqual).state = BranchState::Ended(hazard.unwrap_or(before));
             return Ok(());
         }
         self.branch_mut(bqual).state = match vote {
             Vote::Commit => BranchState::Told,
             Vote::Rollback(_) => BranchState::Ended(BranchEnd::RolledBack),
             Vote::ReadOnly => BranchState::Ended(BranchEnd::ReadOnly),
+            Vote::Hazard(_) => BranchState::Ended(BranchEnd::Hazard),
         };
         Ok(())
     }
@@ -52,8 +61,9 @@ impl Transaction {
         let end = match (branch.ended(), vote) {
             (None, Vote::Rollback(_)) => BranchEnd::RolledBack,
             (None, Vote::ReadOnly) => BranchEnd::ReadOnly,
+            (None, Vote::Hazard(_)) => BranchEnd::Hazard,
             (None, Vote::Commit) | (Some(BranchEnd::ReadOnly), Vote::ReadOnly) => return Ok(()),
-            (Some(_), Vote::Commit | Vote::Rollback(_) | Vote::ReadOnly) => {
+            (Some(_), Vote::Commit | Vote::Rollback(_) | Vote::ReadOnly | Vote::Hazard(_)) => {
                 return self.reject(Event::Voted(bqual.clone(), vote.clone()), "the branch has ended");
             }
         };
@@ -67,7 +77,7 @@ impl Transaction {
         let fits = match vote {
             Vote::Commit => !read_only,
             Vote::ReadOnly => read_only,
-            Vote::Rollback(_) => false,
+            Vote::Rollback(_) | Vote::Hazard(_) => false,
         };
         if fits {
             return Ok(());

@@ -122,7 +122,13 @@ impl Transaction {
         effects
     }
 
-    fn become_recording(&mut self, decision: Decision, heuristic: Heuristic, now_ms: u64) -> Effects {
+    fn become_recording(
+        &mut self,
+        decision: Decision,
+        heuristic: Heuristic,
+        why: &str,
+        now_ms: u64,
+    ) -> Effects {
         let differs = |end: BranchEnd| match (decision, end) {
             (Decision::Commit, BranchEnd::RolledBack | BranchEnd::Lost)
             | (Decision::Rollback, BranchEnd::Committed)
@@ -135,11 +141,13 @@ impl Transaction {
         let others =
             ended.filter(|(_, end)| differs(*end)).map(|(bqual, end)| format!("{bqual} {}", end.name()));
         let others = others.collect::<Vec<_>>().join(", ");
+        let because = if why.is_empty() { String::new() } else { format!(" ({why})") };
         let decision = match decision {
             Decision::Commit => "commit",
             Decision::Rollback => "rollback",
         };
-        let why = format!("the decision was {decision}, but these branches ended otherwise: {others}");
+        let why =
+            format!("the decision was {decision}{because}, but these branches ended otherwise: {others}");
         let record = self.end_record(Outcome::Heuristic(heuristic), &why, now_ms);
         self.state = State::Recording(record.clone());
         Effects { log: Some(LogWrite::ForceEnd(record)), ..Effects::none() }
@@ -159,7 +167,7 @@ impl Transaction {
             return Effects::none();
         }
         match (Heuristic::of(decision, &self.ends()), decision) {
-            (Some(heuristic), _) => self.become_recording(decision, heuristic, now_ms),
+            (Some(heuristic), _) => self.become_recording(decision, heuristic, why, now_ms),
             (None, Decision::Commit) => self.end_on_record(Outcome::Committed, "", now_ms),
             (None, Decision::Rollback) => self.end_on_record(Outcome::RolledBack, why, now_ms),
         }

@@ -67,6 +67,16 @@ pub(super) fn preparing(position: LogPosition, owed: Owed, lost: bool, event: Ev
             };
             to(State::Ended(End::Refused(why)), [action])
         }
+        // Whatever was decided meanwhile: no decision can be kept any more, and the coordinator has to know.
+        Event::PrepareDone(Ok(Prepared::Hazard(why))) => {
+            let action = match owed {
+                Owed::Nothing => Action::Vote(Vote::Hazard(why)),
+                Owed::Rollback(_) | Owed::Commit(_) | Owed::OnePhase(_) => {
+                    Action::Acknowledge(Applied::Hazard)
+                }
+            };
+            to(State::Ended(End::Proved(Fate::Hazard)), [action])
+        }
         Event::PrepareDone(Err(unresolved)) => match owed {
             Owed::Commit(position) => apply(Decision::Commit, position),
             Owed::OnePhase(position) => prove(position),

@@ -8,6 +8,8 @@ use super::*;
 /// What the store would say if it could be asked without changing anything.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Truth {
+    /// A part of it was committed by its service.
+    Hazard,
     /// No trace: open, gone, or never there.
     Nothing,
     Prepared,
@@ -99,7 +101,11 @@ impl World {
     fn end_operation(&mut self, choice: u8, lost: bool) {
         let operation = self.running.take().expect("called while one runs");
         let effect = !lost || choice.is_multiple_of(2);
-        let fate = |truth| if truth == Truth::Committed { Fate::Committed } else { Fate::RolledBack };
+        let fate = |truth| match truth {
+            Truth::Committed => Fate::Committed,
+            Truth::Hazard => Fate::Hazard,
+            Truth::Nothing | Truth::Prepared | Truth::Fenced => Fate::RolledBack,
+        };
         let event = match operation {
             Operation::Begin(_) if choice.is_multiple_of(3) => Event::NotBegun("busy".to_owned()),
             Operation::Begin(_) => {
@@ -112,13 +118,16 @@ impl World {
             }
             Operation::Prepare(_) => {
                 self.connection = Connection::None;
-                let prepared = match choice % 3 {
+                let prepared = match choice % 4 {
                     0 => Prepared::No("constraint".to_owned()),
                     1 => Prepared::ReadOnly,
+                    2 => Prepared::Hazard("its service committed".to_owned()),
                     _ => Prepared::Yes,
                 };
-                if effect && prepared == Prepared::Yes {
-                    self.truth = Truth::Prepared;
+                match prepared {
+                    Prepared::Yes if effect => self.truth = Truth::Prepared,
+                    Prepared::Hazard(_) if effect => self.truth = Truth::Hazard,
+                    Prepared::Yes | Prepared::Hazard(_) | Prepared::No(_) | Prepared::ReadOnly => {}
                 }
                 Event::PrepareDone(if lost { Err(unresolved()) } else { Ok(prepared) })
             }
@@ -136,11 +145,15 @@ impl World {
                 self.truth = match self.truth {
                     Truth::Prepared | Truth::Committed => Truth::Committed,
                     Truth::Nothing | Truth::Fenced => Truth::Fenced,
+                    Truth::Hazard => Truth::Hazard,
                 };
                 Event::Resolved(if lost { Err(unresolved()) } else { Ok(fate(self.truth)) })
             }
             Operation::Rollback(_) if effect => {
-                self.truth = if self.truth == Truth::Committed { Truth::Committed } else { Truth::Fenced };
+                self.truth = match self.truth {
+                    ended @ (Truth::Committed | Truth::Hazard) => ended,
+                    Truth::Nothing | Truth::Prepared | Truth::Fenced => Truth::Fenced,
+                };
                 Event::Resolved(if lost { Err(unresolved()) } else { Ok(fate(self.truth)) })
             }
             Operation::Commit(_) | Operation::Prove(_) | Operation::Rollback(_) => {
@@ -201,7 +214,9 @@ impl World {
                 assert!(matches!(self.truth, Truth::Nothing | Truth::Fenced), "it could still commit");
                 assert_eq!(self.connection, Connection::None, "its local transaction may still be open");
             }
-            Action::Acknowledge(Applied::Hazard) => panic!("the store never said so"),
+            Action::Vote(Vote::Hazard(_)) | Action::Acknowledge(Applied::Hazard) => {
+                assert_eq!(self.truth, Truth::Hazard);
+            }
             Action::Acknowledge(Applied::NotYet(_)) => {}
             Action::Hand => {
                 assert_eq!(
@@ -253,7 +268,7 @@ impl World {
     fn heal(&mut self) {
         for _ in 0..100 {
             if self.running.is_some() {
-                self.end_operation(2, false);
+                self.end_operation(3, false);
             } else if self.handler == HandlerIs::Working {
                 self.happen(Event::HandlerGone);
             } else if self.ask_again > 0 {
@@ -298,7 +313,7 @@ impl World {
             world.happen(Event::Prepare(position(1)));
         }
         if matches!(start, From::Prepared) {
-            world.end_operation(2, false);
+            world.end_operation(3, false);
             assert!(world.voted_commit);
         }
         world

@@ -17,6 +17,7 @@ use sqlx::{PgPool, Row as _};
 use tokio::time::Instant;
 
 use super::connection::{Failure, Lease, Reply};
+use super::recovery;
 use super::refusal::{IN_FAILED_TRANSACTION, Refusal, words};
 use super::sql;
 use crate::resource::{BranchId, Fate, Prepared, ResourceError, Unresolved};
@@ -79,6 +80,7 @@ fn cannot_begin(failure: Failure) -> ResourceError {
 }
 
 pub(super) async fn prepare(
+    own: &PgPool,
     branch: &BranchId,
     mut open: OpenBranch,
     position: &LogPosition,
@@ -96,6 +98,10 @@ pub(super) async fn prepare(
         Err(Failure::Lost(why)) => {
             Err(Unresolved(format!("whether the branch is prepared is not known: {why}")))
         }
+        Err(Failure::Refused(error)) if Refusal::of(&error) == Refusal::EndedByService => {
+            let hazard = committed_by_service(own, branch, open, position).await;
+            Ok(hazard.map_or_else(|| Prepared::No(words(&error)), Prepared::Hazard))
+        }
         Err(Failure::Refused(error)) => not_prepared(branch, open, &error).await,
     }
 }
@@ -107,8 +113,6 @@ async fn not_prepared(
 ) -> Result<Prepared, Unresolved> {
     let no = Ok(Prepared::No(words(error)));
     match Refusal::of(error) {
-        // Whether it is inside of a transaction now is the service's secret: closed.
-        Refusal::EndedByService => return no,
         Refusal::ReadOnly => {
             open.lease.roll_back_and_give_back();
             return Ok(Prepared::ReadOnly);
@@ -117,7 +121,7 @@ async fn not_prepared(
             open.lease.roll_back_and_give_back();
             return no;
         }
-        Refusal::Other => {}
+        Refusal::EndedByService | Refusal::Other => {}
     }
     let listed = open.lease.run(sql::prepared_after_all(branch), open.time_for_an_answer()).await;
     if refused_before_the_end(&listed) || is_not_listed(&listed) {
@@ -130,7 +134,35 @@ async fn not_prepared(
     )))
 }
 
+/// Why a branch whose service has ended its local transaction is a hazard; `None` if that was a ROLLBACK, after which nothing
+/// is left of it. Whether the connection is inside of a transaction now is the service's secret: it is closed.
+async fn committed_by_service(
+    own: &PgPool,
+    branch: &BranchId,
+    mut open: OpenBranch,
+    position: &LogPosition,
+) -> Option<String> {
+    let answer = open.lease.run(sql::was_committed(branch), open.time_for_an_answer()).await;
+    let why = match answer {
+        Ok(reply) if was_committed(&reply) == Some(false) => return None,
+        Ok(_) => "the service committed the branch's local transaction itself (a COMMIT on the branch's connection): what \
+                  it committed stays committed, what it did afterwards is rolled back"
+            .to_owned(),
+        // A person has to look, rather than nobody.
+        Err(Failure::Refused(error)) => format!("{NOT_KNOWN}: {}", words(&error)),
+        Err(Failure::Lost(why)) => format!("{NOT_KNOWN}: {why}"),
+    };
+    tracing::error!(%branch, "{why}");
+    if let Err(unresolved) = recovery::record_hazard(own, branch, position).await {
+        tracing::error!(%branch, "the evidence of this hazard could not be written: {unresolved}");
+    }
+    Some(why)
+}
+
+const NOT_KNOWN: &str = "the service ended the branch's local transaction itself, and whether by COMMIT or by ROLLBACK is not known";
+
 pub(super) async fn commit_one_phase(
+    own: &PgPool,
     branch: &BranchId,
     mut open: OpenBranch,
     position: &LogPosition,
@@ -148,6 +180,10 @@ pub(super) async fn commit_one_phase(
         Err(Failure::Lost(why)) => {
             Err(Unresolved(format!("whether the branch is committed is not known: {why}")))
         }
+        Err(Failure::Refused(error)) if Refusal::of(&error) == Refusal::EndedByService => {
+            let hazard = committed_by_service(own, branch, open, position).await;
+            Ok(hazard.map_or(Fate::RolledBack, |_why| Fate::Hazard))
+        }
         Err(Failure::Refused(error)) => not_committed(branch, open, &error).await,
     }
 }
@@ -159,13 +195,12 @@ async fn not_committed(
 ) -> Result<Fate, Unresolved> {
     tracing::warn!(%branch, "the branch is rolled back instead of committed: {}", words(error));
     match Refusal::of(error) {
-        Refusal::EndedByService => return Ok(Fate::RolledBack),
         Refusal::TooLate | Refusal::Fenced => {
             open.lease.roll_back_and_give_back();
             return Ok(Fate::RolledBack);
         }
         // Not of a commit: its evidence has an xid in any case.
-        Refusal::ReadOnly | Refusal::Other => {}
+        Refusal::ReadOnly | Refusal::EndedByService | Refusal::Other => {}
     }
     let written = open.lease.run(sql::committed_after_all(branch), open.time_for_an_answer()).await;
     if refused_before_the_end(&written) || matches!(&written, Ok(reply) if !has_evidence(reply)) {
@@ -194,6 +229,15 @@ fn is_not_listed(answer: &Result<Reply, Failure>) -> bool {
 /// `None`: the reply does not say.
 fn is_listed(reply: &Reply) -> Option<bool> {
     reply.rows.iter().find_map(|row| row.try_get::<i64, _>("listed").ok()).map(|count| count == 1)
+}
+
+/// `None`: the reply does not say.
+fn was_committed(reply: &Reply) -> Option<bool> {
+    reply
+        .rows
+        .iter()
+        .find_map(|row| row.try_get::<Option<bool>, _>("was_committed").ok())
+        .map(|is| is == Some(true))
 }
 
 fn has_evidence(reply: &Reply) -> bool {

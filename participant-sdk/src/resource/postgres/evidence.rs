@@ -9,7 +9,7 @@ use sqlx::{PgPool, Row as _};
 
 use super::recovery::{read_on_primary, run, unreadable};
 use super::sql;
-use crate::resource::{BranchId, EvidenceRow, Unresolved};
+use crate::resource::{BranchId, EvidenceRow, Fate, Unresolved};
 
 /// The oldest transaction with a row of kind *branch*. Fences don't count: they say nothing that a pruned
 /// record could contradict.
@@ -32,7 +32,7 @@ pub(super) async fn old(
     let reply = run(own, sql::old_evidence(name, cluster, retention, limit)).await?;
     let row = |row: &PgRow| {
         let kind = row.try_get::<&str, _>("kind").map_err(unreadable)?;
-        Ok(EvidenceRow { branch: branch(row)?, committed: kind == "branch" })
+        Ok(EvidenceRow { branch: branch(row)?, fate: fate_of(kind).ok_or_else(|| damaged(kind))? })
     };
     reply.rows.iter().map(row).collect()
 }
@@ -49,6 +49,16 @@ pub(super) async fn forget(
     run(own, sql::forget(name, branches)).await?;
     fail_point!("postgres-after-forget");
     Ok(())
+}
+
+/// What a row of this kind proves; `None` of a kind that there is not.
+pub(super) fn fate_of(kind: &str) -> Option<Fate> {
+    match kind {
+        "branch" => Some(Fate::Committed),
+        "fence" => Some(Fate::RolledBack),
+        "hazard" => Some(Fate::Hazard),
+        _ => None,
+    }
 }
 
 /// The position in the columns `epoch`, `incarnation` and `sequence`; `None` where they are NULL.

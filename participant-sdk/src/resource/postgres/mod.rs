@@ -13,7 +13,8 @@
 //!
 //! What is left to the service: its pool, its SQL, its isolation level. On a branch's connection it may do
 //! whatever can be prepared (no temporary tables, LISTEN or NOTIFY together with writes), and neither COMMIT
-//! nor ROLLBACK; sqlx's own `begin()` makes a savepoint there. A NOTIFY in a branch that writes nothing is
+//! nor ROLLBACK; sqlx's own `begin()` makes a savepoint there. A COMMIT all the same can't be undone: it is found when the
+//! branch is prepared, and ends as a *hazard*, a heuristic outcome (one that the handler does not finish is not looked at). A NOTIFY in a branch that writes nothing is
 //! never published. The connection returns to the service's pool, as after any other use of it: what a plain
 //! `SET` or a session's advisory lock left behind is still there.
 //!
@@ -21,6 +22,9 @@
 //! `lockstep:`, up to 8 connections called `lockstep` beside the service's, and in the server's log an ERROR
 //! for each branch that is turned down. The one that names `branch_read_only_and_not_prepared` is none: the
 //! branch had only read.
+//!
+//! A role must not be named `lockstep`: PostgreSQL's usual `search_path` begins with `"$user"`, so that what such a role creates
+//! goes into our schema.
 
 mod attach;
 mod branch;
@@ -127,7 +131,7 @@ impl Resource for Postgres {
         position: &LogPosition,
     ) -> Result<Prepared, Unresolved> {
         self.remember(Some(*position));
-        branch::prepare(branch, open, position).await
+        branch::prepare(&self.own, branch, open, position).await
     }
 
     async fn commit_one_phase(
@@ -137,7 +141,7 @@ impl Resource for Postgres {
         position: &LogPosition,
     ) -> Result<Fate, Unresolved> {
         self.remember(Some(*position));
-        branch::commit_one_phase(branch, open, position).await
+        branch::commit_one_phase(&self.own, branch, open, position).await
     }
 
     async fn discard(&self, open: OpenBranch) {

@@ -6,6 +6,8 @@
 //!
 //! Nothing is concluded on a standby: it refuses COMMIT PREPARED and the fence, and the listing asks.
 
+use std::time::Duration;
+
 use fail::fail_point;
 use lockstep_proto::limits::MAX_TIMEOUT;
 use lockstep_proto::{ClusterId, LogPosition, ResourceManagerName, Xid};
@@ -13,9 +15,14 @@ use sqlx::postgres::PgRow;
 use sqlx::{PgPool, Row as _, SqlStr};
 
 use super::connection::{Failure, Lease, OWN_ANSWER_TIMEOUT, Reply};
+use super::evidence;
 use super::refusal::{UNDEFINED_OBJECT, words_for_finishing};
 use super::sql;
 use crate::resource::{BranchId, Fate, Unresolved};
+
+/// How long a row is kept whose branch's deadline is not known: once for the longest time that the branch may have left, and
+/// once for one that was begun as late as it could be.
+const LONGEST_LIFETIME: Duration = MAX_TIMEOUT.saturating_mul(2);
 
 /// COMMIT PREPARED; else as [`fence`] finds.
 pub(super) async fn commit(
@@ -64,19 +71,22 @@ async fn finish(lease: &mut Lease, sql: SqlStr) -> Result<bool, Unresolved> {
 /// it is not known. So does one that became prepared since [`finish`] looked.
 async fn fence(mut lease: Lease, branch: &BranchId, position: &LogPosition) -> Result<Fate, Unresolved> {
     fail_point!("postgres-before-fence");
-    // Once for the longest time that the branch may have left, and once for one that was begun as late as it
-    // could be.
-    let lifetime = MAX_TIMEOUT * 2;
-    let reply =
-        lease.run(sql::fence(branch, position, lifetime), OWN_ANSWER_TIMEOUT).await.map_err(unresolved)?;
+    let fence = sql::fence(branch, position, LONGEST_LIFETIME);
+    let reply = lease.run(fence, OWN_ANSWER_TIMEOUT).await.map_err(unresolved)?;
     fail_point!("postgres-after-fence");
     let kind = reply.rows.first().and_then(|row| row.try_get::<String, _>("kind").ok());
-    match kind.as_deref() {
-        Some("branch") => Ok(Fate::Committed),
-        Some("fence") => Ok(Fate::RolledBack),
-        // Pruned between the two statements.
-        Some(_) | None => Err(Unresolved(format!("the evidence of {branch} has just gone"))),
-    }
+    // Pruned between the two statements.
+    let gone = || Unresolved(format!("the evidence of {branch} has just gone"));
+    kind.and_then(|kind| evidence::fate_of(&kind)).ok_or_else(gone)
+}
+
+/// Keeps for good that a branch can be brought to neither end: whoever asks about it later is answered from this row.
+pub(super) async fn record_hazard(
+    own: &PgPool,
+    branch: &BranchId,
+    position: &LogPosition,
+) -> Result<(), Unresolved> {
+    run(own, sql::hazard(branch, position, LONGEST_LIFETIME)).await.map(drop)
 }
 
 /// The branches that are prepared in this database.

@@ -45,8 +45,7 @@ pub(super) fn words(error: &PgDatabaseError) -> String {
     let code = error.code();
     match Refusal::of(error) {
         Refusal::EndedByService => {
-            "the service ended the branch's local transaction itself (a COMMIT or ROLLBACK on the branch's \
-             connection): what it committed stays committed, what it did afterwards is rolled back"
+            "the service ended the branch's local transaction itself (a ROLLBACK on the branch's connection)"
                 .to_owned()
         }
         Refusal::ReadOnly => "nothing was written".to_owned(),

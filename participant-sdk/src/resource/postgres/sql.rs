@@ -41,7 +41,7 @@ pub(super) const CREATE_TABLES: &str = concat!(
     "CREATE TABLE IF NOT EXISTS lockstep.evidence (",
     "xid text COLLATE \"C\" CONSTRAINT evidence_pkey PRIMARY KEY, ",
     "kind text CONSTRAINT branch_ended_by_its_service CHECK (kind IS NOT NULL) ",
-    "CONSTRAINT evidence_kind_is_known CHECK (kind IN ('branch', 'fence')), ",
+    "CONSTRAINT evidence_kind_is_known CHECK (kind IN ('branch', 'fence', 'hazard')), ",
     "local_xid xid8 CONSTRAINT branch_read_only_and_not_prepared CHECK (local_xid IS NOT NULL), ",
     "deadline timestamptz CONSTRAINT branch_too_late_to_prepare CHECK (deadline IS NOT NULL), ",
     "resource_manager text COLLATE \"C\" NOT NULL, ",
@@ -161,10 +161,14 @@ pub(super) struct Limits {
 /// `NOT DEFERRABLE` is refused in a transaction that has already run something: one that was left open on a
 /// connection of the pool. Only utility statements: a query would take the snapshot, and the handler could not
 /// choose its isolation level.
+///
+/// The setting that is not LOCAL stays in the session only if this very transaction commits: after the service has ended it
+/// by itself, it tells a COMMIT from a ROLLBACK ([`was_committed`]).
 pub(super) fn begin(branch: &BranchId, limits: Limits) -> SqlStr {
     let mut sql = format!(
         "BEGIN READ WRITE NOT DEFERRABLE; \
          SET LOCAL lockstep.branch = '{branch}'; \
+         SET lockstep.committed = '{branch}'; \
          SET LOCAL lock_timeout = {lock}; \
          SET LOCAL statement_timeout = {activity}; \
          SET LOCAL idle_in_transaction_session_timeout = {activity}",
@@ -209,6 +213,14 @@ pub(super) fn committed_after_all(branch: &BranchId) -> SqlStr {
     text(format!("{written}; BEGIN", written = written(branch)))
 }
 
+/// Ends whatever transaction the session is in, and asks whether the one that [`begin`] began was committed.
+pub(super) fn was_committed(branch: &BranchId) -> SqlStr {
+    text(format!(
+        "ROLLBACK; SELECT pg_catalog.current_setting('lockstep.committed', true) OPERATOR(pg_catalog.=) '{branch}' \
+         AS was_committed"
+    ))
+}
+
 /// Commits a prepared branch.
 pub(super) fn commit_prepared(branch: &BranchId) -> SqlStr {
     text(format!("COMMIT PREPARED '{PREFIX}:{branch}'"))
@@ -222,10 +234,19 @@ pub(super) fn rollback_prepared(branch: &BranchId) -> SqlStr {
 /// Puts a fence in where there is no evidence, and reads what is there then. One transaction; the read has a
 /// snapshot of its own under READ COMMITTED, so it sees the row that kept the fence out.
 pub(super) fn fence(branch: &BranchId, position: &LogPosition, lifetime: Duration) -> SqlStr {
+    end_without_branch("fence", branch, position, lifetime)
+}
+
+/// The same for a branch that can be brought to neither end.
+pub(super) fn hazard(branch: &BranchId, position: &LogPosition, lifetime: Duration) -> SqlStr {
+    end_without_branch("hazard", branch, position, lifetime)
+}
+
+fn end_without_branch(kind: &str, branch: &BranchId, position: &LogPosition, lifetime: Duration) -> SqlStr {
     let deadline = format!("clock_timestamp() + interval '{} milliseconds'", millis(lifetime));
     text(format!(
         "INSERT INTO lockstep.evidence ({EVIDENCE_COLUMNS}) \
-         VALUES ('{branch}', 'fence', pg_current_xact_id(), {deadline}, {fixed}) \
+         VALUES ('{branch}', '{kind}', pg_current_xact_id(), {deadline}, {fixed}) \
          ON CONFLICT (xid) DO NOTHING; {written}",
         fixed = fixed_columns(branch, position),
         written = written(branch),

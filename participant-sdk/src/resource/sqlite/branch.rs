@@ -58,6 +58,8 @@ const CONDITION: &str = "SELECT schema_version, user_version, application_id, re
 pub(super) enum Refused {
     /// For good: it is to be rolled back.
     No(String),
+    /// Its service may have committed a part of it.
+    Hazard(String),
     /// There is evidence of its end already, from elsewhere.
     Ended(Kind),
 }
@@ -123,11 +125,7 @@ impl OpenBranch {
         let header = self.header;
         let writer = self.writer();
         let commit_was_refused = writer.gate.take_back();
-        if !writer.is_guarded() {
-            return Err(no(
-                "the service replaced the connection's commit hook; what it committed by itself is not known",
-            ));
-        }
+        let is_guarded = writer.is_guarded();
         if commit_was_refused {
             return Err(no("the service tried to commit by itself, which a branch's connection does not do"));
         }
@@ -135,10 +133,21 @@ impl OpenBranch {
             return Err(no("its deadline has passed"));
         }
         let released = sqlx::raw_sql(AssertSqlSafe(format!("RELEASE {savepoint}")));
-        if let Err(error) = released.execute(&mut writer.connection).await {
-            return Err(no(&format!(
-                "the branch's local transaction was ended, by an error or by the service itself ({error})"
-            )));
+        match (released.execute(&mut writer.connection).await, is_guarded) {
+            (Ok(_), true) => {}
+            (Ok(_), false) => return Err(no("the service replaced the connection's commit hook")),
+            (Err(error), true) => {
+                return Err(no(&format!(
+                    "the branch's local transaction was ended, by an error or by the service itself ({error})"
+                )));
+            }
+            (Err(_), false) => {
+                return Err(Refused::Hazard(
+                    "the service replaced the connection's commit hook and ended the branch's local transaction: what it \
+                     committed is not known"
+                        .to_owned(),
+                ));
+            }
         }
         let condition: Condition = sqlx::query_as(CONDITION).fetch_one(&mut writer.connection).await?;
         condition.check(header, capture::trigger_count(&writer.schema)).map_err(Refused::No)

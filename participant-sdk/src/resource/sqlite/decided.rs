@@ -156,13 +156,23 @@ impl Store {
     ) -> Result<Fate, Unresolved> {
         let position = position_bytes(position);
         let row = NewEvidence { branch, kind: Kind::Fence, position, deadline_ms };
-        let mut write = self.own_write(turn).await?;
-        let there = evidence::insert(&mut write.writer.connection, &row)
-            .await
-            .map_err(failed("a fence for the branch"))?;
-        self.finish(write).await?;
+        let fate = self.end_without_branch(&row, turn).await?;
         fail::fail_point!("sqlite-fence-written");
-        Ok(there.unwrap_or(Kind::Fence).fate())
+        Ok(fate)
+    }
+
+    /// Writes a row of a branch that did not commit with one of its own, unless there is one already.
+    pub(super) async fn end_without_branch(
+        &self,
+        row: &NewEvidence<'_>,
+        turn: Turn,
+    ) -> Result<Fate, Unresolved> {
+        let mut write = self.own_write(turn).await?;
+        let there = evidence::insert(&mut write.writer.connection, row)
+            .await
+            .map_err(failed("the evidence of the branch"))?;
+        self.finish(write).await?;
+        Ok(there.unwrap_or(row.kind).fate())
     }
 
     /// Records that a branch which was to commit never will, and keeps what it changed for a person.

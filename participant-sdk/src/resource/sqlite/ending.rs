@@ -9,7 +9,7 @@ use super::capture::{CaptureError, Changes};
 use super::connection::{self, is_constraint};
 use super::decided::PrepareError;
 use super::entry::Entry;
-use super::evidence::{Kind, position_bytes, unix_ms};
+use super::evidence::{Kind, NewEvidence, position_bytes, unix_ms};
 use super::foreign_keys;
 use super::journal::MAX_ENTRY_BYTES;
 use super::store::Store;
@@ -39,7 +39,7 @@ pub(super) async fn prepare(
             Err(PrepareError::No(why)) => Ok(Prepared::No(why)),
             Err(PrepareError::Unresolved(error)) => Err(error),
         },
-        Err(refused) => refuse(open, refused).await,
+        Err(refused) => refuse(store, open, position, refused).await,
     }
 }
 
@@ -90,15 +90,44 @@ async fn end_read_only(store: &Store, open: OpenBranch) {
     }
 }
 
-async fn refuse(open: OpenBranch, refused: Refused) -> Result<Prepared, Unresolved> {
+async fn refuse(
+    store: &Store,
+    open: OpenBranch,
+    position: &LogPosition,
+    refused: Refused,
+) -> Result<Prepared, Unresolved> {
     let branch = open.branch().clone();
-    open.close().await;
     match refused {
-        Refused::No(why) => Ok(Prepared::No(why)),
-        Refused::Ended(Kind::Fence) => Ok(Prepared::No("it was rolled back before it was prepared".into())),
-        Refused::Ended(kind @ (Kind::Branch | Kind::Hazard)) => {
-            Err(Unresolved(format!("the branch {branch} has ended before, and its evidence says {kind:?}")))
+        Refused::Hazard(why) => {
+            record_hazard(store, open, position, &why).await;
+            Ok(Prepared::Hazard(why))
         }
+        Refused::No(why) => {
+            open.close().await;
+            Ok(Prepared::No(why))
+        }
+        Refused::Ended(kind) => {
+            open.close().await;
+            match kind {
+                Kind::Fence => Ok(Prepared::No("it was rolled back before it was prepared".into())),
+                Kind::Branch | Kind::Hazard => Err(Unresolved(format!(
+                    "the branch {branch} has ended before, and its evidence says {kind:?}"
+                ))),
+            }
+        }
+    }
+}
+
+/// Rolls back what is left of the branch, and keeps for good that it can be brought to neither end.
+async fn record_hazard(store: &Store, open: OpenBranch, position: &LogPosition, why: &str) {
+    let (branch, deadline_ms) = (open.branch().clone(), open.deadline_ms());
+    tracing::error!(%branch, "{why}");
+    let (writer, turn) = open.into_parts();
+    writer.close().await;
+    let row =
+        NewEvidence { branch: &branch, kind: Kind::Hazard, position: position_bytes(position), deadline_ms };
+    if let Err(unresolved) = store.end_without_branch(&row, turn).await {
+        tracing::error!(%branch, "the evidence of this hazard could not be written: {unresolved}");
     }
 }
 
@@ -111,15 +140,18 @@ pub(super) async fn commit_one_phase(
     let branch = open.branch().clone();
     match ready_to_commit(&mut open, position).await {
         Ok(()) => {}
-        Err(refused) => {
+        Err(Refused::Hazard(why)) => {
+            record_hazard(store, open, position, &why).await;
+            return Ok(Fate::Hazard);
+        }
+        Err(Refused::Ended(kind)) => {
             open.close().await;
-            return Ok(match refused {
-                Refused::Ended(kind) => kind.fate(),
-                Refused::No(why) => {
-                    tracing::warn!(%branch, %why, "a branch was rolled back instead of committed in one phase");
-                    Fate::RolledBack
-                }
-            });
+            return Ok(kind.fate());
+        }
+        Err(Refused::No(why)) => {
+            open.close().await;
+            tracing::warn!(%branch, %why, "a branch was rolled back instead of committed in one phase");
+            return Ok(Fate::RolledBack);
         }
     }
     fail::fail_point!("sqlite-one-phase-begun");

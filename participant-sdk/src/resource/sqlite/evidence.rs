@@ -44,7 +44,8 @@ pub(super) enum Kind {
     Branch,
     /// It did not, and the row keeps it from ever doing so.
     Fence,
-    /// It was to commit, and could not be written again after a crash. It never will be.
+    /// It was to commit, and could not be written again after a crash; or its service may have committed a part of it by itself.
+    /// It never will be whole.
     Hazard,
 }
 
@@ -281,7 +282,7 @@ pub(super) async fn old(
     rows.into_iter()
         .map(|(branch, kind)| {
             let branch = branch.parse().map_err(|error| sqlx::Error::Decode(Box::new(error)))?;
-            Ok(EvidenceRow { branch, committed: kind.parse::<Kind>()? == Kind::Branch })
+            Ok(EvidenceRow { branch, fate: kind.parse::<Kind>()?.fate() })
         })
         .collect()
 }

@@ -31,7 +31,7 @@
 //!
 //! An ordinary `sqlx::SqliteConnection` with the settings of the pool's *connect options*; what a pool's `after_connect` does
 //! is not done on it. `begin()` on it makes a savepoint. It cannot commit: a commit hook turns any attempt into a rollback, and
-//! the branch then votes no. After the transaction's deadline its statements are interrupted; the file's lock is free when
+//! the branch then votes no. A service that replaces that hook and ends the transaction makes the branch a hazard. After the transaction's deadline its statements are interrupted; the file's lock is free when
 //! the handler lets the branch go, which only the handler can do.
 //!
 //! Changes are captured by TEMP triggers on every table. What that means:

@@ -331,7 +331,8 @@ impl Resource for Store {
         let mut rows = Vec::new();
         for branch in self.branches("evidence", cluster).map_err(unresolved)?.into_iter().take(limit) {
             let kind = read(&self.path("evidence", &branch)).map_err(unresolved)?;
-            rows.push(EvidenceRow { committed: kind.as_deref() == Some("branch"), branch });
+            let fate = if kind.as_deref() == Some("branch") { Fate::Committed } else { Fate::RolledBack };
+            rows.push(EvidenceRow { branch, fate });
         }
         Ok(rows)
     }

@@ -49,6 +49,7 @@ impl World {
             Vote::Commit => self.branches.insert(xid.clone(), Local::Prepared),
             Vote::ReadOnly => self.branches.insert(xid.clone(), Local::ReadOnly),
             Vote::Rollback(_) => self.branches.remove(&xid),
+            Vote::Hazard(_) => unreachable!("no service of this world commits by itself"),
         };
         self.reply(session, FromParticipant::Vote(xid, vote));
     }
