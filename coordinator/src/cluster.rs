@@ -4,7 +4,8 @@
 //! take over, so that a node that is slow keeps its transactions, and one that is dead leaves nobody waiting for long.
 //!
 //! **After an outage of the log** every lease has run out, and nobody is dead. So a node seals nobody before it has reached the log
-//! without a break for as long as a lease lasts: whoever is alive has renewed by then.
+//! without a break for as long as a lease lasts: whoever is alive has renewed by then. A lease that was given up, by a node that was told to
+//! stop, is taken over from at once.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -23,8 +24,10 @@ use crate::sessions::registry::Registry;
 
 /// Decisions that are read at once.
 const ADOPT_AT_ONCE: u32 = 1000;
-/// Renewals in the time of a lease: two may fail before it runs out.
+/// Renewals in the time of a lease, at least: two may fail before it runs out.
 const RENEWALS: u32 = 3;
+/// The longest time between two looks at who has gone.
+const LONGEST_LOOK: Duration = Duration::from_secs(1);
 
 /// Keeps the lease of one life of a node.
 pub struct Keeper {
@@ -64,7 +67,7 @@ impl Keeper {
 
     /// Runs until another node has taken over, and says so.
     pub async fn run(mut self) -> AppendError {
-        let mut ticks = interval(self.lease / RENEWALS);
+        let mut ticks = interval(self.every());
         // After a pause, one renewal is as good as several.
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
@@ -80,19 +83,21 @@ impl Keeper {
                 }
             }
             let since = *self.reached_since.get_or_insert_with(Instant::now);
-            if since.elapsed() < self.lease {
-                continue;
-            }
-            if let Err(error) = self.take_over().await {
+            let run_out = since.elapsed() >= self.lease;
+            if let Err(error) = self.take_over(run_out).await {
                 tracing::warn!(%error, "nothing was taken over; it is tried again");
                 self.reached_since = None;
             }
         }
     }
 
+    fn every(&self) -> Duration {
+        (self.lease / RENEWALS).min(LONGEST_LOOK)
+    }
+
     /// What this node says of itself. Shards that wait for the log tell nothing now: then it is what it was.
     async fn measure(&mut self) -> Renewal {
-        let measured = timeout(self.lease / RENEWALS, async {
+        let measured = timeout(self.every(), async {
             let floor_ms = self.engine.live_floor().await?.unix_ms();
             let live = self.engine.summarize().await?.live;
             Ok::<_, Stopped>(Renewal { floor_ms, live: live as u64 })
@@ -105,9 +110,13 @@ impl Keeper {
         self.last
     }
 
-    /// Seals what has run out, and hands what is unfinished there to the shards.
-    async fn take_over(&mut self) -> Result<(), AdoptError> {
-        let owned = self.log.take_over().await?;
+    /// Seals what was given up, and with `run_out` also what has run out, and hands what is unfinished there to the shards.
+    async fn take_over(&mut self, run_out: bool) -> Result<(), AdoptError> {
+        let owned = if run_out {
+            self.log.take_over().await?
+        } else {
+            self.log.take_over_what_was_given_up().await?
+        };
         for epoch in owned {
             if !self.adopted.contains(&epoch) {
                 let decisions = self.unfinished_of(epoch).await?;

@@ -5,6 +5,8 @@
 use std::time::Duration;
 
 use lockstep_tests::cluster::run::{Plan, run};
+use lockstep_tests::cluster::world::World;
+use lockstep_tests::harness::clock::{now, wait_for};
 use lockstep_tests::harness::roles::Roles;
 
 #[test]
@@ -17,4 +19,24 @@ fn coordinators_that_are_killed_or_stopped_are_taken_over_from() {
     eprintln!("{}", report.summary());
     assert!(report.committed() > 20, "{}", report.summary());
     assert_eq!(report.violations(), [String::new(); 0]);
+}
+
+/// A lease of minutes, and nobody waits for it.
+#[test]
+fn a_node_that_drains_hands_over_without_waiting_for_its_lease() {
+    let directory = tempfile::tempdir().unwrap();
+    let roles = Roles::played_by(env!("CARGO_BIN_EXE_prove"));
+    let lease = Duration::from_secs(90);
+    let mut world = World::start(&roles, directory.path(), 2, lease).unwrap();
+    let patience = Duration::from_secs(60);
+    wait_for("the first transfers", patience, || Ok((world.ledgers()?.len() > 20).then_some(()))).unwrap();
+    let epoch = world.epoch_of(0).unwrap();
+    let started = now();
+    world.drain(0).unwrap();
+    wait_for("the other node to take over", lease, || Ok(world.left_by(epoch)?.sealed.then_some(())))
+        .unwrap();
+    assert!(started.elapsed() < lease / 2, "{:?}", started.elapsed());
+    world.settle(patience).unwrap();
+    let seen = world.look(&[1]).unwrap();
+    assert_eq!(seen.contradictions(), [String::new(); 0]);
 }

@@ -4,7 +4,7 @@
 //! - `open`: the schema, a new epoch, what is adopted with it; `schema`, `durability`, `connect`: what is checked before that;
 //! - `append`: a batch in one statement, which is the fence too (P1); `writer`: what is done when its answer does not come (P2);
 //! - `epochs`: leases, sealing, adopting (P5);
-//! - `barrier`: what is read leaves this node only behind a write (P3); `read`, `find`: reading; `upkeep`: pruning (P7).
+//! - `barrier`: what is read leaves this node only behind a write (P3); `read`, `find`: reading; `upkeep`: pruning (P7); `nodes`: for people.
 //!
 //! **Connections.** One writes: what is forced, what is lazy, and the upkeep, one after the other, because overlapping share locks on
 //! the epoch's row would keep a sealer waiting for ever. One keeps the lease and seals. A pool reads. None waits for another.
@@ -18,6 +18,7 @@ mod connect;
 mod durability;
 mod epochs;
 mod find;
+mod nodes;
 mod open;
 mod read;
 mod schema;
@@ -36,7 +37,8 @@ use tokio::sync::{Mutex, MutexGuard};
 
 pub use self::durability::{Accepted, Setting, Unfit};
 pub use self::epochs::Renewal;
-pub use self::open::{OpenError, Opened, Options, migrate};
+pub use self::nodes::{Node, NodeState};
+pub use self::open::{OpenError, Opened, Options, migrate, nodes};
 pub use self::schema::SchemaError;
 
 use self::append::Changes;
@@ -180,13 +182,26 @@ impl PostgresLog {
     /// # Errors
     /// [`ReadError`]: try again.
     pub async fn take_over(&self) -> Result<Vec<Epoch>, ReadError> {
+        self.seal_and_adopt(true).await
+    }
+
+    /// The same, but only of epochs whose node has given its lease up.
+    ///
+    /// # Errors
+    /// As [`PostgresLog::take_over`].
+    pub async fn take_over_what_was_given_up(&self) -> Result<Vec<Epoch>, ReadError> {
+        self.seal_and_adopt(false).await
+    }
+
+    async fn seal_and_adopt(&self, run_out: bool) -> Result<Vec<Epoch>, ReadError> {
         let mut guard = self.keeper.lock().await;
         let keeper = open_keeper(&mut guard).map_err(|error| ReadError::Unavailable(error.to_string()))?;
         let mut connection = keeper.lend().await?;
-        for expired in epochs::expired(&mut connection, &self.start, self.succeeds.as_deref()).await? {
+        let succeeds = self.succeeds.as_deref();
+        for expired in epochs::expired(&mut connection, &self.start, run_out, succeeds).await? {
             match epochs::seal(&mut connection, &self.start, &expired).await {
                 Ok(Sealed::Now) => {
-                    tracing::warn!(epoch = %expired.epoch, "its lease has run out: sealed, and adopted");
+                    tracing::warn!(epoch = %expired.epoch, "its node is gone: sealed, and adopted");
                 }
                 Ok(Sealed::Before | Sealed::OwnIsSealed) => {}
                 Err(failure) if failure.is(Failure::LOCK_NOT_AVAILABLE) => {

@@ -64,7 +64,8 @@ pub fn run(roles: &Roles, directory: &Path, plan: Plan, mut tell: impl FnMut(&Ta
         takeovers.push(takeover);
     }
     world.settle(PATIENCE)?;
-    let seen = world.look()?;
+    let all: Vec<usize> = (0..plan.nodes).collect();
+    let seen = world.look(&all)?;
     let mut violations = seen.contradictions();
     let heuristic = world.heuristic()?;
     if heuristic != 0 {

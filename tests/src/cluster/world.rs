@@ -127,6 +127,14 @@ impl World {
         sqlx::query_scalar(sqlx::AssertSqlSafe(sql)).fetch_one(&mut connection).await.map_err(cannot())
     }
 
+    /// SIGTERM to a node, and waits until it has ended.
+    ///
+    /// # Errors
+    /// If it doesn't.
+    pub fn drain(&mut self, node: usize) -> Result<()> {
+        self.coordinators[node].stop().map(drop)
+    }
+
     /// The newest epoch of a node.
     ///
     /// # Errors
@@ -200,18 +208,18 @@ impl World {
         })
     }
 
-    /// What is seen from outside, once it has settled: also what any coordinator answers for each transaction.
+    /// What is seen from outside, once it has settled: also what any of these nodes answers for each transaction.
     ///
     /// # Errors
     /// If it can't be looked at.
-    pub fn look(&self) -> Result<Seen> {
+    pub fn look(&self, nodes: &[usize]) -> Result<Seen> {
         let ledger = self.ledgers()?;
         self.block_on(async {
             let mut pages = Vec::new();
             for bank in &self.banks {
                 pages.push(bank.books.read().await?);
             }
-            let urls = self.coordinators.iter().map(Coordinator::url);
+            let urls = nodes.iter().map(|node| self.coordinators[*node].url());
             let client =
                 lockstep::Client::builder_of(urls).connect().map_err(Failed::because("no client"))?;
             let mut asked = BTreeMap::new();

@@ -7,7 +7,9 @@
 #![allow(clippy::unwrap_used, reason = "a test panics where something is not as it should be")]
 
 mod fencing;
+mod nodes;
 mod opening;
+mod replication;
 mod settings;
 mod takeover;
 mod unknown_results;

@@ -37,8 +37,11 @@ async fn a_node_that_closes_its_log_is_succeeded_at_once() {
     let database = fresh_database();
     let peer = open(&leased(&database.url(), "b")).await;
     let log = open(&leased(&database.url(), "a")).await;
+    let silent = open(&options(&database.url(), "c")).await;
     log.close().await;
-    assert_eq!(peer.take_over().await.unwrap(), [own(&log)]);
+    assert_eq!(peer.take_over_what_was_given_up().await.unwrap(), [own(&log)]);
+    // One that has only run out is left alone by this look.
+    assert_eq!(look(&peer, gtrid(own(&silent), 0, 1)).await.epoch, EpochState::Live);
 }
 
 #[tokio::test]

@@ -169,20 +169,24 @@ pub(super) struct Expired {
     session: String,
 }
 
-/// Unsealed epochs of others whose lease has run out, and with `succeeds` those that an earlier life of this node left, the oldest first.
+/// Unsealed epochs of others whose lease was given up, with `run_out` those whose lease has run out, and with `succeeds` those that
+/// an earlier life of this node left; the oldest first.
 pub(super) async fn expired(
     connection: &mut PgConnection,
     own: &Own,
+    run_out: bool,
     succeeds: Option<&str>,
 ) -> Result<Vec<Expired>, Failure> {
     let statement = sqlx::query_as(
         "SELECT e.number, e.incarnation FROM lockstep_log.epochs AS e \
          JOIN lockstep_log.leases AS l ON l.epoch = e.number \
          WHERE NOT e.sealed AND e.number <> $1 \
-             AND (l.expires_at <= clock_timestamp() OR (l.node = $2 AND e.number < $1)) ORDER BY e.number",
+             AND (l.expires_at = '-infinity' OR ($3 AND l.expires_at <= clock_timestamp()) \
+                 OR (l.node = $2 AND e.number < $1)) ORDER BY e.number",
     )
     .bind(i64::from(own.epoch.get()))
-    .bind(succeeds);
+    .bind(succeeds)
+    .bind(run_out);
     let rows: Vec<(i64, Vec<u8>)> = answer(PATIENCE, statement.fetch_all(connection)).await?;
     let expired = |(number, incarnation): (i64, Vec<u8>)| {
         epoch(number).map(|epoch| Expired { epoch, session: session_name(epoch, &incarnation) })
@@ -214,9 +218,7 @@ pub(super) async fn seal(
         Ok(Sealed::Now) => "COMMIT",
         Ok(Sealed::Before | Sealed::OwnIsSealed) | Err(_) => "ROLLBACK",
     };
-    fail::fail_point!("postgres-seal-before-commit");
     run(connection, PATIENCE, end).await?;
-    fail::fail_point!("postgres-seal-after-commit");
     result
 }
 

@@ -10,6 +10,7 @@ use sqlx::postgres::PgConnectOptions;
 use super::connect::{ConnectFailure, Connector, Failure, answer};
 use super::durability::{Accepted, Unfit};
 use super::epochs::{self, Own, PATIENCE};
+use super::nodes::Node;
 use super::schema::{self, SchemaError};
 use super::{PostgresLog, read};
 use crate::decision_log::{ReadError, rows};
@@ -167,6 +168,17 @@ pub async fn migrate(url: &str, accepted: Accepted) -> Result<String, OpenError>
     Ok(opening.place)
 }
 
+/// Every epoch that is not sealed or has left something unfinished, and with `all` every other one too; the newest first.
+///
+/// # Errors
+/// [`OpenError`].
+pub async fn nodes(url: &str, accepted: Accepted, all: bool) -> Result<Vec<Node>, OpenError> {
+    let opening = Opening::new(url, accepted)?;
+    let mut connection = opening.connect().await?;
+    schema::check(&mut connection).await.map_err(|error| opening.schema(error))?;
+    super::nodes::nodes(&mut connection, all).await.map_err(|failure| opening.failed("read", &failure))
+}
+
 /// The cluster id, made with the log by whichever node came first.
 async fn cluster(connection: &mut PgConnection) -> Result<ClusterId, ReadError> {
     let made = ClusterId::from_random(rand::random());
@@ -199,9 +211,7 @@ impl PostgresLog {
         }
         schema::check(&mut connection).await.map_err(|error| opening.schema(error))?;
         let cluster = cluster(&mut connection).await.map_err(|error| opening.failed("read", &error))?;
-        fail::fail_point!("postgres-open-before-epoch");
         let own = opening.take_epoch(&mut connection, options).await?;
-        fail::fail_point!("postgres-open-after-epoch");
         let log = Self::new(cluster, own, &opening.connector, options);
         let adopted = log.take_over().await.map_err(|error| opening.failed("adopt in", &error))?;
         let accepted = options.accepted.to_string();

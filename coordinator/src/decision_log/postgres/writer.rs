@@ -126,9 +126,7 @@ impl Writer {
             }
             self.unsettled = true;
             sent = true;
-            fail::fail_point!("postgres-before-append");
             let appended = append(&mut connection, self.patience, &self.own, &changes, forced).await;
-            fail::fail_point!("postgres-after-append");
             match appended {
                 Ok(Appended::Written(sequence)) => {
                     self.own.sequence = sequence;
@@ -169,9 +167,7 @@ impl Writer {
         changes: &Changes,
         sent: bool,
     ) -> Result<Settled, ReadError> {
-        fail::fail_point!("postgres-before-fence");
         let Some(own) = epochs::fence(connection, &self.own).await? else { return Ok(Settled::Sealed) };
-        fail::fail_point!("postgres-after-fence");
         self.own = own;
         let written = sent && is_on_record(connection, self.patience, changes).await?;
         if written {

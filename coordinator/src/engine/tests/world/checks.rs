@@ -125,7 +125,7 @@ impl World {
         let message = match prepared_fate(&self.look_up(xid.gtrid), false, &xid.bqual) {
             PreparedFate::Commit => ToParticipant::Commit(xid.clone()),
             PreparedFate::Rollback => ToParticipant::Rollback(xid.clone()),
-            PreparedFate::Unknown(_) => return,
+            PreparedFate::StillRunning | PreparedFate::Unknown(_) => return,
         };
         self.flights.push(Flight::ToParticipant(session, message));
     }
