@@ -31,7 +31,7 @@ impl Session {
         };
         let seen = attachment.seen.map_or(0, |seen| seen.epoch.get());
         if let Err(why) = check(&welcome, &attachment, self.newest_epoch.max(seen), self.sealed_below) {
-            self.close(Closing::Refused(why));
+            self.close(why);
             return;
         }
         self.newest_epoch = self.newest_epoch.max(welcome.newest_epoch);
@@ -95,36 +95,36 @@ fn check(
     attachment: &Attachment,
     newest_epoch: u32,
     sealed_below: u32,
-) -> Result<(), String> {
+) -> Result<(), Closing> {
     if welcome.protocol_version != PROTOCOL_VERSION {
-        return Err(format!(
+        return Err(Closing::Refused(format!(
             "the coordinator speaks version {} of the participant protocol and this SDK version {PROTOCOL_VERSION}: \
              bring both to releases that go together",
             welcome.protocol_version
-        ));
+        )));
     }
     if let Some(ours) = attachment.cluster
         && ours != welcome.cluster
     {
-        return Err(format!(
+        return Err(Closing::Refused(format!(
             "this store belongs to cluster {ours} and the coordinator to cluster {}: \
              check the coordinator's address, and that its data directory is the one that was used before",
             welcome.cluster
-        ));
+        )));
     }
     let epoch = welcome.position.epoch.get();
     let newest = welcome.newest_epoch;
     if newest < newest_epoch {
-        return Err(format!(
+        return Err(Closing::Refused(format!(
             "the coordinator's log has come to epoch {newest} and epoch {newest_epoch} was seen here: it is one that was \
              replaced, or its log was restored from a backup: start the one with the newest log"
-        ));
+        )));
     }
     if epoch < sealed_below {
-        return Err(format!(
+        return Err(Closing::Broken(format!(
             "the coordinator runs under epoch {epoch}, and every epoch below {sealed_below} was sealed: another one has \
              taken over from it, and it has to begin again"
-        ));
+        )));
     }
     Ok(())
 }
