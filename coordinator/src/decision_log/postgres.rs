@@ -203,7 +203,7 @@ impl PostgresLog {
                 Ok(Sealed::Now) => {
                     tracing::warn!(epoch = %expired.epoch, "its node is gone: sealed, and adopted");
                 }
-                Ok(Sealed::Before | Sealed::OwnIsSealed) => {}
+                Ok(Sealed::Before | Sealed::OwnIsOver) => {}
                 Err(failure) if failure.is(Failure::LOCK_NOT_AVAILABLE) => {
                     let ended = epochs::end_sessions(&mut connection, &expired).await?;
                     tracing::warn!(

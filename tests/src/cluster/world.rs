@@ -157,12 +157,7 @@ impl World {
                 .await?;
             let mut prepared = 0;
             for bank in &self.banks {
-                let of_epoch = |name: &String| {
-                    name.split(':').nth(2).is_some_and(|gtrid| {
-                        gtrid.split_once('.').is_some_and(|(found, _)| found == epoch.to_string())
-                    })
-                };
-                prepared += bank.books.prepared().await?.iter().filter(|name| of_epoch(name)).count();
+                prepared += bank.books.prepared().await?.iter().filter(|name| is_of(name, epoch)).count();
             }
             Ok(Left { sealed, prepared })
         })
@@ -256,4 +251,10 @@ impl World {
 
 fn node_name(node: usize) -> String {
     format!("node-{node}")
+}
+
+/// Whether a prepared branch of this name, `lockstep:<cluster>:<epoch>.<uuid>:<bqual>`, is of a transaction of this epoch.
+fn is_of(name: &str, epoch: i64) -> bool {
+    let gtrid = name.split(':').nth(2).unwrap_or_default();
+    gtrid.split('.').next() == Some(epoch.to_string().as_str())
 }

@@ -9,6 +9,8 @@ use lockstep_coordinator::decision_log::{DecisionLog, EpochState, Recorded};
 use lockstep_coordinator::protocol::record::DecisionRecord;
 use lockstep_tests::harness::postgres::PostgresServer;
 
+use tokio::sync::mpsc::UnboundedSender;
+
 use super::{LONG, decide, leased, own};
 
 /// A primary, and a standby that its commits wait for.
@@ -38,6 +40,18 @@ async fn recorded(log: &PostgresLog, decision: &DecisionRecord) -> Recorded {
     tokio::time::timeout(LONG, asked).await.unwrap()
 }
 
+/// Decides one transaction after the other, and tells of each that was acknowledged, until nobody listens.
+async fn keep_deciding(log: Arc<PostgresLog>, round: u8, acknowledged: UnboundedSender<DecisionRecord>) {
+    for n in 0u64.. {
+        let decision = commit(gtrid(own(&log), u64::from(round) << 32 | n, round));
+        // A refused one was never written, and is nobody's.
+        let is_decided = decide(&log, &decision).await.is_ok();
+        if is_decided && acknowledged.send(decision).is_err() {
+            return;
+        }
+    }
+}
+
 /// Again and again: the primary is killed while decisions are being written, and its standby takes its place.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_failover_to_a_synchronous_standby_loses_no_acknowledged_decision() {
@@ -45,20 +59,10 @@ async fn a_failover_to_a_synchronous_standby_loses_no_acknowledged_decision() {
     let (mut primary, mut standby) = blocking(pair).await;
     let options = Options { patience: Duration::from_secs(2), ..leased(&primary.url("postgres"), "a") };
     let log = Arc::new(super::open(&options).await);
-    let epoch = own(&log);
     let mut acknowledged = Vec::new();
     for round in 0..FAILOVERS {
         let (sender, mut decided) = tokio::sync::mpsc::unbounded_channel();
-        let writer = Arc::clone(&log);
-        let writing = tokio::spawn(async move {
-            for n in 0u64.. {
-                let decision = commit(gtrid(epoch, u64::from(round) << 32 | n, round));
-                // A refused one was never written, and is nobody's.
-                if decide(&writer, &decision).await.is_ok() && sender.send(decision).is_err() {
-                    return;
-                }
-            }
-        });
+        let writing = tokio::spawn(keep_deciding(Arc::clone(&log), round, sender));
         for _ in 0..50 {
             acknowledged.push(tokio::time::timeout(LONG, decided.recv()).await.unwrap().unwrap());
         }

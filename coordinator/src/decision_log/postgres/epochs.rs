@@ -202,7 +202,7 @@ pub(super) enum Sealed {
     /// Another node was faster.
     Before,
     /// The own epoch is sealed: nothing may be adopted under it.
-    OwnIsSealed,
+    OwnIsOver,
 }
 
 /// Seals an epoch and adopts it, with all that it had adopted, in one transaction (P5). The rows are locked in the order of
@@ -216,7 +216,7 @@ pub(super) async fn seal(
     let result = try_to_seal(connection, own, sealed.epoch).await;
     let end = match &result {
         Ok(Sealed::Now) => "COMMIT",
-        Ok(Sealed::Before | Sealed::OwnIsSealed) | Err(_) => "ROLLBACK",
+        Ok(Sealed::Before | Sealed::OwnIsOver) | Err(_) => "ROLLBACK",
     };
     run(connection, PATIENCE, end).await?;
     result
@@ -225,7 +225,7 @@ pub(super) async fn seal(
 async fn try_to_seal(connection: &mut PgConnection, own: &Own, epoch: Epoch) -> Result<Sealed, Failure> {
     run(connection, PATIENCE, "BEGIN; SET LOCAL lock_timeout = '1s'").await?;
     if own.epoch < epoch && !hold_unsealed(connection, own).await? {
-        return Ok(Sealed::OwnIsSealed);
+        return Ok(Sealed::OwnIsOver);
     }
     let (number, owner) = (i64::from(epoch.get()), i64::from(own.epoch.get()));
     let statement = sqlx::query(
@@ -238,7 +238,7 @@ async fn try_to_seal(connection: &mut PgConnection, own: &Own, epoch: Epoch) -> 
         return Ok(Sealed::Before);
     }
     if own.epoch > epoch && !hold_unsealed(connection, own).await? {
-        return Ok(Sealed::OwnIsSealed);
+        return Ok(Sealed::OwnIsOver);
     }
     let inherit =
         sqlx::query("UPDATE lockstep_log.epochs SET owner = $2 WHERE owner = $1").bind(number).bind(owner);
