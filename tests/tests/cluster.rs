@@ -4,7 +4,7 @@
 
 use std::time::Duration;
 
-use lockstep_tests::cluster::run::{Plan, run};
+use lockstep_tests::cluster::run::{LEASE, Plan, run};
 use lockstep_tests::cluster::world::World;
 use lockstep_tests::harness::clock::{now, wait_for};
 use lockstep_tests::harness::roles::Roles;
@@ -19,6 +19,30 @@ fn coordinators_that_are_killed_or_stopped_are_taken_over_from() {
     eprintln!("{}", report.summary());
     assert!(report.committed() > 20, "{}", report.summary());
     assert_eq!(report.violations(), Vec::<String>::new());
+}
+
+/// Longer than a lease: when the log is back every lease has run out, and nobody is gone.
+#[test]
+fn a_log_that_was_away_longer_than_a_lease_costs_no_node_its_epoch() {
+    const NODES: usize = 3;
+    let directory = tempfile::tempdir().unwrap();
+    let roles = Roles::played_by(env!("CARGO_BIN_EXE_prove"));
+    let mut world = World::start(&roles, directory.path(), NODES, LEASE).unwrap();
+    let patience = Duration::from_secs(60);
+    for _crash in 0..2 {
+        let before = world.ledgers().unwrap().len();
+        let more = || Ok((world.ledgers()?.len() > before + 50).then_some(()));
+        wait_for("transfers", patience, more).unwrap_or_else(|error| panic!("{error}\n{}", world.logs()));
+        world.crash_the_log(LEASE + Duration::from_secs(1)).unwrap();
+    }
+    let before = world.ledgers().unwrap().len();
+    let more = || Ok((world.ledgers()?.len() > before + 50).then_some(()));
+    wait_for("transfers", patience, more).unwrap_or_else(|error| panic!("{error}\n{}", world.logs()));
+    world.settle(patience).unwrap();
+    assert_eq!(world.epochs().unwrap(), i64::try_from(NODES).unwrap(), "{}", world.logs());
+    let seen = world.look(&[0, 1, 2]).unwrap();
+    assert_eq!(seen.contradictions(), Vec::<String>::new());
+    assert_eq!(world.heuristic().unwrap(), 0);
 }
 
 /// A lease of minutes, and nobody waits for it.

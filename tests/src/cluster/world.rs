@@ -135,6 +135,24 @@ impl World {
         self.coordinators[node].stop().map(drop)
     }
 
+    /// Crashes the log's server, and starts it again after so long.
+    ///
+    /// # Errors
+    /// If it doesn't start.
+    pub fn crash_the_log(&mut self, down: Duration) -> Result<()> {
+        self.log_server.kill()?;
+        std::thread::sleep(down);
+        Ok(self.log_server.restart()?)
+    }
+
+    /// Epochs that were ever taken.
+    ///
+    /// # Errors
+    /// If the log can't be asked.
+    pub fn epochs(&self) -> Result<i64> {
+        self.block_on(self.ask_log("SELECT count(*) FROM lockstep_log.epochs".to_owned()))
+    }
+
     /// The newest epoch of a node.
     ///
     /// # Errors
