@@ -3,7 +3,7 @@
 //! Read in this order:
 //! - `open`: what happens before there is a log, and in which order;
 //! - `transaction`: one SQLite transaction, and what a failure in it means;
-//! - `append`: decisions and ends, written (the form of a record is in [`super::rows`]); `hex`: how many of them go into one statement;
+//! - `append`: decisions and ends, written (the form of a record is in `decision_log/rows.rs`); `hex`: how many of them go into one statement;
 //! - `epochs`, `read`, `find`, `prune`, `checkpoint`.
 //!
 //! **Connections.** One writes what is forced (`synchronous=FULL`: an fsync in every COMMIT), one what is lazy (`NORMAL`:
