@@ -9,7 +9,7 @@ fix: ## Mends what can be mended by itself.
 	cargo fmt --all
 	cargo clippy --workspace --all-targets --fix --allow-dirty --allow-staged
 
-test: ## All tests. Installs PostgreSQL where there is none.
+test: ## All tests. Installs PostgreSQL and MariaDB where there is none.
 	cargo test --workspace --locked
 
 demo: ## Two banks, a coordinator, and kill -9.

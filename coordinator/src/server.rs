@@ -251,10 +251,14 @@ impl Parts {
         let (writer, group_commit) = GroupCommit::new(Arc::clone(log), answer_to);
         let log_task = tokio::spawn(group_commit.run());
         let (stray_sender, strays) = mpsc::channel(STRAYS);
+        let known = log.resource_managers().await?;
+        let floors_ms = known.iter().filter_map(|known| known.floor).map(|floor| floor.unix_ms());
+        let begin_from_ms = floors_ms.fold(log.status().await?.horizon_ms + 1, u64::max);
         let shard_config = ShardConfig {
             epoch: log.position().epoch,
             max_live: config.max_in_flight.div_ceil(count),
             apply_wait: config.apply_wait,
+            begin_from_ms,
         };
         let mut tasks = JoinSet::new();
         let mut handles = Vec::new();
@@ -265,7 +269,7 @@ impl Parts {
             tasks.spawn(task.run());
             handles.push(handle);
         }
-        let registry = Registry::new(log.resource_managers().await?);
+        let registry = Registry::new(known);
         let engine = Engine::new(Shards::new(handles), Arc::clone(log), writer, config.max_in_flight);
         let terms = Terms { retention: config.retention, report_interval: config.report_interval };
         let shared = Shared { engine, registry, terms: Arc::new(terms), shutdown: CancellationToken::new() };

@@ -1,7 +1,7 @@
 -- The embedded decision log.
 --
 -- Records are framed: one byte of format version, a CRC-32C over the key and the content, the content (protobuf with tags
--- that are never reused; coordinator/src/decision_log/rows.rs). Only what SQL has to select by is a column.
+-- that are never reused; coordinator/src/decision_log/sqlite/rows.rs). Only what SQL has to select by is a column.
 
 -- One row for each transaction that is known at all. The key is the gtrid's 20 bytes, so that rows lie in the order of
 -- time: new ones go to the end, pruning takes them from the beginning, and the horizon is a place in between.

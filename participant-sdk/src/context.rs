@@ -4,6 +4,8 @@
 //!
 //! ```text
 //! 01-7c1f09ae-12.0192f0c1a2b37c3d8e4f5a6b7c8d9e0f-4870
+//! 02-7c1f09ae-12.0192f0c1a2b37c3d8e4f5a6b7c8d9e0f-4870-vote
+//! │  │        │                                   │    └ this call is the last one to the service: it votes when it has ended
 //! │  │        │                                   └ milliseconds until the deadline, decimal, at most 24 h
 //! │  │        └ the transaction's gtrid
 //! │  └ the cluster that decides about it
@@ -15,9 +17,13 @@
 //! makes a participant's deadline a little later than the coordinator's, never earlier: the coordinator's is the one
 //! that counts.
 //!
-//! **Versions.** Of version 01, exactly what is printed here is accepted. Versions 02 to fe may only append fields
-//! (`-` and visible ASCII); of those the four known fields are read, the rest is ignored, and what is sent on is
-//! version 01. 00 and ff do not exist. Nothing longer than 128 bytes is looked at.
+//! **The mark** is about one call. It goes no further: what the called service sends on is version 01, unless it marks a
+//! call of its own. An SDK that knows version 01 only reads a marked context as any other, and the branch stays open until
+//! the coordinator asks for its vote.
+//!
+//! **Versions.** Of versions 01 and 02, exactly what is printed here is accepted. Versions 03 to fe may only append fields
+//! (`-` and visible ASCII); of those the known fields are read (a fifth one other than `vote` marks nothing), and the rest
+//! is ignored. 00 and ff do not exist. Nothing longer than 128 bytes is looked at.
 
 use std::fmt;
 use std::str::FromStr;
@@ -37,6 +43,20 @@ pub const CONTEXT_HEADER: &str = "lockstep-context";
 pub const MAX_CONTEXT_BYTES: usize = 128;
 
 const VERSION: &str = "01";
+/// The version of a context that marks its call, and the mark.
+const MARKED_VERSION: &str = "02";
+const MARK: &str = "vote";
+
+/// Whether the call that a context is for is the last one to its service.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+enum Mark {
+    /// There may be more.
+    None,
+    /// The caller says so.
+    LastCall,
+    /// Said by the caller of this service, whose own calls are not meant.
+    CalledLast,
+}
 
 /// Which transaction a piece of work belongs to, and how long that may still take.
 ///
@@ -46,11 +66,26 @@ pub struct Context {
     cluster: ClusterId,
     gtrid: Gtrid,
     deadline: Instant,
+    mark: Mark,
 }
 
 impl Context {
     pub(crate) const fn new(cluster: ClusterId, gtrid: Gtrid, deadline: Instant) -> Self {
-        Self { cluster, gtrid, deadline }
+        Self { cluster, gtrid, deadline, mark: Mark::None }
+    }
+
+    /// The same, for the last call to a service: [`crate::Transaction::vote`], for a service that calls others.
+    #[must_use]
+    pub const fn vote(self) -> Self {
+        Self { mark: Mark::LastCall, ..self }
+    }
+
+    /// Whether the call with this context is the last one to its service, so that the branch votes when the handler ends.
+    pub(crate) const fn is_last_call(&self) -> bool {
+        match self.mark {
+            Mark::None => false,
+            Mark::LastCall | Mark::CalledLast => true,
+        }
     }
 
     /// The cluster that decides about the transaction.
@@ -114,7 +149,7 @@ impl Context {
         if !text.bytes().all(|b| b.is_ascii_graphic()) {
             return Err(error("it consists of visible ASCII characters"));
         }
-        let mut fields = text.splitn(5, '-');
+        let mut fields = text.splitn(6, '-');
         let mut field =
             || fields.next().ok_or_else(|| error("it has the form 01-<cluster>-<gtrid>-<milliseconds>"));
         let version = field()?;
@@ -129,15 +164,24 @@ impl Context {
         let remaining = milliseconds(field()?).ok_or_else(|| {
             error("the fourth field is a decimal number of milliseconds from 0 to 86400000")
         })?;
-        if version == VERSION && fields.next().is_some() {
+        let rest = (fields.next(), fields.next());
+        if version == VERSION && rest != (None, None) {
             return Err(error("version 01 has four fields"));
         }
-        Ok(Self::new(cluster, gtrid, now + remaining))
+        if version == MARKED_VERSION && rest != (Some(MARK), None) {
+            return Err(error("version 02 has five fields, the last of which is `vote`"));
+        }
+        let mark = if rest.0 == Some(MARK) { Mark::CalledLast } else { Mark::None };
+        Ok(Self { mark, ..Self::new(cluster, gtrid, now + remaining) })
     }
 
     fn print_at(&self, now: Instant, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let remaining = self.deadline.saturating_duration_since(now).min(MAX_TIMEOUT);
-        write!(f, "{VERSION}-{}-{}-{}", self.cluster, self.gtrid, remaining.as_millis())
+        let (version, mark) = match self.mark {
+            Mark::LastCall => (MARKED_VERSION, "-vote"),
+            Mark::None | Mark::CalledLast => (VERSION, ""),
+        };
+        write!(f, "{version}-{}-{}-{}{mark}", self.cluster, self.gtrid, remaining.as_millis())
     }
 }
 
@@ -177,10 +221,12 @@ mod tests {
     const VALID: &str = "01-7c1f09ae-12.0192f0c1a2b37c3d8e4f5a6b7c8d9e0f-4870";
 
     fn contexts(now: Instant) -> impl Strategy<Value = Context> {
-        (any::<u32>(), 1u32.., 0u64..1 << 48, any::<[u8; 10]>(), 0u64..=86_400_000).prop_map(
-            move |(cluster, epoch, ms, random, remaining)| {
+        (any::<u32>(), 1u32.., 0u64..1 << 48, any::<[u8; 10]>(), 0u64..=86_400_000, any::<bool>()).prop_map(
+            move |(cluster, epoch, ms, random, remaining, marked)| {
                 let gtrid = Gtrid::new(Epoch::new(epoch).unwrap(), ms, random);
-                Context::new(ClusterId::from_random(cluster), gtrid, now + Duration::from_millis(remaining))
+                let deadline = now + Duration::from_millis(remaining);
+                let context = Context::new(ClusterId::from_random(cluster), gtrid, deadline);
+                if marked { context.vote() } else { context }
             },
         )
     }
@@ -190,7 +236,7 @@ mod tests {
         prop_oneof![
             any::<String>(),
             "[0-9a-f]{1,3}-[0-9a-f]{7,9}-[0-9]{0,3}\\.[0-9a-f]{12}7[0-9a-f]{3}[89ab][0-9a-f]{15}-[0-9]{0,10}(-[!-~]{0,9})?",
-            "01-[0-9a-f]{8}-[1-9]\\.[0-9a-f]{12}7[0-9a-f]{3}[89ab][0-9a-f]{15}-[0-9]{1,8}",
+            "0[12]-[0-9a-f]{8}-[1-9]\\.[0-9a-f]{12}7[0-9a-f]{3}[89ab][0-9a-f]{15}-[0-9]{1,8}(-vote)?",
         ]
     }
 
@@ -211,26 +257,54 @@ mod tests {
             let read = Context::parse_at(&text, now).unwrap();
             prop_assert_eq!((read.cluster, read.gtrid), (context.cluster, context.gtrid));
             prop_assert!(read.deadline <= context.deadline.max(now));
-            prop_assert_eq!(At(read, now).to_string(), text);
+            prop_assert_eq!(read.is_last_call(), context.is_last_call());
+            prop_assert_eq!(sent_again(read, now), text);
         }
 
         #[test]
-        fn of_version_01_exactly_what_is_printed_is_accepted(text in near_contexts()) {
+        fn of_the_known_versions_exactly_what_is_printed_is_accepted(text in near_contexts()) {
             let now = clock::now();
             if let Ok(context) = Context::parse_at(&text, now)
-                && text.starts_with("01")
+                && (text.starts_with("01") || text.starts_with("02"))
             {
-                prop_assert_eq!(At(context, now).to_string(), text);
+                prop_assert_eq!(sent_again(context, now), text);
             }
         }
 
         #[test]
-        fn a_later_version_may_append_fields(context in contexts(clock::now()), version in 2u8..0xff, more in "(-[!-~]{0,20})?") {
+        fn a_later_version_may_append_fields(context in contexts(clock::now()), version in 3u8..0xff, more in "(-[!-~]{0,20})?") {
             let now = clock::now();
             let text = At(context, now).to_string();
             let later = format!("{version:02x}{}{more}", &text[2..]);
             let read = Context::parse_at(&later, now).unwrap();
-            prop_assert_eq!(At(read, now).to_string(), text);
+            prop_assert_eq!(sent_again(read, now), text);
+        }
+    }
+
+    /// A context that arrived, as its sender has printed it.
+    fn sent_again(context: Context, now: Instant) -> String {
+        At(if context.is_last_call() { context.vote() } else { context }, now).to_string()
+    }
+
+    #[test]
+    fn a_mark_is_about_one_call() {
+        let now = clock::now();
+        let marked = Context::parse_at(VALID, now).unwrap().vote();
+        let text = At(marked, now).to_string();
+        assert_eq!(text, format!("02-{}-vote", &VALID[3..]));
+        let received = Context::parse_at(&text, now).unwrap();
+        assert!(marked.is_last_call() && received.is_last_call());
+        assert_eq!(At(received, now).to_string(), VALID, "what the called service sends on is not marked");
+        assert_eq!(At(received.vote(), now).to_string(), text, "unless it says so");
+    }
+
+    #[test]
+    fn a_field_that_is_not_known_marks_nothing() {
+        for (text, marks) in
+            [("-open", false), ("-open-vote", false), ("-vote", true), ("-vote-x", true), ("", false)]
+        {
+            let context: Context = format!("03-{}{text}", &VALID[3..]).parse().unwrap();
+            assert_eq!(context.is_last_call(), marks, "{text}");
         }
     }
 
@@ -264,6 +338,10 @@ mod tests {
             (with("4870", "86400001"), "milliseconds"),
             (with("4870", "99999999999999999999999"), "milliseconds"),
             (format!("{VALID}-00"), "four fields"),
+            (format!("{VALID}-vote"), "four fields"),
+            (with("01-", "02-"), "five fields"),
+            (format!("{}-open", with("01-", "02-")), "five fields"),
+            (format!("{}-vote-x", with("01-", "02-")), "five fields"),
             (format!("{VALID} "), "visible ASCII"),
             (format!("02{}-{}", &VALID[2..], "x".repeat(128)), "128 bytes"),
         ] {

@@ -3,6 +3,8 @@
 //! [`Advice`] is that answer. The texts say what happened, to which transaction, and what to do next. *Unknown* is never
 //! folded into one of the others: a commit whose answer was lost is neither a success nor a failure.
 
+use std::time::Duration;
+
 use lockstep_proto::{ClusterId, Gtrid, ParseIdError};
 
 /// What a caller may do after an error.
@@ -328,6 +330,16 @@ pub enum JoinError {
         /// The transaction.
         gtrid: Gtrid,
     },
+    /// The store has no room for another branch now: no slot to prepare it in, or no connection and no place to wait for
+    /// one. Nothing was begun, and the coordinator has not heard of it: this transaction may be joined again, and it goes on
+    /// without this branch.
+    #[error("transaction {gtrid} cannot be joined now, the store has no room for another branch: {detail}")]
+    NoRoom {
+        /// The transaction.
+        gtrid: Gtrid,
+        /// What is taken, and by whom.
+        detail: String,
+    },
     /// The store could not open a local transaction now.
     #[error("transaction {gtrid} could not be joined, the store is not available: {detail}")]
     StoreUnavailable {
@@ -352,6 +364,16 @@ pub enum JoinError {
         /// Why.
         detail: String,
     },
+    /// An earlier call of the same transaction was marked as the last one to this service, and its branch here has voted: it can
+    /// be neither continued nor seen. Mark only the last call ([`crate::Transaction::vote`], [`crate::Branch::vote`]).
+    #[error(
+        "transaction {gtrid} cannot be joined again, its branch here has voted: an earlier call was marked as the last one \
+         to this service"
+    )]
+    Voted {
+        /// The transaction.
+        gtrid: Gtrid,
+    },
     /// The coordinator takes no such branch: the transaction ended, or its commit was already requested.
     #[error("transaction {gtrid} takes no branch here: {detail}")]
     Refused {
@@ -370,11 +392,13 @@ impl JoinError {
             Self::NotAttached { .. }
             | Self::Detaching { .. }
             | Self::TooManyBranches { .. }
+            | Self::NoRoom { .. }
             | Self::StoreUnavailable { .. }
             | Self::RolledBack { .. } => Advice::Retry,
             Self::ForeignCluster { .. }
             | Self::Expired { .. }
             | Self::StoreUnfit { .. }
+            | Self::Voted { .. }
             | Self::Refused { .. } => Advice::GiveUp,
         }
     }
@@ -389,6 +413,17 @@ pub enum FinishError {
         /// The transaction.
         gtrid: Gtrid,
         /// Why.
+        detail: String,
+    },
+    /// The service ended the branch's local transaction itself, and what it committed so cannot be rolled back. Told where the
+    /// handler votes; elsewhere, whoever commits the transaction hears of it.
+    #[error(
+        "the branch of transaction {gtrid} was ended by its own service, which an operator has to look at: {detail}"
+    )]
+    Hazard {
+        /// The transaction.
+        gtrid: Gtrid,
+        /// What is known of it.
         detail: String,
     },
     /// The coordinator takes no such branch: the transaction ended, or its commit was already requested. Its other branches
@@ -408,7 +443,59 @@ impl FinishError {
     pub const fn advice(&self) -> Advice {
         match self {
             Self::RolledBack { .. } => Advice::Retry,
-            Self::Refused { .. } => Advice::GiveUp,
+            Self::Hazard { .. } | Self::Refused { .. } => Advice::GiveUp,
+        }
+    }
+}
+
+/// A statement of a handler failed: what the handler's caller should hear. Made by [`crate::Branch::explain`].
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum WorkError {
+    /// Somebody else had a lock for as long as this transaction could wait. It may be a transaction that itself waits, in another
+    /// database, for a lock of this one: no database can see that, and only the deadlines end it.
+    #[error("transaction {gtrid} waited in {resource_manager} for {lock}, {}: another transaction has it", until(*.within, *.left))]
+    LockWait {
+        /// The transaction.
+        gtrid: Gtrid,
+        /// The resource manager in which it waited.
+        resource_manager: String,
+        /// Which lock, as the store names it.
+        lock: String,
+        /// From when the handler got its connection until the transaction's deadline.
+        within: Duration,
+        /// What of that was left when the wait ended: about a tenth, at most a second, unless the service has asked for other waits.
+        left: Duration,
+    },
+    /// Anything else, in the store's words.
+    #[error("transaction {gtrid} failed in {resource_manager}: {detail}")]
+    Failed {
+        /// The transaction.
+        gtrid: Gtrid,
+        /// The resource manager.
+        resource_manager: String,
+        /// What the store said.
+        detail: String,
+    },
+}
+
+fn until(within: Duration, left: Duration) -> String {
+    let [within, left] = [within, left].map(|duration| duration.as_secs_f64());
+    if left > 0.0 {
+        return format!(
+            "and gave up {left:.1} s before its deadline, {:.1} s after it came here",
+            within - left
+        );
+    }
+    format!("until its deadline, {within:.1} s after it came here")
+}
+
+impl WorkError {
+    /// [`Advice::Retry`] where only time was lacking: in a new transaction, when this one has been rolled back.
+    #[must_use]
+    pub const fn advice(&self) -> Advice {
+        match self {
+            Self::LockWait { .. } => Advice::Retry,
+            Self::Failed { .. } => Advice::GiveUp,
         }
     }
 }

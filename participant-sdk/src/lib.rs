@@ -45,12 +45,21 @@
 //! # }
 //! ```
 //!
+//! # More than one call, more than one database
+//!
+//! - A service that a transaction calls again continues the branch that this process has open for it; another instance opens one of its
+//!   own, which does not see the first one's work.
+//! - An application that marks its last call to a service ([`Transaction::vote`]) has the branch vote when the handler ends: the commit
+//!   saves a round, and a further call fails ([`JoinError::Voted`]). [`Branch::vote`] is the same, chosen by the service.
+//! - Several databases in one service are several [`Participant`]s, each under its own name.
+//!
 //! # Read in this order
 //!
 //! - [`Client`], [`Transaction`]: the application's side.
 //! - [`Context`], and [`ContextLayer`]: what travels from one service to the next.
 //! - [`Participant`], [`Branch`]: the side of a service that takes part with its own database.
-//! - [`resource`]: what a store has to be able to do.
+//! - [`resource`]: what a store has to be able to do. With the feature `testing`, `testing::contract` tries whether it does.
+//! - [`doctor`]: whether a store is fit to take part, and what stands in the way.
 //! - [`branch`]: two-phase commit on the participant's side, as a pure state machine. [`session`] is the conversation around
 //!   it. Both are public for simulators and model checkers, not for services, and change with the protocol.
 
@@ -58,6 +67,7 @@ pub mod branch;
 mod client;
 mod clock;
 mod context;
+pub mod doctor;
 mod error;
 mod layers;
 mod participant;
@@ -66,16 +76,20 @@ mod pure;
 pub mod resource;
 pub mod session;
 mod status;
+#[cfg(feature = "testing")]
+pub mod testing;
 
 pub use client::{Begin, Client, ClientBuilder, Committed, DEFAULT_PATIENCE, Outcome, Transaction};
 pub use context::{CONTEXT_HEADER, Context, MAX_CONTEXT_BYTES};
 pub use error::{
     Advice, AttachError, BeginError, CommitError, ConnectError, ContextError, FinishError, InquireError,
-    JoinError, RollbackError, TransactionError,
+    JoinError, RollbackError, TransactionError, WorkError,
 };
 pub use layers::{ContextLayer, ContextService, InjectContext, InjectContextLayer};
 pub use lockstep_proto::{ClusterId, Gtrid};
 pub use participant::{Branch, Participant, ParticipantBuilder};
+#[cfg(feature = "mysql")]
+pub use resource::mysql::MySql;
 #[cfg(feature = "postgres")]
 pub use resource::postgres::Postgres;
 #[cfg(feature = "sqlite")]

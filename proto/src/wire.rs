@@ -122,7 +122,7 @@ mod tests {
     #[test]
     fn an_enum_value_that_is_unknown_or_unspecified_is_an_error_that_names_the_field() {
         assert_eq!(known_enum::<v1::VoteKind>(1, "vote"), Ok(v1::VoteKind::Commit));
-        for value in [0, 4, -1, i32::MAX] {
+        for value in [0, 5, -1, i32::MAX] {
             let error = known_enum::<v1::VoteKind>(value, "vote").unwrap_err();
             assert_eq!(error, WireError::UnknownEnum { field: "vote", value });
         }

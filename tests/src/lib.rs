@@ -3,3 +3,6 @@
 pub mod cluster;
 pub mod crashes;
 pub mod harness;
+pub mod resources;
+pub mod simulation;
+pub mod trial;

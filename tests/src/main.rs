@@ -8,15 +8,22 @@ use std::time::Duration;
 
 use clap::{Parser, Subcommand};
 use lockstep_tests::cluster;
-use lockstep_tests::crashes::cell::Verdict;
-use lockstep_tests::crashes::matrix::{Cell, cells, share};
+use lockstep_tests::crashes::matrix::{Cell, cells};
 use lockstep_tests::crashes::report::{Report, table};
-use lockstep_tests::crashes::world::Stage;
+use lockstep_tests::crashes::stage::Stage;
 use lockstep_tests::crashes::{points, run};
 use lockstep_tests::harness::Failed;
 use lockstep_tests::harness::books::Database;
 use lockstep_tests::harness::clock;
 use lockstep_tests::harness::roles::{Role, Roles, play};
+use lockstep_tests::resources::{cell, matrix, report, stage};
+use lockstep_tests::simulation;
+use lockstep_tests::trial::progress::Progress;
+use lockstep_tests::trial::run::share;
+use lockstep_tests::trial::verdict::Verdict;
+
+/// Violations after which a simulation stops: each is a world that is run again for its trace.
+const MOST_VIOLATIONS: usize = 3;
 
 #[derive(Debug, Parser)]
 #[command(name = "prove", arg_required_else_help = true)]
@@ -27,8 +34,12 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum What {
-    /// SIGKILL at every crash point, to a commit and to a rollback, over SQLite and PostgreSQL
+    /// SIGKILL at every crash point, to a commit and to a rollback, over SQLite, PostgreSQL and MariaDB
     Crashes(Crashes),
+    /// The real protocol, engine and SDK on a simulated network, disk and clock, with faults of every kind
+    Simulate(Simulate),
+    /// Every kind of database, every way of a transaction, every fault: SIGKILL of participant or server, connections cut
+    Resources(Resources),
     /// SIGKILL or SIGSTOP of a random coordinator every few seconds, several of them on one PostgreSQL log, under load
     Cluster(Cluster),
     /// What a process of the harness plays
@@ -59,6 +70,35 @@ struct Crashes {
 }
 
 #[derive(Debug, clap::Args)]
+struct Simulate {
+    /// How many transactions to begin while there are faults
+    #[arg(long, default_value_t = 1_000_000)]
+    transactions: u64,
+    /// The seed of the first world; each one after it has the next seed
+    #[arg(long, default_value_t = 1)]
+    seed: u64,
+    /// End with one line of JSON on stdout
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Debug, clap::Args)]
+struct Resources {
+    /// End with one line of JSON on stdout
+    #[arg(long)]
+    json: bool,
+    /// What a cell leaves open is chosen from this: the same seed chooses the same
+    #[arg(long, default_value_t = 1)]
+    seed: u64,
+    /// Only cells whose names contain this, such as "postgres / commit" or "cut"
+    #[arg(long, value_name = "TEXT")]
+    only: Option<String>,
+    /// Only the Kth of N parts of the cells
+    #[arg(long, value_name = "K/N", value_parser = parse_share, default_value = "1/1")]
+    share: (usize, usize),
+}
+
+#[derive(Debug, clap::Args)]
 struct Cluster {
     /// End with one line of JSON on stdout
     #[arg(long)]
@@ -83,6 +123,8 @@ fn parse_share(text: &str) -> Result<(usize, usize), String> {
 fn main() -> ExitCode {
     match Cli::parse().what {
         What::Crashes(arguments) => crashes(&arguments),
+        What::Simulate(arguments) => simulate(&arguments),
+        What::Resources(arguments) => resources(&arguments),
         What::Cluster(arguments) => cluster(&arguments),
         What::Role { role } => play(role),
     }
@@ -111,12 +153,7 @@ fn crashes(arguments: &Crashes) -> ExitCode {
     };
     let report = Report::new(&cells, &verdicts, skipped, arguments.seed, started.elapsed());
     let for_people = format!("{}\n{}", table(&cells, &verdicts), report.summary());
-    if arguments.json {
-        eprintln!("{for_people}");
-        println!("{}", report.json());
-    } else {
-        println!("{for_people}");
-    }
+    show(&for_people, arguments.json.then(|| report.json()));
     if report.is_clean(cells.len()) { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
@@ -158,16 +195,73 @@ fn try_cluster(arguments: &Cluster) -> Result<cluster::report::Report, Failed> {
     })
 }
 
-fn try_all(cells: &[Cell], seed: u64) -> Result<Vec<Verdict>, Failed> {
+fn simulate(arguments: &Simulate) -> ExitCode {
+    let started = clock::now();
+    let threads = std::thread::available_parallelism().map_or(1, usize::from);
+    let run = simulation::run::run(arguments.transactions, arguments.seed, threads, MOST_VIOLATIONS);
+    let report = simulation::report::Report::new(&run, arguments.seed, threads, started.elapsed());
+    if arguments.json {
+        eprintln!("{}", report.text(&run));
+        println!("{}", report.json());
+    } else {
+        println!("{}", report.text(&run));
+    }
+    if report.is_clean(arguments.transactions) { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+/// For people on stdout; where a program reads that, on stderr.
+fn show(for_people: &str, json: Option<String>) {
+    match json {
+        Some(json) => {
+            eprintln!("{for_people}");
+            println!("{json}");
+        }
+        None => println!("{for_people}"),
+    }
+}
+
+/// This program plays every role itself.
+fn roles() -> Result<Roles, Failed> {
     let program =
         std::env::current_exe().map_err(Failed::because("this program does not know where it is"))?;
-    let stage = Stage::set(&Roles::played_by(program))?;
-    run::run(&stage, cells, seed, |done, verdict| {
-        let mark = if verdict.violations.is_empty() { "ok" } else { "WRONG" };
-        let seconds = verdict.took.as_secs_f64();
-        eprintln!("{done:>4}/{} {mark:<5} {seconds:>4.1} s  {}", cells.len(), verdict.cell);
-        if let Some(complaint) = verdict.complaint() {
-            eprintln!("{complaint}");
+    Ok(Roles::played_by(program))
+}
+
+fn try_all(cells: &[Cell], seed: u64) -> Result<Vec<Verdict>, Failed> {
+    let stage = Stage::set(&roles()?)?;
+    let progress = Progress::start(cells.len());
+    let verdicts = run::run(&stage, cells, seed, |done, verdict| progress.cell(done, verdict));
+    progress.finish();
+    verdicts
+}
+
+fn resources(arguments: &Resources) -> ExitCode {
+    let (all, skipped) = matrix::cells();
+    let wanted = |cell: &matrix::Cell| arguments.only.as_ref().is_none_or(|only| cell.name().contains(only));
+    let (number, of) = arguments.share;
+    let cells = share(all.into_iter().filter(wanted).collect(), number, of);
+    if cells.is_empty() {
+        eprintln!("there is no such cell; the names are in the output of a whole run");
+        return ExitCode::from(2);
+    }
+    let started = clock::now();
+    let verdicts = match try_resources(&cells, arguments.seed) {
+        Ok(verdicts) => verdicts,
+        Err(failed) => {
+            eprintln!("{failed}");
+            return ExitCode::FAILURE;
         }
-    })
+    };
+    let table = report::table(&cells, &verdicts, &skipped);
+    let report = report::Report::new(&cells, &verdicts, skipped, arguments.seed, started.elapsed());
+    show(&format!("{table}\n{}", report.summary()), arguments.json.then(|| report.json()));
+    if report.is_clean(cells.len()) { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+fn try_resources(cells: &[matrix::Cell], seed: u64) -> Result<Vec<Verdict>, Failed> {
+    let stage = stage::Stage::set(&roles()?);
+    let progress = Progress::start(cells.len());
+    let verdicts = cell::run_all(&stage, cells, seed, |done, verdict| progress.cell(done, verdict));
+    progress.finish();
+    verdicts
 }

@@ -9,12 +9,12 @@ use std::fs;
 use std::path::Path;
 use std::sync::{LazyLock, Mutex, MutexGuard, PoisonError};
 
-use lockstep_tests::crashes::cell::Verdict;
 use lockstep_tests::crashes::matrix::{Cell, cells};
 use lockstep_tests::crashes::points::{POINTS, Victim};
 use lockstep_tests::crashes::run::run;
-use lockstep_tests::crashes::world::Stage;
+use lockstep_tests::crashes::stage::Stage;
 use lockstep_tests::harness::roles::Roles;
+use lockstep_tests::trial::verdict::Verdict;
 
 /// What the cells leave open is chosen from this.
 const SEED: u64 = 1;

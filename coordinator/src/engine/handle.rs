@@ -12,7 +12,7 @@ use lockstep_proto::Gtrid;
 use super::input::{Answer, Input, OutcomeAnswer, Summary, TransactionView, Wait};
 use super::shell::{Mail, Shards, Stopped};
 use crate::decision_log::group_commit::LogWriter;
-use crate::decision_log::{DecisionLog, LookUp, ReadError};
+use crate::decision_log::{AppendError, DecisionLog, LookUp, ReadError};
 use crate::protocol::outcome::Outcome;
 use crate::protocol::presumption::{Known, conclude};
 use crate::protocol::record::About;
@@ -26,6 +26,9 @@ pub enum EngineError {
     /// The log cannot be asked.
     #[error(transparent)]
     Log(#[from] ReadError),
+    /// What was read in the log could not be made durable.
+    #[error(transparent)]
+    NotDurable(#[from] AppendError),
 }
 
 /// Why a transaction was not begun.
@@ -280,7 +283,7 @@ impl Engine {
     /// # Errors
     /// [`Stopped`].
     pub async fn summarize(&self) -> Result<Summary, Stopped> {
-        let mut sum = Summary::default();
+        let mut sum = Summary { begins_from_ms: u64::MAX, ..Summary::default() };
         for shard in self.0.shards.iter() {
             let answer = shard.ask(|reply| Input::Summarize { reply }).await?;
             let Answer::Summary(part) = answer else {
@@ -290,6 +293,7 @@ impl Engine {
             sum.undecided += part.undecided;
             sum.undelivered += part.undelivered;
             sum.oldest = [sum.oldest, part.oldest].into_iter().flatten().min();
+            sum.begins_from_ms = sum.begins_from_ms.min(part.begins_from_ms);
         }
         Ok(sum)
     }
@@ -299,10 +303,8 @@ impl Engine {
     /// # Errors
     /// [`Stopped`].
     pub async fn live_floor(&self) -> Result<Gtrid, Stopped> {
-        // Taken first: what begins while the shards are asked is younger than this.
-        let now = Gtrid::new(self.0.log.position().epoch, super::clock::unix_ms(), [0; 10]);
-        let oldest = self.summarize().await?.oldest;
-        Ok(oldest.map_or(now, |oldest| oldest.min(now)))
+        let sum = self.summarize().await?;
+        Ok(sum.floor(self.0.log.position().epoch))
     }
 
     /// The same of every node on the log.
@@ -326,8 +328,9 @@ impl Engine {
     }
 }
 
-/// What a client is told of a transaction that is not live.
-fn recorded_outcome(look_up: &LookUp, behind: bool) -> OutcomeAnswer {
+/// What a client is told of a transaction that is not live. `behind`: participants have seen decisions that the log does not have.
+#[must_use]
+pub fn recorded_outcome(look_up: &LookUp, behind: bool) -> OutcomeAnswer {
     use crate::decision_log::Recorded;
     let branches = match &look_up.recorded {
         Recorded::Absent => 0,

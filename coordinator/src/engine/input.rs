@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use lockstep_proto::{Gtrid, ResourceManagerName, Xid};
+use lockstep_proto::{Epoch, Gtrid, ResourceManagerName, Xid};
 
 use super::delivery::{DeliveryView, Monotonic, SessionId};
 use crate::protocol::event::{Applied, EnlistRefusal, Vote};
@@ -285,4 +285,15 @@ pub struct Summary {
     pub undelivered: usize,
     /// The oldest live transaction.
     pub oldest: Option<Gtrid>,
+    /// Nothing that begins from now on carries an earlier time, whatever the clock does. Milliseconds since 1970.
+    pub begins_from_ms: u64,
+}
+
+impl Summary {
+    /// No transaction that is live, or begins in this epoch from now on, is older than this (P7).
+    #[must_use]
+    pub fn floor(&self, epoch: Epoch) -> Gtrid {
+        let next = Gtrid::new(epoch, self.begins_from_ms, [0; 10]);
+        self.oldest.map_or(next, |oldest| oldest.min(next))
+    }
 }

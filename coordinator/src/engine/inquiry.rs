@@ -29,6 +29,29 @@ pub enum BranchAnswer {
     Unknown(&'static str),
 }
 
+/// From the shard in which the transaction is live.
+impl From<PreparedAnswer> for BranchAnswer {
+    fn from(answer: PreparedAnswer) -> Self {
+        match answer {
+            PreparedAnswer::Commit => Self::Commit,
+            PreparedAnswer::Rollback => Self::Rollback,
+            PreparedAnswer::StillRunning => Self::StillRunning,
+        }
+    }
+}
+
+/// From the log, for a transaction that is not live.
+impl From<PreparedFate> for BranchAnswer {
+    fn from(fate: PreparedFate) -> Self {
+        match fate {
+            PreparedFate::Commit => Self::Commit,
+            PreparedFate::Rollback => Self::Rollback,
+            PreparedFate::StillRunning => Self::StillRunning,
+            PreparedFate::Unknown(why) => Self::Unknown(why),
+        }
+    }
+}
+
 /// Answers for each of these prepared branches, in their order.
 ///
 /// # Errors
@@ -40,19 +63,11 @@ pub async fn answer_prepared(engine: &Engine, xids: &[Xid]) -> Result<Vec<Branch
     let look_ups = if gtrids.is_empty() { Vec::new() } else { engine.log().look_up(&gtrids).await? };
     let behind = engine.is_behind();
 
-    let from_shard = |answer: Option<PreparedAnswer>| match answer {
-        Some(PreparedAnswer::Commit) => BranchAnswer::Commit,
-        Some(PreparedAnswer::Rollback) => BranchAnswer::Rollback,
-        Some(PreparedAnswer::StillRunning) | None => BranchAnswer::StillRunning,
-    };
+    let from_shard =
+        |answer: Option<PreparedAnswer>| answer.map_or(BranchAnswer::StillRunning, BranchAnswer::from);
     let mut answers: Vec<BranchAnswer> = live.into_iter().map(from_shard).collect();
     for (index, look_up) in unknown.into_iter().zip(&look_ups) {
-        answers[index] = match prepared_fate(look_up, behind, &xids[index].bqual) {
-            PreparedFate::Commit => BranchAnswer::Commit,
-            PreparedFate::Rollback => BranchAnswer::Rollback,
-            PreparedFate::StillRunning => BranchAnswer::StillRunning,
-            PreparedFate::Unknown(why) => BranchAnswer::Unknown(why),
-        };
+        answers[index] = prepared_fate(look_up, behind, &xids[index].bqual).into();
     }
     Ok(answers)
 }
@@ -100,6 +115,11 @@ pub async fn reconcile(engine: &Engine, rows: &[(Xid, Applied)]) -> Result<Vec<X
         if may_go {
             forget.push(xid.clone());
         }
+    }
+    if !forget.is_empty() {
+        // An end that was read here may have been written lazily. Were power lost now, its decision would be delivered again, and
+        // find no evidence of having been applied. A force takes along whatever was written before it.
+        engine.log().force(&Batch::default()).await?;
     }
     Ok(forget)
 }

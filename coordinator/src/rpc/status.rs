@@ -97,7 +97,9 @@ fn row(error: &RequestError) -> (Code, &'static str) {
             BeginError::ClockBehind => (Code::FailedPrecondition, "CLOCK_BEHIND"),
             BeginError::Stopped(_) => (Code::Unavailable, "UNAVAILABLE"),
         },
-        RequestError::Engine(EngineError::Log(_)) => (Code::Unavailable, "LOG_UNAVAILABLE"),
+        RequestError::Engine(EngineError::Log(_) | EngineError::NotDurable(_)) => {
+            (Code::Unavailable, "LOG_UNAVAILABLE")
+        }
         RequestError::Engine(EngineError::Stopped(_)) | RequestError::Stopped(_) => {
             (Code::Unavailable, "UNAVAILABLE")
         }

@@ -107,11 +107,16 @@ pub struct Hello {
     pub identity: ResourceManagerId,
     /// Which process it is.
     pub instance: InstanceId,
-    cluster: Option<ClusterId>,
-    seen: Option<LogPosition>,
-    location: String,
-    timeline: u32,
-    clock_ms: u64,
+    /// Which cluster it belongs to, once it has been attached.
+    pub cluster: Option<ClusterId>,
+    /// The newest place in a decision log that it has seen.
+    pub seen: Option<LogPosition>,
+    /// Where it lives, if that matters; else empty.
+    pub location: String,
+    /// PostgreSQL's timeline, 0 elsewhere.
+    pub timeline: u32,
+    /// Its clock, in milliseconds since 1970.
+    pub clock_ms: u64,
 }
 
 impl Hello {
@@ -185,8 +190,14 @@ pub async fn admit(hello: &Hello, engine: &Engine, registry: &Registry) -> Resul
     Ok(())
 }
 
-/// The resource manager as it is to be known from now on, if it is the one that the name belongs to.
-fn compare(hello: &Hello, known: Option<&KnownResourceManager>) -> Result<KnownResourceManager, AttachError> {
+/// The resource manager as it is to be known from now on, if it is the one that the name belongs to (P21).
+///
+/// # Errors
+/// Why it is not.
+pub fn compare(
+    hello: &Hello,
+    known: Option<&KnownResourceManager>,
+) -> Result<KnownResourceManager, AttachError> {
     let name = hello.resource_manager.clone();
     let next = |floor| KnownResourceManager {
         name: name.clone(),

@@ -8,7 +8,7 @@
 //! ```text
 //!           join                prepare            yes             decide
 //!  Absent ───────▶ Opening ─▶ Open ───────▶ Preparing ─────▶ Prepared ─────▶ Applying ─▶ Ended
-//!                     │         │ │            │                              ▲
+//!                     │         │ │ or vote    │                              ▲
 //!                     ▼         ▼ │            ▼ unresolved                   │
 //!                     Doomed ◀──┘ │          Undoing ─▶ Ended                 │
 //!                       │         └──▶ CommittingOnePhase ────────────────────┘ unresolved: prove
@@ -19,6 +19,12 @@
 //! **Until it votes commit, a branch is its participant's own**: it can be rolled back here at any time, without asking,
 //! and is when its handler fails, its deadline passes or its session breaks. **From that vote on it is not**: only a
 //! decision ends it, however long that takes.
+//!
+//! **An early vote** moves that point forward: the handler ends with it, and the coordinator need not ask. It waits for the
+//! enlist's acknowledgement, because a coordinator counts no vote of a branch that it does not know. Until the store has
+//! prepared, the handler waits for the answer, and whatever befalls it or its session rolls the branch back. If commit is
+//! requested meanwhile, both ways meet: a prepare is answered by the vote that is on its way, and an order to commit in one
+//! phase that finds the branch prepared commits it (P10).
 //!
 //! # What holds it together
 //!
@@ -36,11 +42,6 @@
 //!
 //! Sources: Gray and Lamport, "Consensus on Transaction Commit", 2006, section 3; Mohan, Lindsay, Obermarck, "Transaction
 //! Management in the R* Distributed Database Management System", 1986, section 2 (the subordinate's side).
-//!
-//! # What is left out
-//!
-//! Votes before the coordinator asks for one. Whoever adds them finds the one-phase commit that crosses such a vote handled
-//! already: a prepared branch that is told to commit in one phase commits.
 
 mod table;
 #[cfg(test)]
@@ -89,7 +90,7 @@ pub enum Event {
     /// A handler wants the connection; the transaction's deadline is so far away.
     Joined(Duration),
     /// The handler has done its work and gave the connection back.
-    Finished,
+    Finished(Then),
     /// The handler is gone without having finished, or without having learned that it had.
     HandlerGone,
 
@@ -123,6 +124,15 @@ pub enum Event {
     Found(Result<bool, Unresolved>),
     /// What the branch has become.
     Resolved(Result<Fate, Unresolved>),
+}
+
+/// What becomes of a branch whose handler has done its work.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Then {
+    /// It stays open, for a further handler, until the coordinator asks for its vote.
+    StayOpen,
+    /// It votes now. Its evidence keeps the newest place in the decision log that is known here.
+    Vote(LogPosition),
 }
 
 /// A participant's vote.
@@ -208,6 +218,10 @@ pub enum Doom {
     DeadlinePassed,
     /// The store could not open a local transaction. What it said.
     NotBegun(String),
+    /// The store did not prepare it for an early vote, or its answer was lost. What it said.
+    NotPrepared(String),
+    /// Its service ended the local transaction by itself, and a part of its work may be durable. What.
+    EndedByService(String),
 }
 
 impl fmt::Display for Doom {
@@ -227,6 +241,8 @@ impl fmt::Display for Doom {
             Self::SessionLost => f.write_str("the session with the coordinator broke before it was prepared"),
             Self::DeadlinePassed => f.write_str("the transaction's deadline passed before it was prepared"),
             Self::NotBegun(why) => write!(f, "the store could not begin it: {why}"),
+            Self::NotPrepared(why) => write!(f, "the store did not prepare it: {why}"),
+            Self::EndedByService(why) => f.write_str(why),
         }
     }
 }
@@ -237,7 +253,7 @@ pub enum Handler {
     /// It works. The connection is out of reach.
     Busy(Enlist),
     /// It has given the connection back, and waits to hear that the coordinator has enlisted the branch.
-    Finishing,
+    Finishing(Then),
     /// No handler. The branch is enlisted.
     Idle,
 }
@@ -273,6 +289,19 @@ pub enum Owed {
     Commit(LogPosition),
     /// The outcome of a one-phase commit.
     OnePhase(LogPosition),
+}
+
+/// Who wants the vote that a branch is being prepared for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Wanted {
+    /// The coordinator has asked for it.
+    ByCoordinator,
+    /// The handler votes early, and waits to hear how.
+    ByHandler,
+    /// The handler that voted early is gone without having heard how: what its caller takes for failed does not commit.
+    ByNobody,
+    /// The session in which the branch was enlisted is over: no vote of it counts any more.
+    NoMore,
 }
 
 /// How a branch ended.
@@ -315,12 +344,12 @@ pub enum State {
     },
     /// The store prepares it.
     Preparing {
-        /// The prepare's.
+        /// The prepare's, or the early vote's.
         position: LogPosition,
         /// What came meanwhile.
         owed: Owed,
-        /// The session that asked for the vote is over: no vote of it counts any more.
-        lost: bool,
+        /// Who waits for it.
+        wanted: Wanted,
     },
     /// It has voted commit and does not know the decision.
     Prepared,
@@ -392,7 +421,7 @@ impl Branch {
     ///
     /// # Errors
     /// [`Impossible`], and nothing has changed.
-    pub fn step(&mut self, event: Event) -> Result<Vec<Action>, Impossible> {
+    pub fn step(&mut self, event: Event) -> Result<Vec<Action>, Box<Impossible>> {
         let (state, actions) = table::step(&self.state, event)?;
         self.state = state;
         Ok(actions)

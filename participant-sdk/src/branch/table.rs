@@ -8,21 +8,23 @@ mod own;
 
 use lockstep_proto::LogPosition;
 
-use super::{Action, Decision, Doom, End, Event, Handler, Held, Impossible, Operation, Owed, State, Vote};
+use super::{
+    Action, Decision, Doom, End, Event, Handler, Held, Impossible, Operation, Owed, State, Vote, Wanted,
+};
 use crate::resource::Fate;
 
-type Stepped = Result<(State, Vec<Action>), Impossible>;
+type Stepped = Result<(State, Vec<Action>), Box<Impossible>>;
 
 pub(super) fn step(state: &State, event: Event) -> Stepped {
     match state {
         State::Absent => own::absent(event),
         State::Opening(enlist) => own::opening(*enlist, event),
         State::Open(Handler::Busy(enlist)) => own::busy(*enlist, event),
-        State::Open(Handler::Finishing) => own::finishing(event),
+        State::Open(Handler::Finishing(then)) => own::finishing(*then, event),
         State::Open(Handler::Idle) => own::idle(event),
         State::Doomed { why, held, owed } => own::doomed(why, *held, *owed, event),
         State::Finding { position, owed } => bound::finding(*position, *owed, event),
-        State::Preparing { position, owed, lost } => bound::preparing(*position, *owed, *lost, event),
+        State::Preparing { position, owed, wanted } => bound::preparing(*position, *owed, *wanted, event),
         State::Prepared => bound::prepared(event),
         State::CommittingOnePhase(position) => bound::committing_one_phase(*position, event),
         State::Applying => bound::applying(event),
@@ -54,8 +56,14 @@ fn roll_back_now(why: Doom, owed: Owed, tell: Tell) -> Stepped {
 }
 
 fn prepare(position: LogPosition, answer: Option<Action>) -> Stepped {
-    let state = State::Preparing { position, owed: Owed::Nothing, lost: false };
+    let state = State::Preparing { position, owed: Owed::Nothing, wanted: Wanted::ByCoordinator };
     to(state, answer.into_iter().chain([Action::Run(Operation::Prepare(position))]))
+}
+
+/// The branch is enlisted and its handler done: it votes without being asked.
+fn vote_early(position: LogPosition) -> Stepped {
+    let state = State::Preparing { position, owed: Owed::Nothing, wanted: Wanted::ByHandler };
+    to(state, [Action::Run(Operation::Prepare(position))])
 }
 
 fn commit_one_phase(position: LogPosition, answer: Option<Action>) -> Stepped {
@@ -101,5 +109,5 @@ fn to(state: State, actions: impl IntoIterator<Item = Action>) -> Stepped {
 }
 
 fn impossible(state: State, event: Event) -> Stepped {
-    Err(Impossible { state, event })
+    Err(Box::new(Impossible { state, event }))
 }

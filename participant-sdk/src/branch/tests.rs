@@ -45,6 +45,8 @@ fn show_doom(why: &Doom) -> &'static str {
         Doom::SessionLost => "session lost",
         Doom::DeadlinePassed => "deadline passed",
         Doom::NotBegun(_) => "not begun",
+        Doom::NotPrepared(_) => "not prepared",
+        Doom::EndedByService(_) => "ended by its service",
     }
 }
 
@@ -53,7 +55,10 @@ fn show_state(state: &State) -> String {
         State::Absent => "absent".to_owned(),
         State::Opening(enlist) => format!("opening, enlist {enlist:?}").to_lowercase(),
         State::Open(Handler::Busy(enlist)) => format!("open, busy, enlist {enlist:?}").to_lowercase(),
-        State::Open(Handler::Finishing) => "open, finishing".to_owned(),
+        State::Open(Handler::Finishing(Then::StayOpen)) => "open, finishing".to_owned(),
+        State::Open(Handler::Finishing(Then::Vote(position))) => {
+            format!("open, finishing with a vote at {}", at(*position))
+        }
         State::Open(Handler::Idle) => "open, idle".to_owned(),
         State::Doomed { why, held, owed } => {
             let held = match held {
@@ -64,9 +69,14 @@ fn show_state(state: &State) -> String {
             format!("doomed ({}), held by {held}, {}", show_doom(why), show_owed(*owed))
         }
         State::Finding { position, owed } => format!("finding at {}, {}", at(*position), show_owed(*owed)),
-        State::Preparing { position, owed, lost } => {
-            let lost = if *lost { ", session lost" } else { "" };
-            format!("preparing at {}, {}{lost}", at(*position), show_owed(*owed))
+        State::Preparing { position, owed, wanted } => {
+            let wanted = match wanted {
+                Wanted::ByCoordinator => "",
+                Wanted::ByHandler => ", handler waits",
+                Wanted::ByNobody => ", handler gone",
+                Wanted::NoMore => ", session lost",
+            };
+            format!("preparing at {}, {}{wanted}", at(*position), show_owed(*owed))
         }
         State::Prepared => "prepared".to_owned(),
         State::CommittingOnePhase(position) => format!("committing in one phase at {}", at(*position)),
@@ -122,7 +132,8 @@ fn show_action(action: &Action) -> String {
 fn events() -> Vec<(&'static str, Event)> {
     vec![
         ("joined", Event::Joined(Duration::from_secs(5))),
-        ("finished", Event::Finished),
+        ("finished", Event::Finished(Then::StayOpen)),
+        ("finished-with-a-vote", Event::Finished(Then::Vote(position(1)))),
         ("handler-gone", Event::HandlerGone),
         ("enlisted", Event::Enlisted),
         ("enlist-refused", Event::EnlistRefused(refusal())),

@@ -69,6 +69,17 @@ impl Transaction {
         self.context
     }
 
+    /// The same, for the last call to a service: its branch votes when the handler ends, and the commit saves the round in which
+    /// it would be asked. Without this a branch stays open, for further calls, until commit is requested.
+    ///
+    /// Choose it for a service that is called once, and not long before the commit: from its vote on the branch keeps its locks
+    /// until the transaction is decided, also while the coordinator is away, and a further call to the same service fails.
+    /// What that service calls in turn is not marked.
+    #[must_use]
+    pub const fn vote(&self) -> Context {
+        self.context.vote()
+    }
+
     /// Commits, and waits until every branch has applied the decision, or the coordinator has waited long enough for
     /// that: see [`Committed::branches_pending`].
     ///

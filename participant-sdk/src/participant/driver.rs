@@ -21,7 +21,7 @@ use crate::branch::Operation;
 use crate::clock;
 use crate::context::Context;
 use crate::error::{AttachError, FinishError, JoinError};
-use crate::resource::{Attachment, EvidenceRow, Resource, ResourceError, Unresolved};
+use crate::resource::{Attachment, EvidenceRow, Resource, ResourceError, Room, Unresolved};
 use crate::session::message::{FromCoordinator, ToCoordinator};
 use crate::session::{Closing, Done, Effect, Event, HandlerId, Listing, Session};
 
@@ -46,21 +46,32 @@ pub(super) struct Join<R: Resource> {
 #[derive(Debug)]
 pub(super) enum Release<R: Resource> {
     /// Done.
-    Finished(Xid, HandlerId, R::Open, oneshot::Sender<Result<(), FinishError>>),
+    Finished {
+        xid: Xid,
+        handler: HandlerId,
+        open: R::Open,
+        /// Whether it votes early.
+        votes: bool,
+        reply: oneshot::Sender<Result<(), FinishError>>,
+    },
     /// Gone without having finished, with the connection unless it was given back already.
     Gone(Xid, HandlerId, Option<R::Open>),
     /// Go away within so long, and say when.
     Detach(Duration, oneshot::Sender<()>),
 }
 
+/// What the store said of itself, and how much room it has, if it could be asked.
+type AttachedStore = (Attachment, Result<Option<Room>, Unresolved>);
+
 /// What tasks report.
 #[derive(Debug)]
 pub(super) enum Report<R: Resource> {
-    StoreAttached(Result<Attachment, ResourceError>),
+    StoreAttached(Result<AttachedStore, ResourceError>),
     Dialled(Result<Incoming, Status>),
     Bound(u64, Result<(), Unresolved>),
     Done(Xid, Done, Option<R::Open>),
     Listed(u64, Result<Listing, Unresolved>),
+    Room(Result<Option<Room>, Unresolved>),
     OldEvidence(u64, Result<Vec<EvidenceRow>, Unresolved>),
     Forgotten(u64, Result<(), Unresolved>),
     AskAgain(Xid),
@@ -219,10 +230,10 @@ impl<R: Resource> Driver<R> {
 
     fn release(&mut self, release: Release<R>) {
         match release {
-            Release::Finished(xid, handler, open, reply) => {
+            Release::Finished { xid, handler, open, votes, reply } => {
                 self.opens.insert(xid.clone(), open);
                 self.finishers.insert(handler, reply);
-                self.tell(Event::Finished(xid, handler));
+                self.tell(Event::Finished { xid, handler, votes });
             }
             Release::Gone(xid, handler, open) => {
                 self.finishers.remove(&handler);
@@ -245,6 +256,7 @@ impl<R: Resource> Driver<R> {
             | Report::Bound(..)
             | Report::Done(..)
             | Report::Listed(..)
+            | Report::Room(_)
             | Report::OldEvidence(..)
             | Report::Forgotten(..) => self.operations.ended(),
         }
@@ -259,6 +271,7 @@ impl<R: Resource> Driver<R> {
                 self.tell(Event::Done(xid, done));
             }
             Report::Listed(session, result) => self.tell(Event::Listed(session, result)),
+            Report::Room(result) => self.tell(Event::Room(result)),
             Report::OldEvidence(session, result) => self.tell(Event::OldEvidence(session, result)),
             Report::Forgotten(session, result) => self.tell(Event::Forgotten(session, result)),
             Report::AskAgain(xid) => self.tell(Event::AskAgain(xid)),
@@ -315,12 +328,13 @@ impl<R: Resource> Driver<R> {
 
     // ---- the stream ----
 
-    fn store_attached(&mut self, result: Result<Attachment, ResourceError>) {
+    fn store_attached(&mut self, result: Result<AttachedStore, ResourceError>) {
         if !matches!(self.link, Link::Store) {
             return; // The participant was detached meanwhile.
         }
         match result {
-            Ok(attachment) => {
+            Ok((attachment, room)) => {
+                self.tell(Event::Room(room));
                 let (outgoing, frames) = Outgoing::new();
                 self.link = Link::Dialling(outgoing);
                 self.tell(Event::Dialled(attachment));
@@ -430,6 +444,7 @@ impl<R: Resource> Driver<R> {
             Effect::AskLater(xid, failed) => self.ask_later(xid, failed),
             Effect::Bind(session, cluster) => self.operations.bind(session, cluster),
             Effect::List { session, cluster, again } => self.operations.list(session, cluster, again),
+            Effect::FindRoom => self.operations.find_room(),
             Effect::FindOldEvidence { session, cluster, retention, limit } => {
                 self.operations.find_old_evidence(session, cluster, retention, limit);
             }
@@ -470,8 +485,9 @@ impl<R: Resource> Driver<R> {
     fn hand(&mut self, handler: HandlerId, xid: Xid) {
         let open = self.opens.remove(&xid).expect("the connection is here");
         let join = self.joiners.remove(&handler).expect("whoever joins waits for the branch");
+        let branch = Branch::new(xid, handler, open, &join.context, join.releases);
         // A handler that is gone drops the branch, which comes back by its own drop.
-        let _gone = join.reply.send(Ok(Branch::new(xid, handler, open, join.releases)));
+        let _gone = join.reply.send(Ok(branch));
     }
 
     fn ask_later(&self, xid: Xid, failed: u32) {

@@ -13,7 +13,7 @@ mod wire;
 use std::fmt;
 use std::ops::{Deref, DerefMut};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use futures::StreamExt as _;
 use futures::stream::FuturesUnordered;
@@ -21,8 +21,9 @@ use lockstep_proto::{Epoch, Gtrid, ResourceManagerName, Xid};
 use tokio::sync::{broadcast, mpsc, oneshot, watch};
 
 use crate::client::lazy_channel;
+use crate::clock;
 use crate::context::Context;
-use crate::error::{AttachError, ConnectError, FinishError, JoinError};
+use crate::error::{AttachError, ConnectError, FinishError, JoinError, WorkError};
 use crate::resource::Resource;
 use crate::session::HandlerId;
 use driver::{Driver, JOINS, Join, Parts, Release};
@@ -72,7 +73,8 @@ impl<R: Resource> Participant<R> {
     }
 
     /// Opens a branch of the transaction in `context`, or continues the one that this process has open for it: a handler
-    /// that is called twice in one transaction sees its own writes. Waits for a handler that still works in that branch.
+    /// that is called twice in one transaction sees its own writes. Waits for a handler that still works in that branch. Another
+    /// instance of the service opens a branch of its own, and sees nothing of this one.
     ///
     /// Cancelling this call rolls the branch back, if one was opened.
     ///
@@ -230,22 +232,37 @@ impl<R: Resource> ParticipantBuilder<R> {
 /// One handler's hold on its transaction's branch. Dereferences to the connection to work with.
 ///
 /// There is no way to commit here. [`Branch::finish`] says that the handler has done its work; the branch then stays open
-/// until the coordinator prepares it. A branch that is dropped without that, because of an error, a panic or because the
-/// handler was cancelled, is rolled back, and the whole transaction with it.
+/// until the coordinator prepares it, unless this call was marked as the last one to the service ([`crate::Transaction::vote`])
+/// or the handler ends with [`Branch::vote`]. A branch that is dropped without either, because of an error, a panic or because
+/// the handler was cancelled, is rolled back, and the whole transaction with it.
 #[must_use = "a branch that is dropped is rolled back"]
 pub struct Branch<R: Resource> {
     xid: Xid,
     handler: HandlerId,
     /// `None` once it was given back.
     open: Option<R::Open>,
+    /// The caller has marked this call as its last one to the service.
+    is_last_call: bool,
+    /// The transaction's.
+    deadline: Instant,
+    /// How long that was away when the handler got its connection.
+    within: Duration,
     /// The coordinator is known to have the branch, and the handler to know it.
     finished: bool,
     releases: mpsc::UnboundedSender<Release<R>>,
 }
 
 impl<R: Resource> Branch<R> {
-    fn new(xid: Xid, handler: HandlerId, open: R::Open, releases: mpsc::UnboundedSender<Release<R>>) -> Self {
-        Self { xid, handler, open: Some(open), finished: false, releases }
+    fn new(
+        xid: Xid,
+        handler: HandlerId,
+        open: R::Open,
+        context: &Context,
+        releases: mpsc::UnboundedSender<Release<R>>,
+    ) -> Self {
+        let (is_last_call, deadline, within) =
+            (context.is_last_call(), context.deadline(), context.remaining());
+        Self { xid, handler, open: Some(open), is_last_call, deadline, within, finished: false, releases }
     }
 
     /// The transaction.
@@ -254,18 +271,64 @@ impl<R: Resource> Branch<R> {
         self.xid.gtrid
     }
 
-    /// The work is done: gives the connection back, and waits until the coordinator is known to count this branch. Answer
-    /// the caller only after that: it may ask to commit at once.
+    /// What the error of a statement on this branch's connection means, in words for the handler's caller.
     ///
-    /// Cancelling this call rolls the branch back.
+    /// The store ends every wait for a lock shortly before the transaction's deadline, which also ends a deadlock over two databases that neither
+    /// of them can see. Its error alone says neither for which lock nor until when; this does, as far as the store tells.
+    ///
+    /// ```ignore
+    /// sqlx::query("UPDATE items SET free = free - 1").execute(&mut *branch).await.map_err(|error| branch.explain(&error))?;
+    /// ```
+    #[must_use]
+    pub fn explain(&self, error: &(dyn std::error::Error + 'static)) -> WorkError {
+        let (gtrid, resource_manager) = (self.gtrid(), self.xid.bqual.resource_manager_str().to_owned());
+        match R::awaited_lock(error) {
+            Some(lock) => {
+                let left = self.deadline.saturating_duration_since(clock::now());
+                WorkError::LockWait { gtrid, resource_manager, lock, within: self.within, left }
+            }
+            None => WorkError::Failed { gtrid, resource_manager, detail: error.to_string() },
+        }
+    }
+
+    /// The work is done: gives the connection back, and waits until the coordinator is known to count this branch. Answer
+    /// the caller only after that: it may ask to commit at once. In a call that its caller has marked as the last one, the branch
+    /// votes, as by [`Branch::vote`].
+    ///
+    /// Cancelling this call rolls the branch back, unless it has voted by then.
     ///
     /// # Errors
     /// If the branch was rolled back meanwhile. Answer the caller with an error then.
-    pub async fn finish(mut self) -> Result<(), FinishError> {
+    pub async fn finish(self) -> Result<(), FinishError> {
+        let votes = self.is_last_call;
+        self.end(votes).await
+    }
+
+    /// The work is done, and no further call of this transaction comes to this service: the branch votes now and saves the round
+    /// in which the coordinator asks for it. For a service that is called once in a transaction by its nature; otherwise the
+    /// caller knows better, and marks its last call with [`crate::Transaction::vote`].
+    ///
+    /// From the vote on only the coordinator ends the branch: its locks stay until the transaction's decision, also while the
+    /// coordinator is away. A further [`Participant::join`] of the transaction is refused ([`JoinError::Voted`]). A branch that
+    /// has written nothing has nothing to prepare: it stays open until the coordinator asks, as after [`Branch::finish`],
+    /// so that what it has read stays locked while others work (P23).
+    ///
+    /// Cancelling this call rolls the branch back, unless it has voted by then.
+    ///
+    /// # Errors
+    /// If the branch is rolled back, because the store refuses to prepare it or as for [`Branch::finish`].
+    pub async fn vote(self) -> Result<(), FinishError> {
+        self.end(true).await
+    }
+
+    async fn end(mut self, votes: bool) -> Result<(), FinishError> {
         let gtrid = self.gtrid();
-        let open = self.open.take().expect("a branch has its connection until it is finished");
+        let open = self.open.as_mut().expect("a branch has its connection until it is finished");
+        let votes = votes && R::has_written(open).await;
+        let open = self.open.take().expect("looked at just before");
         let (reply, answer) = oneshot::channel();
-        let _gone = self.releases.send(Release::Finished(self.xid.clone(), self.handler, open, reply));
+        let (xid, handler) = (self.xid.clone(), self.handler);
+        let _gone = self.releases.send(Release::Finished { xid, handler, open, votes, reply });
         let gone = || FinishError::RolledBack { gtrid, detail: "this participant is gone".to_owned() };
         let result = answer.await.unwrap_or_else(|_closed| Err(gone()));
         self.finished = true;

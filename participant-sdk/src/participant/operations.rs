@@ -45,11 +45,24 @@ impl<R: Resource> Operations<R> {
         self.running -= 1;
     }
 
-    /// Attaches to the store.
+    /// Attaches to the store, and asks how much room it has: no branch is joined before that is known.
     pub(super) fn attach(&mut self) {
         let (resource, name) = (Arc::clone(&self.resource), self.name.clone());
-        self.spawn(async move { Report::StoreAttached(resource.attach(&name).await) }, |why| {
-            Report::StoreAttached(Err(ResourceError::Unavailable(why)))
+        self.spawn(
+            async move {
+                match resource.attach(&name).await {
+                    Ok(attachment) => Report::StoreAttached(Ok((attachment, resource.room(&name).await))),
+                    Err(error) => Report::StoreAttached(Err(error)),
+                }
+            },
+            |why| Report::StoreAttached(Err(ResourceError::Unavailable(why))),
+        );
+    }
+
+    pub(super) fn find_room(&mut self) {
+        let (resource, name) = (Arc::clone(&self.resource), self.name.clone());
+        self.spawn(async move { Report::Room(resource.room(&name).await) }, |why| {
+            Report::Room(Err(Unresolved(why)))
         });
     }
 

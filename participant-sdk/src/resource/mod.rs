@@ -1,12 +1,15 @@
 //! What a store has to be able to do to take part in a global transaction.
 //!
 //! [`Resource`] is the edge between the protocol, which the SDK owns, and one store, which an implementation owns:
-//! `postgres` (`PREPARE TRANSACTION`) and `sqlite` (a journal beside the file). An implementation never decides anything: it
+//! `postgres` (`PREPARE TRANSACTION`), `mysql` (XA), `sqlite` (a journal beside the file), and whatever is written outside of this
+//! crate. An implementation never decides anything: it
 //! prepares, commits, rolls back, and says truthfully what became of a branch, or that it cannot tell.
 //!
 //! Three answers that must never be mixed up, and so have three types: *done* ([`Fate`]), *refused* ([`Prepared::No`])
 //! and *not known* ([`Unresolved`]). The evidence row (protocol.md, P15 to P19) is what makes the first one provable.
 
+#[cfg(feature = "mysql")]
+pub mod mysql;
 #[cfg(feature = "postgres")]
 pub mod postgres;
 #[cfg(feature = "sqlite")]
@@ -15,7 +18,11 @@ pub mod sqlite;
 use std::future::Future;
 use std::time::{Duration, SystemTime};
 
-use lockstep_proto::{ClusterId, Gtrid, LogPosition, ResourceManagerId, ResourceManagerName, Xid};
+pub use lockstep_proto::limits::MAX_TIMEOUT;
+pub use lockstep_proto::{
+    Bqual, ClusterId, Epoch, Gtrid, Incarnation, LogPosition, ParseIdError, ResourceManagerId,
+    ResourceManagerName, Xid,
+};
 
 /// A branch's name in the store: which cluster's, and which branch.
 ///
@@ -35,7 +42,7 @@ impl std::fmt::Display for BranchId {
 }
 
 impl std::str::FromStr for BranchId {
-    type Err = lockstep_proto::ParseIdError;
+    type Err = ParseIdError;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         let (cluster, xid) = text.split_once(':').unwrap_or((text, ""));
@@ -101,6 +108,19 @@ pub struct Attachment {
     pub timeline: u32,
 }
 
+/// How many branches a store can have at a time, and how many there are.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Room {
+    /// Branches that can be prepared at a time, whoever prepares them.
+    pub slots: usize,
+    /// The prepared branches of this resource manager, whichever instance has prepared them.
+    pub prepared: Vec<BranchId>,
+    /// What others have prepared, and takes a slot too.
+    pub prepared_by_others: usize,
+    /// Connections that branches can have at a time, each one until it is prepared.
+    pub connections: usize,
+}
+
 /// One row of evidence that is old enough to be pruned.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct EvidenceRow {
@@ -114,6 +134,36 @@ pub struct EvidenceRow {
 ///
 /// Every method may be called at any time after [`Resource::attach`], by several tasks at once, and any number of
 /// times for the same branch: a second commit answers as the first did.
+///
+/// # Implementing it for a store of one's own
+///
+/// It need not be a database. What it has to have is a place where one write is durable or not there at all: a synced line of a
+/// file, one conditional put of an object store, one call of a service that keeps what it has confirmed. An API that can
+/// *try*, *confirm* and *cancel* fits as it is:
+///
+/// | the business | the protocol |
+/// |---|---|
+/// | try, not binding | work in an open branch |
+/// | try, binding: kept until it is told | [`Resource::prepare`] |
+/// | confirm | [`Resource::commit`] |
+/// | cancel, also of what was never tried | [`Resource::rollback`] |
+/// | what became of it? | [`Resource::prove`], [`Resource::prepared`] |
+///
+/// Five things make the difference between an API of that kind and a participant:
+///
+/// 1. **A yes is a promise.** When [`Resource::prepare`] answers [`Prepared::Yes`], the branch survives any crash, and a commit cannot
+///    fail any more for a reason of the business: what it needs was put aside. There is no timeout after which the store may forget it.
+/// 2. **A no is for ever.** A rollback of a branch that the store has never heard of leaves a *fence* under its name, durably, before
+///    it is answered: the prepare may still be on its way. An expired *try* is one thing; one that comes after its *cancel* another.
+/// 3. **The end leaves evidence**, written in one with the work: a second commit, and whoever lost the first one's answer, is told
+///    from it. It stays until [`Resource::forget`].
+/// 4. **What is not known is said to be not known.** After a timeout, a cut connection or a failed sync, the answer is
+///    [`Unresolved`], never a guess. The caller asks again, as long as it takes.
+/// 5. **What was begun goes on.** Each method is called from a task that can be dropped at any await. What is left then must be what a lost
+///    reply leaves: done or not done, never half. To spawn the step, and to wait for that, is one way.
+///
+/// `testing::contract` (feature `testing`) tries whether a store keeps all of this, without a coordinator, and says in words what
+/// it does not keep. `docs/own-resource.md` walks through a complete example, `participant-sdk/examples/reservations`.
 pub trait Resource: Send + Sync + 'static {
     /// What a handler works with, such as `sqlx::PgConnection`.
     type Connection: Send;
@@ -123,17 +173,26 @@ pub trait Resource: Send + Sync + 'static {
 
     /// Checks that the store is fit (versions, durability settings, slots), creates what the SDK keeps in it, and
     /// brings prepared branches of a crashed process back under control. Called before anything else, and again after a
-    /// lost connection.
+    /// lost connection, while branches may be open or prepared: it disturbs none of them.
+    ///
+    /// # Errors
+    /// [`ResourceError::Unfit`] ends the attempt, and a person has to mend something; [`ResourceError::Unavailable`] has it tried
+    /// again.
     fn attach(
         &self,
         name: &ResourceManagerName,
     ) -> impl Future<Output = Result<Attachment, ResourceError>> + Send;
 
-    /// Stores `cluster` as the one this store belongs to, durably, if none is stored yet.
+    /// Stores `cluster` as the one this store belongs to, durably, if none is stored yet. Success says that one is stored, not
+    /// which: the caller attaches again to see.
     fn bind(&self, cluster: ClusterId) -> impl Future<Output = Result<(), Unresolved>> + Send;
 
     /// Opens the branch's local transaction. `remaining`: until the global transaction's deadline; the store itself
-    /// ends the branch soon after that (P19), and waits for no lock longer.
+    /// ends the branch soon after that (P19), and waits for no lock longer. Soon: within some seconds, after which it is neither
+    /// prepared nor committed in one phase, whoever was stopped meanwhile.
+    ///
+    /// # Errors
+    /// [`ResourceError`]: nothing is open then.
     fn begin(
         &self,
         branch: &BranchId,
@@ -146,7 +205,28 @@ pub trait Resource: Send + Sync + 'static {
     /// The same, shared: what `Deref` of a [`crate::Branch`] gives, without which there is no `DerefMut`.
     fn connection_ref(open: &Self::Open) -> &Self::Connection;
 
+    /// Which lock a statement on a branch's connection waited for in vain, in words that follow "waited for"; `None` if `error` says
+    /// nothing of the kind, or the store has no such waits, which is what this says unless implemented.
+    #[must_use]
+    fn awaited_lock(error: &(dyn std::error::Error + 'static)) -> Option<String> {
+        let _says_nothing = error;
+        None
+    }
+
+    /// Whether the open branch has written anything; asked of a branch that is to vote before the coordinator has asked for it,
+    /// while its handler still holds it. Only if so it is prepared then. One that has written nothing would be over with its vote,
+    /// and its locks gone, while others still work in the transaction (P23), so it waits for the coordinator. A store that
+    /// cannot tell says no, which is what this does unless implemented: its branches never vote early. One that could not be
+    /// asked says yes: preparing finds out what is wrong.
+    fn has_written(open: &mut Self::Open) -> impl Future<Output = bool> + Send {
+        let _never_asked = open;
+        async { false }
+    }
+
     /// Prepares: durable when this returns [`Prepared::Yes`], together with its evidence row, which keeps `position`.
+    /// [`Prepared::No`] where a fence is in its way.
+    ///
+    /// # Errors
     /// [`Unresolved`] if it may or may not be prepared: the caller then has [`Resource::rollback`] find out.
     fn prepare(
         &self,
@@ -155,8 +235,11 @@ pub trait Resource: Send + Sync + 'static {
         position: &LogPosition,
     ) -> impl Future<Output = Result<Prepared, Unresolved>> + Send;
 
-    /// Commits without preparing, together with the evidence row. [`Unresolved`] if the reply was lost: the caller then
-    /// has [`Resource::prove`] find out.
+    /// Commits without preparing, together with the evidence row, also if nothing was written. [`Fate::RolledBack`] where
+    /// a fence is in its way.
+    ///
+    /// # Errors
+    /// [`Unresolved`] if the reply was lost: the caller then has [`Resource::prove`] find out.
     fn commit_one_phase(
         &self,
         branch: &BranchId,
@@ -169,13 +252,20 @@ pub trait Resource: Send + Sync + 'static {
     fn discard(&self, open: Self::Open) -> impl Future<Output = ()> + Send;
 
     /// Commits a prepared branch; where it is not prepared, tells what became of it (as [`Resource::prove`]).
+    ///
+    /// # Errors
+    /// [`Unresolved`], as long as it cannot be told or done now.
     fn commit(
         &self,
         branch: &BranchId,
         position: &LogPosition,
     ) -> impl Future<Output = Result<Fate, Unresolved>> + Send;
 
-    /// Rolls a prepared branch back; where it is not prepared, fences it and tells what became of it.
+    /// Rolls a prepared branch back; where it is not prepared, fences it and tells what became of it. So a branch that is committed
+    /// is answered with [`Fate::Committed`], and that is no error here.
+    ///
+    /// # Errors
+    /// [`Unresolved`], as long as it cannot be told or done now: also while the branch is open.
     fn rollback(
         &self,
         branch: &BranchId,
@@ -185,6 +275,9 @@ pub trait Resource: Send + Sync + 'static {
     /// Finds out what became of a branch that is not open here, and makes that final: prepared → it is committed (the
     /// caller only asks this of a branch that was told to commit in one phase, P10), evidence → committed, neither → a
     /// fence goes in and it can never commit.
+    ///
+    /// # Errors
+    /// [`Unresolved`], as long as it cannot be told or done now.
     fn prove(
         &self,
         branch: &BranchId,
@@ -192,13 +285,27 @@ pub trait Resource: Send + Sync + 'static {
     ) -> impl Future<Output = Result<Fate, Unresolved>> + Send;
 
     /// All prepared branches of `cluster` in this store that name `name`. Complete, or an error.
+    ///
+    /// # Errors
+    /// [`Unresolved`] if the list might lack one.
     fn prepared(
         &self,
         cluster: ClusterId,
         name: &ResourceManagerName,
     ) -> impl Future<Output = Result<Vec<Xid>, Unresolved>> + Send;
 
-    /// The oldest transaction of `cluster` with an evidence row here. Read after [`Resource::prepared`], never before: a
+    /// How many branches there is room for; `None` if the store has no such limit. Asked when a branch is about to be
+    /// opened and the last answer is a second old, so that one that could not be prepared is refused before it is begun.
+    /// Nothing that finishes a branch waits for this.
+    fn room(
+        &self,
+        name: &ResourceManagerName,
+    ) -> impl Future<Output = Result<Option<Room>, Unresolved>> + Send {
+        let _anyone = name;
+        async { Ok(None) }
+    }
+
+    /// The oldest transaction of `cluster` with evidence of a commit here; fences need not count. Read after [`Resource::prepared`], never before: a
     /// branch that commits in between is then in at least one of the two.
     fn oldest_evidence(
         &self,
@@ -216,6 +323,14 @@ pub trait Resource: Send + Sync + 'static {
 
     /// Deletes these rows by key, keeping the newest log position they hold.
     fn forget(&self, branches: &[BranchId]) -> impl Future<Output = Result<(), Unresolved>> + Send;
+}
+
+/// How long a branch may wait for one lock when so much is left until its transaction's deadline: a little less. Two transactions that
+/// wait for each other have often begun together; if each waited to the very end, the first to be rolled back would free the
+/// other's lock, and nobody would hear what they had waited for.
+#[cfg(any(feature = "postgres", feature = "mysql"))]
+pub(crate) fn lock_wait(left: Duration) -> Duration {
+    left.saturating_sub((left / 10).min(Duration::from_secs(1)))
 }
 
 /// The wall clock: only for what people read and for a store's own bookkeeping, never for a decision.

@@ -10,7 +10,7 @@ use super::{
     Closing, Done, Effect, HandlerId, MAX_BRANCHES_KNOWN, MAX_ENDED_BRANCHES, MAX_OPEN_BRANCHES,
     MAX_WAITING_HANDLERS, Phase, Session,
 };
-use crate::branch::{Action, Branch, Doom, End, Event, State};
+use crate::branch::{Action, Branch, Doom, End, Event, State, Then};
 use crate::error::{FinishError, JoinError};
 use crate::resource::BranchId;
 
@@ -74,6 +74,13 @@ impl Session {
             self.effects.push(Effect::RefuseJoin(handler, error));
             return;
         }
+        if let Some(voted) = self.voted_early.get(&gtrid)
+            && !self.open.contains_key(&gtrid)
+        {
+            let error = too_late(gtrid, self.branches[voted].branch.state(), true);
+            self.effects.push(Effect::RefuseJoin(handler, error));
+            return;
+        }
         if let Some(xid) = self.open.get(&gtrid).cloned() {
             self.waiting.push_back(Waiting { handler, gtrid, deadline });
             self.serve_waiting(now, &xid);
@@ -89,7 +96,7 @@ impl Session {
     }
 
     fn may_join(
-        &self,
+        &mut self,
         now: Duration,
         cluster: ClusterId,
         gtrid: Gtrid,
@@ -115,13 +122,33 @@ impl Session {
         } else {
             self.holding >= MAX_OPEN_BRANCHES || self.branches.len() >= MAX_BRANCHES_KNOWN
         };
-        if full { Err(JoinError::TooManyBranches { gtrid }) } else { Ok(()) }
+        if full {
+            return Err(JoinError::TooManyBranches { gtrid });
+        }
+        if self.open.contains_key(&gtrid) { Ok(()) } else { self.admit(now, gtrid) }
     }
 
-    pub(super) fn finished(&mut self, now: Duration, xid: &Xid, handler: HandlerId) {
+    /// Whether this process knows the branch, in whatever state.
+    pub(super) fn knows(&self, xid: &Xid) -> bool {
+        self.branches.contains_key(xid)
+    }
+
+    pub(super) fn finished(&mut self, now: Duration, xid: &Xid, handler: HandlerId, votes: bool) {
+        let then = match &self.phase {
+            Phase::Attached { welcome, .. } if votes => Then::Vote(welcome.position),
+            // Without a session the branch is doomed already, and nothing follows.
+            Phase::Attached { .. }
+            | Phase::Away
+            | Phase::Greeting(_)
+            | Phase::Binding(..)
+            | Phase::Detached => Then::StayOpen,
+        };
         let holder = self.branches.get(xid).and_then(|entry| entry.handler);
         assert_eq!(holder, Some(handler), "a connection comes back from the handler that has it");
-        self.step(now, xid, Event::Finished);
+        if votes {
+            self.voted_early.insert(xid.gtrid, xid.clone());
+        }
+        self.step(now, xid, Event::Finished(then));
     }
 
     pub(super) fn handler_gone(&mut self, now: Duration, xid: &Xid, handler: HandlerId) {
@@ -228,6 +255,8 @@ impl Session {
         let entry = self.branches.get_mut(xid).expect("only known branches are stepped");
         let joining = matches!(entry.branch.state(), State::Opening(_));
         let before = (usize::from(entry.holds()), usize::from(entry.is_unsettled()));
+        #[cfg(feature = "simulation")]
+        self.seen.note(entry.branch.state(), &event);
         let actions = match entry.branch.step(event) {
             Ok(actions) => actions,
             Err(impossible) => panic!("branch {xid}: {impossible}"),
@@ -278,11 +307,11 @@ impl Session {
         }
         if self.open.get(&xid.gtrid) == Some(xid) {
             self.open.remove(&xid.gtrid);
-            let error = too_late(xid.gtrid, &state);
+            let error = too_late(xid.gtrid, &state, self.voted_early.contains_key(&xid.gtrid));
             self.refuse_waiting(|waiting| waiting.gtrid == xid.gtrid, |_| error.clone());
         }
         match state {
-            State::Absent => drop(self.branches.remove(xid)),
+            State::Absent => self.forget_branch(xid),
             State::Ended(_) => self.remember_ended(xid),
             State::Opening(_)
             | State::Open(_)
@@ -331,7 +360,14 @@ impl Session {
         entry.remembered = false;
         // One that a decision has woken again comes back to the list when it ends again.
         if matches!(entry.branch.state(), State::Ended(_)) {
-            self.branches.remove(&oldest);
+            self.forget_branch(&oldest);
+        }
+    }
+
+    fn forget_branch(&mut self, xid: &Xid) {
+        self.branches.remove(xid);
+        if self.voted_early.get(&xid.gtrid) == Some(xid) {
+            self.voted_early.remove(&xid.gtrid);
         }
     }
 }
@@ -348,7 +384,9 @@ fn join_error(gtrid: Gtrid, why: &Doom, unfit: bool) -> JoinError {
         | Doom::HandlerGone
         | Doom::Decided
         | Doom::CommitWithoutVote
-        | Doom::SessionLost => JoinError::RolledBack { gtrid, detail },
+        | Doom::SessionLost
+        | Doom::NotPrepared(_)
+        | Doom::EndedByService(_) => JoinError::RolledBack { gtrid, detail },
     }
 }
 
@@ -357,6 +395,7 @@ fn finish_error(gtrid: Gtrid, why: &Doom) -> FinishError {
         Doom::Refused(refusal) if !refusal.rollback_only => {
             FinishError::Refused { gtrid, detail: refusal.detail.clone() }
         }
+        Doom::EndedByService(why) => FinishError::Hazard { gtrid, detail: why.clone() },
         Doom::Refused(_)
         | Doom::HandlerRunning
         | Doom::HandlerGone
@@ -364,16 +403,21 @@ fn finish_error(gtrid: Gtrid, why: &Doom) -> FinishError {
         | Doom::CommitWithoutVote
         | Doom::SessionLost
         | Doom::DeadlinePassed
-        | Doom::NotBegun(_) => FinishError::RolledBack { gtrid, detail: why.to_string() },
+        | Doom::NotBegun(_)
+        | Doom::NotPrepared(_) => FinishError::RolledBack { gtrid, detail: why.to_string() },
     }
 }
 
-/// For a handler that waited for a branch which is not open any more.
-fn too_late(gtrid: Gtrid, state: &State) -> JoinError {
+/// For a handler that waited for a branch which is not open any more, or comes after it. `early`: it voted unasked.
+fn too_late(gtrid: Gtrid, state: &State, early: bool) -> JoinError {
     match state {
         State::Doomed { why, .. } | State::Ended(End::NeverPrepared(why)) => {
             JoinError::RolledBack { gtrid, detail: why.to_string() }
         }
+        State::Ended(End::Refused(why)) if early => {
+            JoinError::RolledBack { gtrid, detail: Doom::NotPrepared(why.clone()).to_string() }
+        }
+        State::Undoing { why, .. } if early => JoinError::RolledBack { gtrid, detail: why.clone() },
         State::Absent
         | State::Opening(_)
         | State::Open(_)
@@ -384,7 +428,11 @@ fn too_late(gtrid: Gtrid, state: &State) -> JoinError {
         | State::Applying
         | State::Undoing { .. }
         | State::Ended(End::Refused(_) | End::ReadOnly | End::Proved(_)) => {
-            JoinError::Refused { gtrid, detail: "commit was requested already".to_owned() }
+            if early {
+                JoinError::Voted { gtrid }
+            } else {
+                JoinError::Refused { gtrid, detail: "commit was requested already".to_owned() }
+            }
         }
     }
 }

@@ -7,6 +7,7 @@
 //!
 //! - `greeting`: hello, welcome, and what is refused (P8, P19, P21).
 //! - `branches`: the table of branches, joins and messages.
+//! - `room`: refusing branches that the store has no room for, before they are begun.
 //! - `reports`: listing prepared branches (P20) and pruning evidence (P19).
 //!
 //! **A session that breaks rolls back what is not prepared**, on both sides. What is prepared stays and is found again by
@@ -17,20 +18,24 @@ mod branches;
 mod greeting;
 pub mod message;
 mod reports;
+mod room;
+#[cfg(feature = "simulation")]
+pub mod seen;
 #[cfg(test)]
 mod tests;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
-use lockstep_proto::{ClusterId, Epoch, Gtrid, InstanceId, ResourceManagerName, Xid};
+use lockstep_proto::{ClusterId, Epoch, Gtrid, InstanceId, LogPosition, ResourceManagerName, Xid};
 
 use crate::branch::Operation;
 use crate::error::{FinishError, JoinError};
-use crate::resource::{Attachment, BranchId, EvidenceRow, Fate, Prepared, Unresolved};
+use crate::resource::{Attachment, BranchId, EvidenceRow, Fate, Prepared, Room, Unresolved};
 use branches::{Entry, Waiting};
 use message::{FromCoordinator, ToCoordinator, Welcome};
 use reports::Reports;
+use room::Admission;
 
 /// Local transactions that may be open at a time, each with a connection of its own: far more than a database has
 /// connections to give, far fewer than a process can hold.
@@ -73,7 +78,14 @@ pub enum Event {
         random: u64,
     },
     /// A handler has done its work, and the shell has its connection.
-    Finished(Xid, HandlerId),
+    Finished {
+        /// The branch.
+        xid: Xid,
+        /// The handler's number.
+        handler: HandlerId,
+        /// Whether the branch votes now, without being asked.
+        votes: bool,
+    },
     /// A handler is gone, and the shell has its connection back, unless the session had it already.
     HandlerGone(Xid, HandlerId),
     /// An operation of the store has ended.
@@ -82,6 +94,8 @@ pub enum Event {
     AskAgain(Xid),
     /// The store was listed, for the session of that number.
     Listed(u64, Result<Listing, Unresolved>),
+    /// How much room the store has, or that it could not be asked.
+    Room(Result<Option<Room>, Unresolved>),
     /// The store's old evidence, for the session of that number.
     OldEvidence(u64, Result<Vec<EvidenceRow>, Unresolved>),
     /// Evidence rows are deleted, or could not be.
@@ -152,6 +166,8 @@ pub enum Effect {
         /// The store may have been lost meanwhile: attach to it again first.
         again: bool,
     },
+    /// Ask how much room the store has, and bring [`Event::Room`].
+    FindRoom,
     /// Look for evidence that is old enough, and bring [`Event::OldEvidence`] with this number.
     FindOldEvidence {
         /// The session's number.
@@ -195,7 +211,7 @@ enum Phase {
     Greeting(Attachment),
     /// The welcome fits, and the store is being bound to the cluster.
     Binding(Attachment, Welcome),
-    /// Attached.
+    /// Attached. The welcome's position is the newest that the coordinator has told since.
     Attached { attachment: Attachment, welcome: Welcome },
     /// Told to go, and gone.
     Detached,
@@ -216,6 +232,8 @@ pub struct Session {
     branches: BTreeMap<Xid, Entry>,
     /// The branch of each transaction that a further handler may continue.
     open: BTreeMap<Gtrid, Xid>,
+    /// The branch of each transaction that has voted early here, or tried to: no further handler may work in it.
+    voted_early: BTreeMap<Gtrid, Xid>,
     /// Branches that have a connection: open and doomed ones.
     holding: usize,
     /// Branches that have not ended, prepared ones included.
@@ -225,8 +243,11 @@ pub struct Session {
     /// The oldest first.
     ended: VecDeque<Xid>,
     reports: Reports,
+    admission: Admission,
     detach_by: Option<Duration>,
     effects: Vec<Effect>,
+    #[cfg(feature = "simulation")]
+    seen: seen::Seen,
 }
 
 impl Session {
@@ -242,15 +263,26 @@ impl Session {
             sealed_below: 0,
             branches: BTreeMap::new(),
             open: BTreeMap::new(),
+            voted_early: BTreeMap::new(),
             holding: 0,
             unsettled: 0,
             deadlines: BTreeSet::new(),
             waiting: VecDeque::new(),
             ended: VecDeque::new(),
             reports: Reports::default(),
+            admission: Admission::default(),
             detach_by: None,
             effects: Vec::new(),
+            #[cfg(feature = "simulation")]
+            seen: seen::Seen::default(),
         }
+    }
+
+    /// Which transitions its branches went through so far.
+    #[cfg(feature = "simulation")]
+    #[must_use]
+    pub fn seen(&self) -> &seen::Seen {
+        &self.seen
     }
 
     /// Takes one event and says what has to be done.
@@ -267,11 +299,12 @@ impl Session {
             Event::Join { handler, cluster, gtrid, deadline, random } => {
                 self.join(now, handler, cluster, gtrid, deadline, random);
             }
-            Event::Finished(xid, handler) => self.finished(now, &xid, handler),
+            Event::Finished { xid, handler, votes } => self.finished(now, &xid, handler, votes),
             Event::HandlerGone(xid, handler) => self.handler_gone(now, &xid, handler),
             Event::Done(xid, done) => self.done(now, &xid, done),
             Event::AskAgain(xid) => self.ask_again(now, &xid),
             Event::Listed(session, result) => self.listed(now, session, result),
+            Event::Room(result) => self.room_found(now, result),
             Event::OldEvidence(session, result) => self.old_evidence(session, result),
             Event::Forgotten(session, result) => self.forgotten(session, &result),
             Event::Tick => {}
@@ -374,14 +407,20 @@ impl Session {
                 self.told(now, &xid, E::Enlisted);
             }
             FromCoordinator::EnlistRefused(xid, why) => self.told(now, &xid, E::EnlistRefused(why)),
-            FromCoordinator::Prepare(xid, position) => self.told(now, &xid, E::Prepare(position)),
+            FromCoordinator::Prepare(xid, position) => {
+                self.learn(position);
+                self.told(now, &xid, E::Prepare(position));
+            }
             FromCoordinator::Decide(xid, decision, position) => {
+                self.learn(position);
                 self.told(now, &xid, E::Decide(decision, position));
             }
             FromCoordinator::CommitOnePhase(xid, position) => {
-                self.told(now, &xid, E::CommitOnePhase(position))
+                self.learn(position);
+                self.told(now, &xid, E::CommitOnePhase(position));
             }
             FromCoordinator::ReportAnswer(answers, position) => {
+                self.learn(position);
                 for (xid, answer) in answers {
                     match answer {
                         message::BranchAnswer::Commit => {
@@ -405,6 +444,16 @@ impl Session {
             FromCoordinator::Sealed(epochs) => self.sealed(now, &epochs),
             // It begins nothing new. What it has begun may still be joined, prepared and decided until the stream ends.
             FromCoordinator::Drain => self.warn("the coordinator is going away".to_owned()),
+        }
+    }
+
+    /// Nobody sends a position along with an early vote's order: it keeps the newest that is known here (P8).
+    fn learn(&mut self, position: LogPosition) {
+        if let Phase::Attached { welcome, .. } = &mut self.phase {
+            let known = &mut welcome.position;
+            if (known.epoch, known.incarnation) == (position.epoch, position.incarnation) {
+                known.sequence = known.sequence.max(position.sequence);
+            }
         }
     }
 

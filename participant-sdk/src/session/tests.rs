@@ -103,7 +103,7 @@ impl Script {
             "disconnected" => Event::Disconnected,
             "wait" => Event::Tick,
             "detach" => Event::Detach(self.now + Duration::from_secs(seconds.into())),
-            "join" | "finished" | "gone" | "ask-again" | "done" => return self.local(command),
+            "join" | "finished" | "voted" | "gone" | "ask-again" | "done" => return self.local(command),
             "listed" => {
                 let session =
                     key(&mut arguments, "session").map_or(Ok(self.session.number), |text| text.parse())?;
@@ -154,7 +154,10 @@ impl Script {
                 let deadline = self.now + Duration::from_secs(seconds);
                 Event::Join { handler, cluster, gtrid, deadline, random: handler }
             }
-            "finished" => Event::Finished(xid_of(first)?, second.parse()?),
+            "finished" | "voted" => {
+                let votes = command.name == "voted";
+                Event::Finished { xid: xid_of(first)?, handler: second.parse()?, votes }
+            }
             "gone" => Event::HandlerGone(xid_of(first)?, second.parse()?),
             "done" => Event::Done(xid_of(first)?, done(second)?),
             other => return Err(format!("no command {other}").into()),
@@ -312,6 +315,7 @@ fn show_effect(effect: &Effect) -> String {
         Effect::Attached(cluster, _) => format!("attached to {cluster}"),
         Effect::Sealed(epochs) => format!("tell the other sessions that epochs {epochs:?} are sealed"),
         Effect::Close(why) => format!("close: {why:?}"),
+        Effect::FindRoom => "store: ask for room".to_owned(),
         Effect::Warn(text) => shorten(&format!("warn: {text}")),
     }
 }
@@ -348,4 +352,27 @@ fn every_script_holds() {
         scripts += 1;
     }
     assert!(scripts >= 20, "only {scripts} scripts were found");
+}
+
+#[test]
+fn the_evidence_of_an_early_vote_keeps_the_newest_position_that_is_known() {
+    let mut script = Script::new();
+    let mut handle = |event| script.session.handle(Duration::ZERO, event);
+    let (xid, other) = (xid_of("a/1").unwrap(), xid_of("b/2").unwrap());
+    let decide = |at| Event::Received(FromCoordinator::Decide(other.clone(), Decision::Rollback, at));
+    handle(Event::Dialled(attachment(1, Some(cluster(None)), None)));
+    handle(Event::Received(FromCoordinator::Welcome(welcome(2))));
+    let newest = LogPosition { sequence: 9, ..position(2) };
+    for at in [newest, LogPosition { sequence: 4, ..newest }, LogPosition { sequence: 30, ..position(1) }] {
+        handle(decide(at));
+    }
+    let (gtrid, deadline) = (xid.gtrid, Duration::from_secs(30));
+    handle(Event::Join { handler: 1, cluster: cluster(None), gtrid, deadline, random: 1 });
+    handle(Event::Received(FromCoordinator::Enlisted(xid.clone(), deadline)));
+    handle(Event::Done(xid.clone(), Done::Begun));
+    let effects = handle(Event::Finished { xid, handler: 1, votes: true });
+    assert!(
+        matches!(effects.as_slice(), [Effect::Run(_, Operation::Prepare(at))] if *at == newest),
+        "{effects:?}"
+    );
 }

@@ -1,14 +1,15 @@
 //! Disks that have no room, and journals that are not as they were written.
 
 use std::os::unix::fs::FileExt;
+use std::time::Duration;
 
 use lockstep::resource::sqlite::Sqlite;
-use lockstep::resource::{Fate, Prepared, Resource};
+use lockstep::resource::{Fate, Prepared, Resource, ResourceError};
 use rustix::process::Rlimit;
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::harness::{
-    Database, branch, cluster, name, position, prepare, refusal, resource_at, say, unfit, work,
+    Database, LONG, branch, cluster, name, position, prepare, refusal, resource_at, say, unfit, work,
 };
 
 const SETUP: &str = "CREATE TABLE t (id INTEGER PRIMARY KEY, v, filler); \
@@ -61,7 +62,7 @@ async fn play_full_at_commit(resource: &Sqlite) {
         say(&unresolved.to_string());
     }
     // It is still the prepared branch, and nobody else gets in.
-    assert!(resource.local_write(std::time::Duration::from_millis(50)).await.is_err());
+    assert!(resource.local_write(Duration::from_millis(50)).await.is_err());
     no_file_beyond(None);
     assert_eq!(resource.prepared(cluster(), &name()).await.unwrap(), [branch(1).xid]);
     assert_eq!(resource.commit(&branch(1), &position(1)).await.unwrap(), Fate::Committed);
@@ -124,34 +125,92 @@ async fn is_not_prepared(database: &Database, case: &str) {
     assert_eq!(resource.commit(&branch(2), &position(1)).await.unwrap(), Fate::Committed, "{case}");
 }
 
-/// Every length and every byte is tried on the journal itself; here, what becomes of the database.
-#[tokio::test]
-async fn a_torn_entry_was_never_prepared() {
-    for part in [0.0, 0.1, 0.5, 0.9] {
-        let (database, length) = prepared().await;
-        #[expect(
-            clippy::cast_possible_truncation,
-            clippy::cast_sign_loss,
-            clippy::cast_precision_loss,
-            reason = "small"
-        )]
-        let kept = (length as f64 * part) as u64;
-        // 0 to 32: inside the header, of which a crash leaves all or nothing.
-        let kept = if kept < 32 { 0 } else { kept };
-        std::fs::OpenOptions::new().write(true).open(database.journal()).unwrap().set_len(kept).unwrap();
-        is_not_prepared(&database, &format!("{kept} of {length} bytes")).await;
+/// What an attach makes of a journal with this content, tried on one database after another content.
+async fn tried(database: &Database, journal: &[u8], case: &str) -> Option<Sqlite> {
+    std::fs::write(database.journal(), journal).unwrap();
+    let resource = database.resource().await;
+    match resource.attach(&name()).await {
+        Ok(_attachment) => Some(resource),
+        // Inside the magic or the version: it says that it does not know what this is.
+        Err(ResourceError::Unfit(why)) => {
+            assert!(why.contains("It may hold a prepared branch"), "{case}: {why}");
+            None
+        }
+        Err(error) => panic!("{case}: {error}"),
     }
 }
 
+/// Every content that a journal has when it is cut at a byte, or when a byte is another one, and whether the header still says
+/// that it is a journal.
+fn damaged(whole: &[u8], length: usize) -> impl Iterator<Item = (String, Vec<u8>, bool)> {
+    // What is cut off reads as zeros: from the ninth byte on, the version is 1.
+    let cut =
+        (0..length).map(|kept| (format!("cut at {kept}"), whole[..kept].to_vec(), kept == 0 || kept > 8));
+    let flipped = (0..length).map(|at| {
+        let mut bytes = whole.to_vec();
+        bytes[at] ^= 1 << (at % 8);
+        (format!("byte {at} flipped"), bytes, at >= 12)
+    });
+    cut.chain(flipped)
+}
+
 #[tokio::test]
-async fn a_damaged_entry_is_not_written() {
-    for at in [16, 24, 33, 80, 150] {
+async fn a_journal_that_is_torn_at_any_byte_was_never_prepared() {
+    let (database, length) = prepared().await;
+    let whole = std::fs::read(database.journal()).unwrap();
+    for (case, journal, is_one) in damaged(&whole, length) {
+        let resource = tried(&database, &journal, &case).await;
+        assert_eq!(resource.is_some(), is_one, "{case}");
+        let Some(resource) = resource else { continue };
+        assert_eq!(resource.prepared(cluster(), &name()).await.unwrap(), [], "{case}");
+        // The file is free, and nothing of the branch is in it.
+        let write = resource.local_write(Duration::from_secs(30)).await.unwrap();
+        drop(write);
+        assert!(!database.dump().await.contains("row"), "{case}");
+    }
+    // It was the bytes: whole, it is prepared.
+    let resource = tried(&database, &whole, "whole").await.unwrap();
+    assert_eq!(resource.prepared(cluster(), &name()).await.unwrap(), [branch(1).xid]);
+}
+
+/// The entry stays behind the end mark until another one is written over it. It is never written again.
+#[tokio::test]
+async fn an_entry_behind_its_end_mark_is_never_written_again() {
+    let database = Database::new("CREATE TABLE t (v); INSERT INTO t VALUES ('first')").await;
+    let resource = database.attached().await;
+    assert_eq!(prepare(&resource, 1, "UPDATE t SET v = 'second'").await, Prepared::Yes);
+    let entry = std::fs::read(database.journal()).unwrap();
+    assert_eq!(resource.commit(&branch(1), &position(1)).await.unwrap(), Fate::Committed);
+    let ended = std::fs::read(database.journal()).unwrap();
+    let mut write = resource.local_write(LONG).await.unwrap();
+    // What a branch written again would overwrite: the row is as it was before it.
+    crate::harness::run(&mut write, "UPDATE t SET v = 'first'").await.unwrap();
+    write.commit().await.unwrap();
+    drop(resource);
+
+    let length = entry.iter().rposition(|byte| *byte != 0).unwrap() + 1;
+    let content = database.dump().await;
+    // The end mark, up to any byte of it, and damage of all kinds when it is there.
+    let torn =
+        (0..32).map(|at| (format!("end mark up to {at}"), [&ended[..at], &entry[at..]].concat(), true));
+    for (case, journal, is_one) in torn.chain(damaged(&ended, length)) {
+        let resource = tried(&database, &journal, &case).await;
+        assert_eq!(resource.is_some(), is_one, "{case}");
+        let Some(resource) = resource else { continue };
+        assert_eq!(resource.prepared(cluster(), &name()).await.unwrap(), [], "{case}");
+        assert_eq!(resource.commit(&branch(1), &position(1)).await.unwrap(), Fate::Committed, "{case}");
+        drop(resource);
+        assert_eq!(database.dump().await, content, "{case}");
+    }
+}
+
+/// As every attach after a crash does, it takes up work again.
+#[tokio::test]
+async fn a_torn_entry_keeps_nobody_from_working() {
+    for kept in [0, 40, 150] {
         let (database, _length) = prepared().await;
-        let file = std::fs::OpenOptions::new().read(true).write(true).open(database.journal()).unwrap();
-        let mut byte = [0];
-        file.read_exact_at(&mut byte, at).unwrap();
-        file.write_all_at(&[byte[0] ^ 0x20], at).unwrap();
-        is_not_prepared(&database, &format!("byte {at}")).await;
+        std::fs::OpenOptions::new().write(true).open(database.journal()).unwrap().set_len(kept).unwrap();
+        is_not_prepared(&database, &format!("{kept} bytes")).await;
     }
     let (database, _length) = prepared().await;
     let file = std::fs::OpenOptions::new().write(true).open(database.journal()).unwrap();
@@ -178,7 +237,7 @@ async fn nothing_is_believed_that_is_not_known_to_be_on_disk() {
     crate::harness::run(&mut reader, "BEGIN; SELECT * FROM t").await.unwrap();
     crate::harness::run(&mut database.stranger().await, "INSERT INTO t VALUES (1)").await.unwrap();
     match database.resource().await.attach(&name()).await {
-        Err(lockstep::resource::ResourceError::Unavailable(why)) => {
+        Err(ResourceError::Unavailable(why)) => {
             assert!(why.contains("cannot be checkpointed"), "{why}");
         }
         other => panic!("{other:?}"),

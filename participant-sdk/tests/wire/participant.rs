@@ -1,5 +1,6 @@
 //! The participant's side: attach, join, work, finish, prepare, commit; and everything that goes wrong on the way.
 
+mod early_votes;
 mod faults;
 mod handlers;
 mod sessions;

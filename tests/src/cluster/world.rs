@@ -6,7 +6,6 @@ use std::time::Duration;
 
 use sqlx::{Connection as _, PgConnection};
 
-use crate::crashes::checker::Seen;
 use crate::harness::bank::Bank;
 use crate::harness::books::Books;
 use crate::harness::client::{Entry, Told, read_ledger};
@@ -16,6 +15,7 @@ use crate::harness::postgres::PostgresServer;
 use crate::harness::process::{Process, end_of_log};
 use crate::harness::roles::Roles;
 use crate::harness::{Failed, Result};
+use crate::trial::checker::Seen;
 
 /// The names of the resource managers.
 const BANKS: [&str; 2] = ["bank-a", "bank-b"];

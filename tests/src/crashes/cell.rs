@@ -1,85 +1,45 @@
 //! One cell, from an empty directory to its verdict.
 
-use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::Duration;
 
 use rand::rngs::StdRng;
 use rand::{RngExt as _, SeedableRng as _};
 
-use super::checker::{Expected, Found, Seen, is_expected};
 use super::matrix::Cell;
-use super::points::{Moment, Needs, Reach, Way, first_crash};
-use super::world::{Options, Stage, World};
+use super::points::{Moment, Needs, Reach, Victim, Way, first_crash};
+use super::stage::Stage;
 use crate::harness::client::Plan;
 use crate::harness::crash_points::Fuse;
 use crate::harness::process::Reaped;
 use crate::harness::{Failed, Result, clock};
+use crate::trial::checker::Seen;
+use crate::trial::verdict::Verdict;
+use crate::trial::world::{Who, World};
 
 /// How long a point may take to be reached. The slowest needs a log of megabytes, or rows that are old enough.
 const TO_FIRE: Duration = Duration::from_secs(60);
-/// How long anything may be in doubt after the restart: a deadline, a listing, and a database that recovers.
-pub const TO_SETTLE: Duration = Duration::from_secs(30);
-/// How long a healthy transaction may take to be committed again.
-const TO_HEAL: Duration = Duration::from_secs(15);
 /// The passes among which the seed chooses.
 const PASSES: std::ops::RangeInclusive<u32> = 1..=3;
+
+const SHORT_RETENTION: &str = "--retention=1s";
 
 /// Where the coordinator is slow, in one of so many cells: longer than it takes until a bank lists what it has prepared.
 const SLOW_POINT: &str = "log-before-force";
 const SLOW_FOR: Duration = Duration::from_millis(1200);
 const ONE_OF: u32 = 8;
 
-/// What came of a cell.
-#[derive(Debug, Clone)]
-pub struct Verdict {
-    /// The cell.
-    pub cell: String,
-    /// What chose whatever the cell leaves open.
-    pub seed: u64,
-    /// How many faults fired: reaped with signal 9, with a marker.
-    pub faults: u32,
-    /// How many transactions were begun.
-    pub transactions: usize,
-    /// How long something was in doubt after the restart.
-    pub in_doubt: Duration,
-    /// How long the cell took.
-    pub took: Duration,
-    /// What was wrong.
-    pub violations: Vec<String>,
-    /// The ends of the logs, if something was wrong.
-    pub logs: String,
-}
-
 /// Tries a cell. `seed` chooses whatever the cell leaves open. What the harness itself fails at is a violation too: the cell
 /// was not tried.
 #[must_use]
 pub fn run(stage: &Stage, cell: Cell, directory: &Path, seed: u64) -> Verdict {
-    let mut verdict = Verdict {
-        cell: cell.name(),
-        seed,
-        faults: 0,
-        transactions: 0,
-        in_doubt: Duration::ZERO,
-        took: Duration::ZERO,
-        violations: Vec::new(),
-        logs: String::new(),
-    };
+    let mut verdict = Verdict::of(cell.name(), again(cell, seed));
     let begun = clock::now();
     let mut choices = Choices::new(cell, seed);
     let first = choices.first_fuse(directory);
-    let slow_at = choices.slow_log.then_some((SLOW_POINT, SLOW_FOR));
-    let options = Options { victim_bank: choices.victim_bank, slow_at };
-    let started = World::start(stage, cell, directory, options, &first);
-    let tried = started.and_then(|mut world| {
+    let tried = choices.start_world(stage, directory, &first).and_then(|mut world| {
         let tried = try_cell(&mut world, cell, &choices, &first, directory, &mut verdict);
-        if let Err(failed) = tried {
-            verdict.violations.push(failed.to_string());
-        }
-        if !verdict.violations.is_empty() {
-            verdict.logs = world.logs();
-        }
-        world.remove()
+        verdict.conclude(tried, world)
     });
     if let Err(failed) = tried {
         verdict.violations.push(failed.to_string());
@@ -88,18 +48,9 @@ pub fn run(stage: &Stage, cell: Cell, directory: &Path, seed: u64) -> Verdict {
     verdict
 }
 
-impl Verdict {
-    /// What was wrong, and the command that tries it again; nothing if nothing was.
-    #[must_use]
-    pub fn complaint(&self) -> Option<String> {
-        let point = self.cell.split(' ').next().unwrap_or_default();
-        let again = format!(
-            "again: cargo run --release -p lockstep-tests --bin prove -- crashes --only {point} --seed {}",
-            self.seed
-        );
-        let wrong = self.violations.join("\n  ");
-        (!wrong.is_empty()).then(|| format!("{}:\n  {wrong}\n{}\n{again}", self.cell, self.logs))
-    }
+/// The command that tries the cell again.
+fn again(cell: Cell, seed: u64) -> String {
+    format!("crashes --only {} --seed {seed}", cell.point.name)
 }
 
 /// What the seed decides.
@@ -144,6 +95,28 @@ impl Choices {
         Self { cell, victim_bank, plans, nth, everyone: random.random_bool(0.5), slow_log }
     }
 
+    /// Starts the coordinator and the banks, whichever of them dies with this fuse.
+    fn start_world(&self, stage: &Stage, directory: &Path, first: &Fuse) -> Result<World> {
+        let short_retention = (self.cell.point.needs == Needs::ShortRetention).then_some(SHORT_RETENTION);
+        let slow_at = self.slow_log.then_some((SLOW_POINT, SLOW_FOR));
+        let doomed = Some((self.victim(), first));
+        let mut world = World::start(&stage.roles, directory, short_retention.as_slice(), slow_at, doomed)?;
+        for index in 0..self.cell.way.banks() {
+            let books = world.block_on(stage.books(self.cell.database, index, directory))?;
+            world.start_bank(books, doomed)?;
+        }
+        Ok(world)
+    }
+
+    /// Who dies.
+    const fn victim(&self) -> Who {
+        match self.cell.point.victim {
+            Victim::Coordinator => Who::Coordinator,
+            Victim::Participant => Who::Bank(self.victim_bank),
+            Victim::Client => Who::Client,
+        }
+    }
+
     /// What the victim starts with.
     fn first_fuse(&mut self, directory: &Path) -> Fuse {
         let (point, nth) = match self.cell.point.moment {
@@ -163,49 +136,43 @@ impl Choices {
 }
 
 fn try_cell(
-    world: &mut World<'_>,
+    world: &mut World,
     cell: Cell,
     choices: &Choices,
     first: &Fuse,
     directory: &Path,
     verdict: &mut Verdict,
 ) -> Result<()> {
-    world.start_client(&choices.plans, first)?;
-    let struck_at = blow(world, first, verdict)?;
+    let victim = choices.victim();
+    world.start_client(&choices.plans, cell.point.needs == Needs::Growth, Some((victim, first)))?;
+    let struck_at = blow(world, victim, first, verdict)?;
     if let Some(second) = choices.second_fuse(directory) {
         if cell.point.needs == Needs::Meddling {
-            world.meddle()?;
+            world.block_on(world.banks[choices.victim_bank].books.meddle())?;
         }
-        world.restart_the_victim(Some(&second))?;
-        blow(world, &second, verdict)?;
+        world.restart(victim, Some(&second))?;
+        blow(world, victim, &second, verdict)?;
     }
     world.stop_the_client();
-    world.restart_the_victim(None)?;
+    world.restart(victim, None)?;
     if choices.everyone {
-        world.kill_and_restart_the_others()?;
+        world.kill_and_restart_all_but(victim)?;
     }
-    world.coordinator.expect_it_serves()?;
-    verdict.in_doubt = world.settle(TO_SETTLE)?;
-    world.prove_health(TO_HEAL)?;
-    world.settle(TO_SETTLE)?;
-    world.wait_for_ends(TO_SETTLE)?;
-    let mut seen = look(world, cell, verdict)?;
+    verdict.in_doubt = world.come_to_rest(Plan::Commit)?;
+    let mut seen = world.look(&mut verdict.violations)?;
+    seen.forgets = cell.point.needs == Needs::ShortRetention;
     if cell.point.needs == Needs::Meddling {
         seen.torn_by_hand = seen.under_way_at(struck_at).map(str::to_owned);
     }
     verdict.transactions = seen.asked.len();
     verdict.violations.extend(seen.contradictions());
     verdict.violations.extend(unexpected(&seen, cell, struck_at));
-    let how = world.coordinator.stop()?;
-    if how != Reaped::Exit(0) {
-        verdict.violations.push(format!("told to stop, the coordinator ended with {how:?}"));
-    }
-    Ok(())
+    world.stop_the_coordinator()
 }
 
 /// Waits for the crash, and for the proof that it was this one. When it was.
-fn blow(world: &mut World<'_>, fuse: &Fuse, verdict: &mut Verdict) -> Result<u64> {
-    let how = world.wait_for_the_victim(TO_FIRE)?;
+fn blow(world: &mut World, victim: Who, fuse: &Fuse, verdict: &mut Verdict) -> Result<u64> {
+    let how = world.wait_for_death(victim, &fuse.point, TO_FIRE)?;
     if how != Reaped::KILLED {
         return Err(Failed::new(format!(
             "the process was to be killed at {}, and ended with {how:?}",
@@ -218,29 +185,6 @@ fn blow(world: &mut World<'_>, fuse: &Fuse, verdict: &mut Verdict) -> Result<u64
     Ok(at)
 }
 
-/// Looks at everything from outside.
-fn look(world: &mut World<'_>, cell: Cell, verdict: &mut Verdict) -> Result<Seen> {
-    let ledger = world.told()?;
-    let mut asked = BTreeMap::new();
-    for entry in &ledger {
-        if !asked.contains_key(&entry.gtrid) {
-            asked.insert(entry.gtrid.clone(), world.ask(&entry.gtrid)?);
-        }
-    }
-    let mut pages = Vec::new();
-    for bank in &world.banks {
-        let books = &bank.books;
-        pages.push(world.block_on(books.read())?);
-        for name in world.block_on(books.prepared())? {
-            verdict.violations.push(format!("{} has still prepared: {name}", books.bank));
-        }
-        for name in world.block_on(books.foreign_missing())? {
-            verdict.violations.push(format!("{} touched what is not ours: {name} is gone", books.bank));
-        }
-    }
-    Ok(Seen { pages, ledger, asked, forgets: cell.point.needs == Needs::ShortRetention, torn_by_hand: None })
-}
-
 /// Where the place of the crash determines what must come of the transaction that was under way.
 fn unexpected(seen: &Seen, cell: Cell, struck_at: u64) -> Vec<String> {
     let expected = match cell.point.reach(cell.way, cell.database) {
@@ -248,29 +192,7 @@ fn unexpected(seen: &Seen, cell: Cell, struck_at: u64) -> Vec<String> {
         Reach::No(_) => unreachable!("there is no such cell"),
     };
     if !cell.way.commits() {
-        return committed_against_plan(seen);
+        return seen.committed_against_plan();
     }
-    match (seen.under_way_at(struck_at), expected) {
-        (None, Expected::Either) => Vec::new(),
-        (None, Expected::Committed | Expected::RolledBack | Expected::Heuristic) => {
-            vec!["no transaction was under way at the crash, so it shows nothing".to_owned()]
-        }
-        (Some(gtrid), expected) => {
-            let found = seen.found(gtrid);
-            let wrong =
-                format!("{gtrid} was under way at the crash and must be {expected:?}, and is {found:?}");
-            if is_expected(expected, found) { Vec::new() } else { vec![wrong] }
-        }
-    }
-}
-
-/// Transactions that were to be rolled back, and were not.
-fn committed_against_plan(seen: &Seen) -> Vec<String> {
-    use crate::harness::client::What;
-    let planned =
-        seen.ledger.iter().filter(|entry| matches!(entry.what, What::Begun { plan } if plan != Plan::Commit));
-    planned
-        .filter(|entry| seen.found(&entry.gtrid) != Found::RolledBack)
-        .map(|entry| format!("{} was to be rolled back, and is {:?}", entry.gtrid, seen.found(&entry.gtrid)))
-        .collect()
+    seen.unexpected(seen.under_way_at(struck_at), expected)
 }

@@ -32,7 +32,7 @@ pub struct Skipped {
 }
 
 /// Which kind of database each has.
-const DATABASES: [Database; 2] = [Database::Sqlite, Database::Postgres];
+const DATABASES: [Database; 3] = [Database::Sqlite, Database::Postgres, Database::MariaDb];
 
 /// All cells that are wanted, in the order of the table, and those that cannot be.
 #[must_use]
@@ -54,15 +54,18 @@ pub fn cells(wanted: impl Fn(&Point, Database) -> bool) -> (Vec<Cell>, Vec<Skipp
 }
 
 fn impossible(cell: &Cell) -> Option<&'static str> {
-    match (cell.point.only_in, cell.database) {
-        (Some(Database::Postgres), Database::Sqlite) => {
-            return Some("the point is in the code for PostgreSQL, which a bank over SQLite never runs");
+    match cell.point.only_in {
+        Some(only) if only != cell.database => {
+            return Some(match only {
+                Database::Postgres => "the point is in the code for PostgreSQL, which this bank never runs",
+                Database::Sqlite => "the point is in the code for SQLite, which this bank never runs",
+                Database::MariaDb => "the point is in the code for MariaDB, which this bank never runs",
+                Database::Own => {
+                    "the point is in the code of the store of one's own, which this bank never runs"
+                }
+            });
         }
-        (Some(Database::Sqlite), Database::Postgres) => {
-            return Some("the point is in the code for SQLite, which a bank over PostgreSQL never runs");
-        }
-        (None | Some(Database::Sqlite), Database::Sqlite)
-        | (None | Some(Database::Postgres), Database::Postgres) => {}
+        Some(_) | None => {}
     }
     match cell.point.reach(cell.way, cell.database) {
         Reach::Yes(_) | Reach::First(_) => None,
@@ -70,23 +73,12 @@ fn impossible(cell: &Cell) -> Option<&'static str> {
     }
 }
 
-/// A part of the cells: the `number`th of `of` parts, from 1. All parts together are all cells, and each has some of every
-/// area.
-#[must_use]
-pub fn share(cells: Vec<Cell>, number: usize, of: usize) -> Vec<Cell> {
-    cells
-        .into_iter()
-        .enumerate()
-        .filter(|(index, _)| index % of == number - 1)
-        .map(|(_, cell)| cell)
-        .collect()
-}
-
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeSet;
 
     use super::*;
+    use crate::trial::run::share;
 
     #[test]
     fn every_point_has_a_cell_and_every_name_is_there_once() {
@@ -95,7 +87,7 @@ mod tests {
         for point in POINTS {
             let (cells, skipped) = cells(|other, _| other.name == point.name);
             assert!(!cells.is_empty(), "{} has no cell", point.name);
-            assert_eq!(cells.len() + skipped.len(), 8, "{}", point.name);
+            assert_eq!(cells.len() + skipped.len(), 12, "{}", point.name);
         }
     }
 

@@ -6,8 +6,8 @@
 
 use Reach::{First, No, Yes};
 
-use super::checker::Expected;
 use crate::harness::books::Database;
+use crate::trial::checker::Expected;
 
 /// Which process dies.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -141,22 +141,31 @@ pub struct Point {
     pub needs: Needs,
     /// By [`Way::ALL`].
     reach: [Reach; 4],
-    /// Where one kind of database does not have it on a way that the other one has it on, and why.
-    except: Option<(Way, Database, &'static str)>,
+    /// Why only SQLite has it on the way to a rollback, where that is so.
+    not_in_servers_on_rollback: Option<&'static str>,
 }
 
 impl Point {
     /// Whether this way leads past it, and to what.
     #[must_use]
     pub fn reach(&self, way: Way, database: Database) -> Reach {
-        match self.except {
-            Some((not_here, nor_here, why)) if (not_here, nor_here) == (way, database) => No(why),
+        let in_server = matches!(database, Database::Postgres | Database::MariaDb);
+        match self.not_in_servers_on_rollback {
+            Some(why) if in_server && way == Way::Rollback => No(why),
             Some(_) | None => self.reach[way as usize],
         }
     }
 
     const fn new(name: &'static str, victim: Victim, reach: [Reach; 4]) -> Self {
-        Self { name, victim, only_in: None, moment: Moment::Work, needs: Needs::Nothing, reach, except: None }
+        Self {
+            name,
+            victim,
+            only_in: None,
+            moment: Moment::Work,
+            needs: Needs::Nothing,
+            reach,
+            not_in_servers_on_rollback: None,
+        }
     }
 
     const fn in_recovery_from(mut self, points: [&'static str; 4]) -> Self {
@@ -174,8 +183,8 @@ impl Point {
         self
     }
 
-    const fn except(mut self, way: Way, database: Database, why: &'static str) -> Self {
-        self.except = Some((way, database, why));
+    const fn not_in_servers_on_rollback(mut self, why: &'static str) -> Self {
+        self.not_in_servers_on_rollback = Some(why);
         self
     }
 
@@ -201,6 +210,10 @@ const fn postgres(name: &'static str, reach: [Reach; 4]) -> Point {
     participant(name, reach).only_in(Database::Postgres)
 }
 
+const fn mysql(name: &'static str, reach: [Reach; 4]) -> Point {
+    participant(name, reach).only_in(Database::MariaDb)
+}
+
 const fn client(name: &'static str, reach: [Reach; 4]) -> Point {
     Point::new(name, Victim::Client, reach)
 }
@@ -222,8 +235,10 @@ const IN_COMPANY: &str = "one of several branches is prepared, never told to com
 const PRESUMED: &str = "a rollback forces nothing to disk: without a record it is presumed";
 const NEVER_COMMITS: &str = "a branch of a transaction that rolls back is never told to commit";
 const NEVER_UNDONE: &str = "a prepared branch of a transaction that commits is never rolled back";
-const NO_ROW: &str = "after ROLLBACK PREPARED there is no row of evidence that could be forgotten";
+const NO_ROW: &str =
+    "after ROLLBACK PREPARED or XA ROLLBACK there is no row of evidence that could be forgotten";
 const NOTHING_LOST: &str = "a branch that cannot be written again loses nothing when it is rolled back";
+const NO_FENCE: &str = "the evidence of a branch that has committed keeps the fence out";
 const SAME: &str = "it is passed beside transactions: the same as with two branches";
 
 /// Only where branches are prepared, before the decision.
@@ -246,6 +261,14 @@ const MISFIT: [Reach; 4] = [Yes(HEURISTIC), No(NOTHING_LOST), No(ALONE), No(ALON
 const APPLIED_UNHEARD: [&str; 4] = [
     "postgres-after-commit-prepared",
     "postgres-after-rollback-prepared",
+    "sdk-after-commit-one-phase",
+    "sdk-commit-one-phase-received",
+];
+
+/// The same over MariaDB.
+const APPLIED_UNHEARD_IN_MARIADB: [&str; 4] = [
+    "mysql-after-commit-prepared",
+    "mysql-after-rollback-prepared",
     "sdk-after-commit-one-phase",
     "sdk-commit-one-phase-received",
 ];
@@ -284,16 +307,8 @@ pub const POINTS: &[Point] = &[
     participant("sdk-after-list", AFTER_THE_DECISION).in_recovery(),
     participant("sdk-before-report", AFTER_THE_DECISION).in_recovery(),
     participant("sdk-report-answered", AFTER_THE_DECISION).in_recovery(),
-    participant("sdk-before-forget", BESIDE).needs(Needs::ShortRetention).except(
-        Way::Rollback,
-        Database::Postgres,
-        NO_ROW,
-    ),
-    participant("sdk-after-forget", BESIDE).needs(Needs::ShortRetention).except(
-        Way::Rollback,
-        Database::Postgres,
-        NO_ROW,
-    ),
+    participant("sdk-before-forget", BESIDE).needs(Needs::ShortRetention).not_in_servers_on_rollback(NO_ROW),
+    participant("sdk-after-forget", BESIDE).needs(Needs::ShortRetention).not_in_servers_on_rollback(NO_ROW),
     // SQLite: the journal is the prepare.
     sqlite("sqlite-attach-tables", BESIDE),
     sqlite("sqlite-prepare-journal", PREPARING),
@@ -334,6 +349,32 @@ pub const POINTS: &[Point] = &[
         .needs(Needs::ShortRetention),
     postgres("postgres-after-forget", [First(EITHER), No(NO_ROW), No(SAME), No(SAME)])
         .needs(Needs::ShortRetention),
+    // MariaDB. The branch of a bank that votes rollback is turned down behind its evidence.
+    mysql("mysql-before-identity", BESIDE),
+    mysql("mysql-after-identity", BESIDE),
+    mysql("mysql-after-begin", BEFORE_THE_DECISION),
+    mysql("mysql-before-evidence", BEFORE_THE_DECISION),
+    mysql("mysql-before-prepare", PREPARING),
+    mysql("mysql-after-prepare", PREPARING),
+    mysql("mysql-after-close", PREPARING),
+    mysql("mysql-before-commit-prepared", COMMITTING),
+    mysql("mysql-after-commit-prepared", COMMITTING),
+    mysql("mysql-before-rollback-prepared", UNDOING),
+    mysql("mysql-after-rollback-prepared", UNDOING),
+    mysql(
+        "mysql-before-commit-one-phase",
+        [No(IN_COMPANY), No(IN_COMPANY), Yes(ROLLED_BACK), No(NEVER_COMMITS)],
+    ),
+    mysql(
+        "mysql-after-commit-one-phase",
+        [No(IN_COMPANY), No(IN_COMPANY), Yes(COMMITTED), No(NEVER_COMMITS)],
+    ),
+    mysql("mysql-before-fence", AFTER_THE_DECISION).in_recovery_from(APPLIED_UNHEARD_IN_MARIADB),
+    mysql("mysql-after-fence", [No(NO_FENCE), Yes(ROLLED_BACK), No(NO_FENCE), Yes(ROLLED_BACK)])
+        .in_recovery_from(APPLIED_UNHEARD_IN_MARIADB),
+    mysql("mysql-before-forget", [First(EITHER), No(NO_ROW), No(SAME), No(SAME)])
+        .needs(Needs::ShortRetention),
+    mysql("mysql-after-forget", [First(EITHER), No(NO_ROW), No(SAME), No(SAME)]).needs(Needs::ShortRetention),
     // The coordinator hears and says.
     coordinator("coordinator-enlist-received", BEFORE_THE_DECISION),
     coordinator("coordinator-before-prepare", PREPARING),

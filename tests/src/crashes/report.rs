@@ -6,9 +6,9 @@ use std::time::Duration;
 use comfy_table::{Table, presets};
 use serde::Serialize;
 
-use super::cell::Verdict;
 use super::matrix::{Cell, Skipped};
 use super::points::Way;
+use crate::trial::verdict::Verdict;
 
 /// Everything that was tried, and what came of it.
 #[derive(Debug, Serialize)]
@@ -108,7 +108,7 @@ impl Report {
     }
 }
 
-/// One row for each point, one column for each way: `s` and `p` for SQLite and PostgreSQL, capital where something was wrong.
+/// One row for each point, one column for each way: each kind of database, and whether all was well.
 #[must_use]
 pub fn table(cells: &[Cell], verdicts: &[Verdict]) -> String {
     let mut rows: Vec<(&str, BTreeMap<Way, String>)> = Vec::new();

@@ -1,19 +1,12 @@
-//! All cells, some of them at a time.
+//! All cells of the matrix.
 
-use std::fs;
-use std::path::Path;
-use std::sync::Mutex;
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::thread;
-
-use super::cell::{self, Verdict};
+use super::cell;
 use super::matrix::Cell;
 use super::points::Needs;
-use super::world::Stage;
-use crate::harness::{Failed, Result};
-
-/// Cells at a time. Each is five processes that mostly wait for a disk; more than this, and two cores are what they wait for.
-pub const AT_A_TIME: usize = 5;
+use super::stage::Stage;
+use crate::harness::Result;
+use crate::trial::run::run as run_in_order;
+use crate::trial::verdict::Verdict;
 
 /// Tries these cells; `done` hears of each as it ends, with the number of those that have. Verdicts in the order of the cells.
 ///
@@ -25,30 +18,8 @@ pub fn run(
     seed: u64,
     done: impl Fn(usize, &Verdict) + Sync,
 ) -> Result<Vec<Verdict>> {
-    let root = tempfile::Builder::new().prefix("lockstep-crashes-").tempdir();
-    let root = root.map_err(Failed::because("no temporary directory"))?;
     let order = slowest_first(cells);
-    let next = AtomicUsize::new(0);
-    let verdicts: Mutex<Vec<Option<Verdict>>> = Mutex::new(cells.iter().map(|_| None).collect());
-    let ended = AtomicUsize::new(0);
-    thread::scope(|scope| {
-        for _ in 0..AT_A_TIME.min(cells.len()) {
-            scope.spawn(|| {
-                while let Some(index) = order.get(next.fetch_add(1, Ordering::SeqCst)).copied() {
-                    let verdict = try_in(stage, cells[index], root.path(), seed);
-                    done(ended.fetch_add(1, Ordering::SeqCst) + 1, &verdict);
-                    verdicts.lock().expect("no thread panics with it")[index] = Some(verdict);
-                }
-            });
-        }
-    });
-    let verdicts = verdicts.into_inner().expect("no thread panics with it");
-    let verdicts: Vec<Verdict> =
-        verdicts.into_iter().map(|verdict| verdict.expect("every cell was taken")).collect();
-    if verdicts.iter().any(|verdict| !verdict.violations.is_empty()) {
-        eprintln!("what is left of the cells that failed is in {}", root.keep().display());
-    }
-    Ok(verdicts)
+    run_in_order("crashes", cells, &order, |cell, directory| cell::run(stage, *cell, directory, seed), done)
 }
 
 /// The order in which cells are tried: those that wait for something to grow or to become old do so beside the others, and not
@@ -57,14 +28,4 @@ fn slowest_first(cells: &[Cell]) -> Vec<usize> {
     let mut order: Vec<usize> = (0..cells.len()).collect();
     order.sort_by_key(|index| cells[*index].point.needs == Needs::Nothing);
     order
-}
-
-fn try_in(stage: &Stage, cell: Cell, root: &Path, seed: u64) -> Verdict {
-    let directory = root.join(cell.name().replace(" / ", "+"));
-    let verdict = cell::run(stage, cell, &directory, seed);
-    if verdict.violations.is_empty() {
-        // What is not removed here goes with the whole.
-        drop(fs::remove_dir_all(&directory));
-    }
-    verdict
 }

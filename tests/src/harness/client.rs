@@ -34,8 +34,12 @@ const PAUSE: Duration = Duration::from_millis(10);
 pub enum Plan {
     /// It commits.
     Commit,
+    /// It commits, and each bank votes when its handler ends.
+    EarlyVote,
     /// The client rolls it back when all the work is done.
     Rollback,
+    /// It commits, and the first bank has only read.
+    OnlyReadByFirst,
     /// The client commits, and the first bank votes rollback.
     RefusedByFirst,
     /// The client commits, and the second bank votes rollback when the first may be prepared.
@@ -43,9 +47,18 @@ pub enum Plan {
 }
 
 impl Plan {
+    /// Whether it is meant to commit.
+    #[must_use]
+    pub const fn commits(self) -> bool {
+        match self {
+            Self::Commit | Self::EarlyVote | Self::OnlyReadByFirst => true,
+            Self::Rollback | Self::RefusedByFirst | Self::RefusedBySecond => false,
+        }
+    }
+
     const fn refused_by(self) -> Option<usize> {
         match self {
-            Self::Commit | Self::Rollback => None,
+            Self::Commit | Self::EarlyVote | Self::OnlyReadByFirst | Self::Rollback => None,
             Self::RefusedByFirst => Some(0),
             Self::RefusedBySecond => Some(1),
         }
@@ -211,13 +224,16 @@ impl Mover {
     /// The banks' part, one after the other: SQLite locks a whole file, so all transfers take them in one order.
     async fn work(&self, transaction: &Transaction, plan: Plan) -> Result<(), String> {
         let account = self.moved % ACCOUNTS;
+        let context = if plan == Plan::EarlyVote { transaction.vote() } else { transaction.context() };
         for (number, bank) in self.banks.iter().enumerate() {
             let amount = if number == 0 { -self.moved } else { self.moved };
-            let apply = Apply { account, amount, refuse: plan.refused_by() == Some(number) };
+            let refuse = plan.refused_by() == Some(number);
+            let only_read = plan == Plan::OnlyReadByFirst && number == 0;
+            let apply = Apply { account, amount, refuse, only_read };
             let request = self
                 .http
                 .post(format!("http://{bank}{APPLY}"))
-                .header(lockstep::CONTEXT_HEADER, transaction.context().to_string())
+                .header(lockstep::CONTEXT_HEADER, context.to_string())
                 .json(&apply);
             let response = request.send().await.map_err(|error| format!("{bank}: {error}"))?;
             if !response.status().is_success() {

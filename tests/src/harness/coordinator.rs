@@ -104,6 +104,24 @@ impl Coordinator {
         format!("http://127.0.0.1:{}", self.setup.port.number())
     }
 
+    /// What a command of `lockstep` prints about it as JSON, such as `["tx", "show", GTRID]`.
+    ///
+    /// # Errors
+    /// If the command fails.
+    pub fn ask(&self, arguments: &[&str]) -> Result<serde_json::Value> {
+        let mut command = self.setup.roles.command("coordinator");
+        command.arg("--").args(arguments).args(["--json", "--server", &self.url()]);
+        let log = self.setup.directory.join("lockstep.log");
+        let mut process = Process::start("lockstep", command, &log)?;
+        match process.wait(PATIENCE)? {
+            Reaped::Exit(0) => serde_json::from_str(&process.output())
+                .map_err(Failed::because(format!("lockstep {arguments:?}: {}", process.output()))),
+            how @ (Reaped::Exit(_) | Reaped::Signal(_)) => {
+                Err(Failed::new(format!("lockstep {arguments:?} ended with {how:?}: {}", process.output())))
+            }
+        }
+    }
+
     /// The process.
     pub fn process(&mut self) -> &mut Process {
         &mut self.process

@@ -3,7 +3,8 @@
 //! - [`process`]: a process of ours: started, killed, reaped, started again. [`roles`] says what it plays.
 //! - [`coordinator`], [`bank`], [`client`]: the three roles.
 //! - [`crash_points`]: SIGKILL at a named place, and the proof that it was there.
-//! - [`postgres`]: database servers made from nothing; [`books`]: a bank's database as the harness sees it.
+//! - [`postgres`], [`mariadb`]: database servers made from nothing; [`books`]: a bank's database as the harness sees it.
+//! - [`proxy`]: between a bank and its server, to break their connection at a chosen statement.
 //! - [`clock`], [`ports`]: what the others share.
 
 pub mod bank;
@@ -12,9 +13,13 @@ pub mod client;
 pub mod clock;
 pub mod coordinator;
 pub mod crash_points;
+mod debian;
+mod janitor;
+pub mod mariadb;
 pub mod ports;
 pub mod postgres;
 pub mod process;
+pub mod proxy;
 pub mod roles;
 
 /// Something that the harness needed did not work: it says what was tried and what came of it. Never a verdict on what is
@@ -36,6 +41,12 @@ impl Failed {
     pub fn because<E: std::fmt::Display>(what: impl Into<String>) -> impl FnOnce(E) -> Self {
         let what = what.into();
         move |cause| Self(format!("{what}: {cause}"))
+    }
+}
+
+impl From<mariadb::MariaDbError> for Failed {
+    fn from(error: mariadb::MariaDbError) -> Self {
+        Self(error.to_string())
     }
 }
 

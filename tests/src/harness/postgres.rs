@@ -8,8 +8,8 @@
 //! Nothing survives the process, whatever it dies of (`janitor` sees to that). The functions block; the slowest
 //! (a first start) takes about a second.
 
-mod janitor;
 mod programs;
+mod standby;
 
 use std::fs::{self, File};
 use std::io::Write as _;
@@ -23,9 +23,9 @@ use std::time::Duration;
 
 use rustix::process::{Pid, Signal, kill_process};
 
-use self::janitor::Janitor;
 use self::programs::Programs;
 use super::clock::now;
+use super::janitor::{self, Janitor};
 use super::ports::Port;
 
 /// The superuser of every server made here, without a password. (Not `lockstep`: what such a role creates would
@@ -108,17 +108,7 @@ impl PostgresServer {
     /// # Errors
     /// As [`PostgresServer::start`].
     pub fn start_with(settings: &[(&str, &str)]) -> Result<Self> {
-        let programs = Programs::find_or_install()?;
-        let directory = tempfile::Builder::new()
-            .prefix("lockstep-postgres-")
-            .tempdir()
-            .map_err(PostgresError::io("no temporary directory"))?;
-        programs.give_to_server_user(directory.path())?;
-        let janitor = Janitor::watch(directory.path())?;
-        // From here on the janitor, and Drop, see to the directory.
-        let port = reserve_port()?;
-        let mut server =
-            Self { programs, directory: directory.keep(), port, postmaster: None, _janitor: janitor };
+        let mut server = Self::reserve(Programs::find_or_install()?)?;
         server.initialise(settings)?;
         server.run_on_a_free_port()?;
         Ok(server)
@@ -134,6 +124,12 @@ impl PostgresServer {
     #[must_use]
     pub fn url_as(&self, role: &str, database: &str) -> String {
         format!("postgres://{role}@127.0.0.1:{}/{database}", self.port.number())
+    }
+
+    /// Where it listens on loopback.
+    #[must_use]
+    pub fn port(&self) -> u16 {
+        self.port.number()
     }
 
     /// Makes an empty database. `name` is taken as it is.
@@ -234,61 +230,6 @@ impl PostgresServer {
         self.restart()
     }
 
-    /// A new standby that streams from this server, which has to run: `pg_basebackup`, and started.
-    ///
-    /// # Errors
-    /// If it can't be made or does not start.
-    pub fn start_standby(&self) -> Result<Self> {
-        let directory = tempfile::Builder::new()
-            .prefix("lockstep-postgres-")
-            .tempdir()
-            .map_err(PostgresError::io("no temporary directory"))?;
-        self.programs.give_to_server_user(directory.path())?;
-        let janitor = Janitor::watch(directory.path())?;
-        let programs = self.programs.clone();
-        let port = reserve_port()?;
-        let mut standby =
-            Self { programs, directory: directory.keep(), port, postmaster: None, _janitor: janitor };
-        let mut backup = standby.programs.command("pg_basebackup");
-        backup.args(["--no-sync", "--checkpoint=fast", "--wal-method=stream", "--write-recovery-conf"]);
-        backup.arg("--dbname").arg(self.url("postgres")).arg("--pgdata").arg(standby.data());
-        let output = backup.output().map_err(PostgresError::io("pg_basebackup does not run"))?;
-        if !output.status.success() {
-            let words = String::from_utf8_lossy(&output.stderr).into_owned();
-            return Err(PostgresError(format!("pg_basebackup failed: {words}")));
-        }
-        standby.configure(&[("unix_socket_directories", &standby.directory.to_string_lossy())])?;
-        standby.run_on_a_free_port()?;
-        Ok(standby)
-    }
-
-    /// Has this server's commits wait for its one standby from now on. Returns when that is so.
-    ///
-    /// # Errors
-    /// If no standby streams from it.
-    pub fn wait_for_standby(&self) -> Result<()> {
-        self.psql("postgres", "ALTER SYSTEM SET synchronous_standby_names = '*'")?;
-        self.psql("postgres", "SELECT pg_reload_conf()")?;
-        wait_until("a synchronous standby", || {
-            let state =
-                self.psql("postgres", "SELECT count(*) FROM pg_stat_replication WHERE sync_state = 'sync'");
-            state.is_ok_and(|count| count == "1")
-        })
-    }
-
-    /// Makes a standby a primary, which waits for no standby of its own, and moves it to the port of the one before, which must not
-    /// run any more: as an address that follows the primary does.
-    ///
-    /// # Errors
-    /// If it does not become one, or does not start there.
-    pub fn promote_in_place_of(&mut self, primary: &Self) -> Result<()> {
-        self.psql("postgres", "SELECT pg_promote(true, 60)")?;
-        self.psql("postgres", "ALTER SYSTEM RESET synchronous_standby_names")?;
-        self.stop()?;
-        self.port = primary.port.clone();
-        self.restart()
-    }
-
     /// Stops every process of the server in its tracks, until [`PostgresServer::kill`]: it reads and answers nothing.
     ///
     /// # Errors
@@ -313,6 +254,21 @@ impl PostgresServer {
 
     fn log_path(&self) -> PathBuf {
         self.directory.join("log")
+    }
+
+    /// An empty directory and a port for a server that is not there yet.
+    fn reserve(programs: Programs) -> Result<Self> {
+        let directory = tempfile::Builder::new()
+            .prefix("lockstep-postgres-")
+            .tempdir()
+            .map_err(PostgresError::io("no temporary directory"))?;
+        programs.give_to_server_user(directory.path())?;
+        let pid_file = directory.path().join("data/postmaster.pid");
+        let janitor = Janitor::watch(directory.path(), &pid_file)
+            .map_err(PostgresError::io("the shell that cleans up does not run"))?;
+        // From here on the janitor, and Drop, see to the directory.
+        let port = reserve_port()?;
+        Ok(Self { programs, directory: directory.keep(), port, postmaster: None, _janitor: janitor })
     }
 
     fn initialise(&self, settings: &[(&str, &str)]) -> Result<()> {
@@ -526,7 +482,7 @@ fn wait_until(what: &str, mut condition: impl FnMut() -> bool) -> Result<()> {
     Ok(())
 }
 
-/// For `janitor` and `programs`: a path as text for a shell or a person.
+/// For `programs`: a path as text for a shell or a person.
 fn text(path: &Path) -> String {
     path.to_string_lossy().into_owned()
 }

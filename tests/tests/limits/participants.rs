@@ -317,10 +317,9 @@ async fn late_ends_that_are_proved_at_the_same_moment_are_all_on_record() {
         let mut forgotten = 0;
         while forgotten < 2 {
             raw.say(Said::Reconcile(v1::Reconcile { rows: vec![row.clone()] })).await;
-            match raw.next().await.unwrap() {
-                Heard::ReconcileAnswer(answer) => forgotten += answer.forget.len(),
-                other => panic!("the rows are judged, not {other:?}"),
-            }
+            let heard = raw.next().await.unwrap();
+            let Heard::ReconcileAnswer(answer) = heard else { panic!("the rows are judged, not {heard:?}") };
+            forgotten += answer.forget.len();
         }
     }))
     .await;

@@ -74,7 +74,8 @@ async fn a_branch_whose_begin_was_answered_after_its_deadline_is_not_handed_out(
     pool.execute("SELECT 1").await.unwrap();
     eventually("its connection is back", async || pool.num_idle() == 1).await;
     let branch = branch_of(ClusterId::from_random(1), &name(NAME));
-    let (begun, ()) = tokio::join!(resource.begin(&branch, SHORT), async {
+    // Polled in this order, each time: tokio's join takes turns, and the answer could come before the second had looked.
+    let (begun, ()) = futures::join!(resource.begin(&branch, SHORT), async {
         let waiting = Instant::now();
         while !leaving.load(Ordering::Relaxed) && waiting.elapsed() < SHORT {
             tokio::task::yield_now().await;

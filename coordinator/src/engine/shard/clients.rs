@@ -17,7 +17,8 @@ impl<R> Shard<R> {
             self.reply(reply, Answer::Full);
             return;
         }
-        let gtrid = Gtrid::new(self.config.epoch, now.unix_ms, random);
+        self.begins_from_ms = self.begins_from_ms.max(now.unix_ms);
+        let gtrid = Gtrid::new(self.config.epoch, self.begins_from_ms, random);
         let deadline = now.monotonic + timeout;
         let timeout_ms = u64::try_from(timeout.as_millis()).expect("a timeout is at most a day");
         let live = Live {
@@ -94,11 +95,13 @@ impl<R> Shard<R> {
         self.reply(reply, Answer::Listing(views));
     }
 
-    pub(super) fn summarize(&mut self, reply: R) {
+    pub(super) fn summarize(&mut self, reply: R, now: Now) {
+        self.begins_from_ms = self.begins_from_ms.max(now.unix_ms);
         let undecided = self.live.values().filter(|live| is_undecided(&live.transaction)).count();
         let undelivered = self.live.len() - undecided;
         let oldest = self.live.keys().next().copied();
-        let summary = Summary { live: self.live.len(), undecided, undelivered, oldest };
+        let begins_from_ms = self.begins_from_ms;
+        let summary = Summary { live: self.live.len(), undecided, undelivered, oldest, begins_from_ms };
         self.reply(reply, Answer::Summary(summary));
     }
 

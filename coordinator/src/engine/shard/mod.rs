@@ -10,6 +10,8 @@
 
 mod clients;
 mod participants;
+#[cfg(feature = "simulation")]
+pub mod seen;
 mod waiters;
 #[cfg(test)]
 mod whole;
@@ -47,6 +49,9 @@ pub struct ShardConfig {
     pub max_live: usize,
     /// How long an answer to a commit waits for the branches after the decision.
     pub apply_wait: Duration,
+    /// No transaction begins with an earlier time than this, milliseconds since 1970: what the log has pruned, and the floors that it
+    /// believes, were below it (P7).
+    pub begin_from_ms: u64,
 }
 
 /// A reason to wake up. Only of transactions that are live.
@@ -115,6 +120,11 @@ pub struct Shard<R> {
     deliveries: Deliveries,
     timers: BTreeSet<(Monotonic, Timer)>,
     outputs: Outputs<R>,
+    /// The time of the next gtrid at the earliest. A clock that is set back must not begin anything below a floor that was given out:
+    /// nothing would keep its record from being pruned.
+    begins_from_ms: u64,
+    #[cfg(feature = "simulation")]
+    seen: seen::Seen,
 }
 
 impl<R> Shard<R> {
@@ -128,7 +138,17 @@ impl<R> Shard<R> {
             deliveries: Deliveries::default(),
             timers: BTreeSet::new(),
             outputs: Outputs { log: Vec::new(), sent: Vec::new(), answered: Vec::new() },
+            begins_from_ms: config.begin_from_ms,
+            #[cfg(feature = "simulation")]
+            seen: seen::Seen::default(),
         }
+    }
+
+    /// Which transitions its transactions went through so far.
+    #[cfg(feature = "simulation")]
+    #[must_use]
+    pub fn seen(&self) -> &seen::Seen {
+        &self.seen
     }
 
     /// When [`Input::Tick`] is due though nothing else happened.
@@ -166,7 +186,7 @@ impl<R> Shard<R> {
             Input::AskPrepared { xids, reply } => self.ask_prepared(&xids, reply),
             Input::List { limit, reply } => self.list(limit, reply, now),
             Input::Find { prefix, limit, reply } => self.find(&prefix, limit, reply, now),
-            Input::Summarize { reply } => self.summarize(reply),
+            Input::Summarize { reply } => self.summarize(reply, now),
             Input::Attached { session, resource_manager } => self.attached(session, resource_manager),
             Input::Detached { session } => self.detached(session, now),
             Input::Enlist { session, xid } => self.enlist(session, xid, now),
@@ -263,6 +283,8 @@ impl<R> Shard<R> {
     /// An event that fits every state: the coordinator's own, or the log's. Anything else is a bug, and no decision may
     /// be taken by a coordinator that has one.
     fn step_own(&mut self, gtrid: Gtrid, event: Event, now: Now) {
+        #[cfg(feature = "simulation")]
+        self.seen.note(self.live[&gtrid].transaction.state(), &event);
         match self.live_mut(gtrid).transaction.step(event, now.unix_ms) {
             Ok(effects) => self.carry_out(gtrid, effects, now),
             Err(rejected) => panic!("transaction {gtrid}: {rejected}"),
@@ -271,6 +293,8 @@ impl<R> Shard<R> {
 
     /// An event about one branch of a live transaction, which may be the participant's fault.
     fn step_branch(&mut self, xid: &Xid, event: Event, now: Now) -> Result<(), Rejected> {
+        #[cfg(feature = "simulation")]
+        self.seen.note(self.live[&xid.gtrid].transaction.state(), &event);
         let live = self.live_mut(xid.gtrid);
         let effects = live.transaction.step(event, now.unix_ms)?;
         let branch = live.transaction.branches().iter().find(|branch| branch.bqual == xid.bqual);

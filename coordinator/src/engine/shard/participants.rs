@@ -40,7 +40,10 @@ impl<R> Shard<R> {
             self.send(session, ToParticipant::EnlistRefused(xid, Refusal::NotActive));
             return;
         };
-        let effects = live.transaction.step(Event::Enlist(xid.bqual.clone()), now.unix_ms);
+        let event = Event::Enlist(xid.bqual.clone());
+        #[cfg(feature = "simulation")]
+        self.seen.note(live.transaction.state(), &event);
+        let effects = live.transaction.step(event, now.unix_ms);
         let messages = effects.expect("every state answers an enlist").messages;
         let (_, message) = messages.into_iter().next().expect("every state answers an enlist");
         if message == Message::Enlisted {

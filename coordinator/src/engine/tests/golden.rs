@@ -37,6 +37,7 @@ const CONFIG: ShardConfig = ShardConfig {
     epoch: lockstep_proto::Epoch::new(1).unwrap(),
     max_live: 4,
     apply_wait: Duration::from_secs(10),
+    begin_from_ms: 0,
 };
 
 /// The wall clock when a script begins, in milliseconds since 1970.

@@ -17,7 +17,7 @@ const LIVE: u32 = 20_000;
 fn shard() -> Shard<()> {
     let epoch = Epoch::new(1).unwrap();
     let max_live = usize::try_from(LIVE).unwrap();
-    Shard::new(ShardConfig { epoch, max_live, apply_wait: Duration::from_secs(10) })
+    Shard::new(ShardConfig { epoch, max_live, apply_wait: Duration::from_secs(10), begin_from_ms: 0 })
 }
 
 fn at(millis: u64) -> Now {

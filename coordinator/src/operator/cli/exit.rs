@@ -17,11 +17,13 @@ pub(super) enum Exit {
     Timeout = 7,
     Unknown = 8,
     Heuristic = 9,
+    Unfit = 10,
+    Unreachable = 11,
 }
 
 impl Exit {
     /// All of them, by number.
-    pub(super) const ALL: [Self; 9] = [
+    pub(super) const ALL: [Self; 11] = [
         Self::Ok,
         Self::Failed,
         Self::Usage,
@@ -31,6 +33,8 @@ impl Exit {
         Self::Timeout,
         Self::Unknown,
         Self::Heuristic,
+        Self::Unfit,
+        Self::Unreachable,
     ];
 
     /// The number.
@@ -41,7 +45,9 @@ impl Exit {
     /// What it means, for help and documentation.
     pub(super) const fn meaning(self) -> &'static str {
         match self {
-            Self::Ok => "done; `tx wait`: committed, or there was nothing to commit",
+            Self::Ok => {
+                "done; `tx wait`: committed, or there was nothing to commit; `doctor`: nothing worse than a warning"
+            }
             Self::Failed => "failed, for the reason on stderr; nothing answered",
             Self::Usage => {
                 "wrong usage: a flag, a variable, the configuration file, or an id that is not unique"
@@ -52,6 +58,8 @@ impl Exit {
             Self::Timeout => "no answer in time; `tx wait`: still undecided",
             Self::Unknown => "`tx wait`: the coordinator cannot tell the outcome",
             Self::Heuristic => "`tx wait`: a branch ended differently from the decision",
+            Self::Unfit => "`doctor`: an error was found",
+            Self::Unreachable => "`doctor`: the database could not be reached or asked",
         }
     }
 }

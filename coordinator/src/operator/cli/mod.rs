@@ -1,7 +1,7 @@
 //! The commands of `lockstep`.
 //!
 //! - [`exit`]: what each exit code means, and how a failure is told.
-//! - [`serve`], [`migrate`], [`cluster`], [`config_show`], [`status`], [`tx`]: the commands.
+//! - [`serve`], [`migrate`], [`cluster`], [`config_show`], [`status`], [`tx`], [`doctor`]: the commands.
 //! - [`remote`]: how they ask a running coordinator, and what a failed question means.
 //! - [`tables`], [`output`]: how an answer is written: data on stdout, talk on stderr.
 //!
@@ -9,6 +9,7 @@
 
 mod cluster;
 mod config_show;
+mod doctor;
 mod exit;
 mod migrate;
 mod output;
@@ -51,6 +52,8 @@ enum Command {
     Tx(tx::Command),
     /// A running coordinator, and what is unresolved in it
     Status(status::Args),
+    /// Whether a database can take part, what stands in the way, and what mends it
+    Doctor(doctor::Args),
 }
 
 #[derive(Debug, Subcommand)]
@@ -110,6 +113,7 @@ fn dispatch(command: Command) -> Result<Exit, Failure> {
         Command::Migrate(args) => block_on(migrate::run(args)),
         Command::Tx(command) => block_on(tx::run(command)),
         Command::Status(args) => block_on(status::run(args)),
+        Command::Doctor(args) => block_on(doctor::run(args)),
     }
 }
 

@@ -40,7 +40,7 @@ impl Look {
     }
 
     /// An empty table of `columns` columns, of which only the last gives way when the width is not enough.
-    fn table(self, columns: usize) -> Table {
+    pub(super) fn table(self, columns: usize) -> Table {
         let mut table = Table::new();
         table
             .load_style(presets::NOTHING)
@@ -66,7 +66,7 @@ impl Look {
 }
 
 /// The lines of a table, none of them with blanks at its end.
-fn lines(table: &Table) -> String {
+pub(super) fn lines(table: &Table) -> String {
     table.lines().fold(String::new(), |lines, line| format!("{lines}{}\n", line.trim_end()))
 }
 
@@ -316,4 +316,4 @@ fn age(ms: i64) -> String {
 }
 
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;

@@ -32,7 +32,9 @@ fn what_is_no_command_line_is_refused() {
 
 #[test]
 fn exit_codes_are_what_they_were() {
-    use Exit::{Failed, Heuristic, NotFound, Ok, Refused, RolledBack, Timeout, Unknown, Usage};
+    use Exit::{
+        Failed, Heuristic, NotFound, Ok, Refused, RolledBack, Timeout, Unfit, Unknown, Unreachable, Usage,
+    };
     let promised = [
         (Ok, 0),
         (Failed, 1),
@@ -43,6 +45,8 @@ fn exit_codes_are_what_they_were() {
         (Timeout, 7),
         (Unknown, 8),
         (Heuristic, 9),
+        (Unfit, 10),
+        (Unreachable, 11),
     ];
     assert_eq!(promised.map(|(exit, _)| exit), Exit::ALL);
     for (exit, code) in promised {

@@ -4,9 +4,9 @@
 
 use lockstep_proto::LogPosition;
 
-use super::super::{Action, Applied, Decision, Doom, End, Event, Operation, Owed, State, Vote};
+use super::super::{Action, Applied, Decision, Doom, End, Event, Operation, Owed, State, Vote, Wanted};
 use super::{Stepped, Tell, acknowledge, apply, impossible, prove, to, undo};
-use crate::resource::{Fate, Prepared};
+use crate::resource::{Fate, Prepared, Unresolved};
 
 pub(super) fn finding(position: LogPosition, owed: Owed, event: Event) -> Stepped {
     let stay = |owed| State::Finding { position, owed };
@@ -32,7 +32,7 @@ pub(super) fn finding(position: LogPosition, owed: Owed, event: Event) -> Steppe
         | Event::SessionLost
         | Event::AskAgain => to(stay(owed), []),
         Event::Joined(_)
-        | Event::Finished
+        | Event::Finished(_)
         | Event::HandlerGone
         | Event::Begun
         | Event::NotBegun(_)
@@ -42,23 +42,78 @@ pub(super) fn finding(position: LogPosition, owed: Owed, event: Event) -> Steppe
     }
 }
 
-pub(super) fn preparing(position: LogPosition, owed: Owed, lost: bool, event: Event) -> Stepped {
-    let stay = |owed, lost| State::Preparing { position, owed, lost };
+pub(super) fn preparing(position: LogPosition, owed: Owed, wanted: Wanted, event: Event) -> Stepped {
+    let stay = |owed, wanted| State::Preparing { position, owed, wanted };
     match event {
-        Event::PrepareDone(Ok(Prepared::Yes)) => match owed {
+        Event::PrepareDone(result) => {
+            let answer = answer_early_voter(wanted, owed, &result);
+            let (state, actions) = prepare_done(position, owed, wanted, result)?;
+            // The vote goes first: a commit that follows the handler's answer then finds it.
+            to(state, actions.into_iter().chain(answer))
+        }
+        Event::Decide(Decision::Rollback, at) => to(stay(owed.and(Owed::Rollback(at)), wanted), []),
+        Event::Decide(Decision::Commit, at) => to(stay(owed.and(Owed::Commit(at)), wanted), []),
+        Event::CommitOnePhase(at) => {
+            let order = match wanted {
+                Wanted::ByCoordinator | Wanted::ByHandler => Owed::OnePhase(at),
+                // The outcome is left to this branch, and somebody may have heard that it is rolled back.
+                Wanted::ByNobody | Wanted::NoMore => Owed::Rollback(at),
+            };
+            to(stay(owed.and(order), wanted), [])
+        }
+        Event::SessionLost => {
+            let answer = (wanted == Wanted::ByHandler)
+                .then(|| Action::Answer(unless_committing(owed, Err(Doom::SessionLost))));
+            to(stay(owed, Wanted::NoMore), answer)
+        }
+        Event::HandlerGone if wanted == Wanted::ByHandler => to(stay(owed, Wanted::ByNobody), []),
+        // To a prepare, the early vote that is on its way is the answer.
+        Event::HandlerGone
+        | Event::Prepare(_)
+        | Event::Enlisted
+        | Event::EnlistRefused(_)
+        | Event::DeadlinePassed => to(stay(owed, wanted), []),
+        Event::Joined(_)
+        | Event::Finished(_)
+        | Event::AskAgain
+        | Event::Begun
+        | Event::NotBegun(_)
+        | Event::Discarded
+        | Event::Found(_)
+        | Event::Resolved(_) => impossible(stay(owed, wanted), event),
+    }
+}
+
+fn prepare_done(
+    position: LogPosition,
+    owed: Owed,
+    wanted: Wanted,
+    result: Result<Prepared, Unresolved>,
+) -> Stepped {
+    match result {
+        Ok(Prepared::Yes) => match owed {
             Owed::Commit(position) | Owed::OnePhase(position) => apply(Decision::Commit, position),
-            Owed::Rollback(position) => apply(Decision::Rollback, position),
-            // It has not voted, and no vote of it counts any more: it is still its participant's own.
-            Owed::Nothing if lost => undo(position, Doom::SessionLost.to_string(), Tell::Nobody),
-            Owed::Nothing => to(State::Prepared, [Action::Vote(Vote::Commit)]),
+            Owed::Rollback(position) => apply_rollback(wanted, position),
+            Owed::Nothing => match wanted {
+                Wanted::ByCoordinator | Wanted::ByHandler => {
+                    to(State::Prepared, [Action::Vote(Vote::Commit)])
+                }
+                // It has not voted: it is still its participant's own.
+                Wanted::ByNobody => undo(position, Doom::HandlerGone.to_string(), Tell::Coordinator),
+                Wanted::NoMore => undo(position, Doom::SessionLost.to_string(), Tell::Nobody),
+            },
         },
-        Event::PrepareDone(Ok(Prepared::ReadOnly)) => match owed {
+        Ok(Prepared::ReadOnly) => match owed {
+            Owed::Nothing if wanted == Wanted::ByNobody => {
+                let vote = Action::Vote(Vote::Rollback(Doom::HandlerGone.to_string()));
+                to(State::Ended(End::NeverPrepared(Doom::HandlerGone)), [vote])
+            }
             Owed::Nothing => to(State::Ended(End::ReadOnly), [Action::Vote(Vote::ReadOnly)]),
             Owed::Rollback(_) => to(State::Ended(End::ReadOnly), [Action::Acknowledge(Applied::RolledBack)]),
             Owed::Commit(position) => apply(Decision::Commit, position),
             Owed::OnePhase(position) => prove(position),
         },
-        Event::PrepareDone(Ok(Prepared::No(why))) => {
+        Ok(Prepared::No(why)) => {
             let action = match owed {
                 Owed::Nothing => Action::Vote(Vote::Rollback(why.clone())),
                 Owed::Rollback(_) => Action::Acknowledge(Applied::RolledBack),
@@ -68,7 +123,7 @@ pub(super) fn preparing(position: LogPosition, owed: Owed, lost: bool, event: Ev
             to(State::Ended(End::Refused(why)), [action])
         }
         // Whatever was decided meanwhile: no decision can be kept any more, and the coordinator has to know.
-        Event::PrepareDone(Ok(Prepared::Hazard(why))) => {
+        Ok(Prepared::Hazard(why)) => {
             let action = match owed {
                 Owed::Nothing => Action::Vote(Vote::Hazard(why)),
                 Owed::Rollback(_) | Owed::Commit(_) | Owed::OnePhase(_) => {
@@ -77,32 +132,60 @@ pub(super) fn preparing(position: LogPosition, owed: Owed, lost: bool, event: Ev
             };
             to(State::Ended(End::Proved(Fate::Hazard)), [action])
         }
-        Event::PrepareDone(Err(unresolved)) => match owed {
+        Err(unresolved) => match owed {
             Owed::Commit(position) => apply(Decision::Commit, position),
             Owed::OnePhase(position) => prove(position),
-            Owed::Rollback(position) => apply(Decision::Rollback, position),
+            Owed::Rollback(position) => apply_rollback(wanted, position),
             Owed::Nothing => {
                 let why = format!("whether it was prepared was not known: {unresolved}");
-                undo(position, why, if lost { Tell::Nobody } else { Tell::Coordinator })
+                let tell = if wanted == Wanted::NoMore { Tell::Nobody } else { Tell::Coordinator };
+                undo(position, why, tell)
             }
         },
-        Event::Decide(Decision::Rollback, at) => to(stay(owed.and(Owed::Rollback(at)), lost), []),
-        Event::Decide(Decision::Commit, at) => to(stay(owed.and(Owed::Commit(at)), lost), []),
-        Event::CommitOnePhase(at) => to(stay(owed.and(Owed::OnePhase(at)), lost), []),
-        Event::SessionLost => to(stay(owed, true), []),
-        Event::HandlerGone
-        | Event::Prepare(_)
-        | Event::Enlisted
-        | Event::EnlistRefused(_)
-        | Event::DeadlinePassed => to(stay(owed, lost), []),
-        Event::Joined(_)
-        | Event::Finished
-        | Event::AskAgain
-        | Event::Begun
-        | Event::NotBegun(_)
-        | Event::Discarded
-        | Event::Found(_)
-        | Event::Resolved(_) => impossible(stay(owed, lost), event),
+    }
+}
+
+/// A rollback that was decided, or (without anyone left who wants the vote) is this branch's own: then it is not left to a
+/// coordinator that has ordered a commit in one phase, and would do so again.
+fn apply_rollback(wanted: Wanted, position: LogPosition) -> Stepped {
+    match wanted {
+        Wanted::ByCoordinator | Wanted::ByHandler => apply(Decision::Rollback, position),
+        Wanted::ByNobody | Wanted::NoMore => to(
+            State::Undoing {
+                position,
+                why: Doom::Decided.to_string(),
+                vote: false,
+                acknowledge: true,
+                failed: 0,
+                waiting: false,
+            },
+            [Action::Run(Operation::Rollback(position))],
+        ),
+    }
+}
+
+/// What the handler hears that has voted early, if it still waits.
+fn answer_early_voter(wanted: Wanted, owed: Owed, result: &Result<Prepared, Unresolved>) -> Option<Action> {
+    let not_prepared = |why: String| Err(Doom::NotPrepared(why));
+    let answer = match result {
+        _ if wanted != Wanted::ByHandler => return None,
+        Ok(Prepared::No(why)) => not_prepared(why.clone()),
+        Ok(Prepared::Hazard(why)) => Err(Doom::EndedByService(why.clone())),
+        Ok(Prepared::Yes | Prepared::ReadOnly) => match owed {
+            Owed::Rollback(_) => Err(Doom::Decided),
+            Owed::Nothing | Owed::Commit(_) | Owed::OnePhase(_) => Ok(()),
+        },
+        Err(unresolved) => unless_committing(owed, not_prepared(unresolved.to_string())),
+    };
+    Some(Action::Answer(answer))
+}
+
+/// A branch that the coordinator has ordered to commit is in its hands: nobody is told that it is rolled back before that is
+/// proved.
+fn unless_committing(owed: Owed, answer: Result<(), Doom>) -> Result<(), Doom> {
+    match owed {
+        Owed::Commit(_) | Owed::OnePhase(_) => Ok(()),
+        Owed::Nothing | Owed::Rollback(_) => answer,
     }
 }
 
@@ -120,7 +203,7 @@ pub(super) fn prepared(event: Event) -> Stepped {
         | Event::SessionLost
         | Event::AskAgain => to(State::Prepared, []),
         Event::Joined(_)
-        | Event::Finished
+        | Event::Finished(_)
         | Event::Begun
         | Event::NotBegun(_)
         | Event::Discarded
@@ -144,7 +227,7 @@ pub(super) fn committing_one_phase(position: LogPosition, event: Event) -> Stepp
         | Event::DeadlinePassed
         | Event::SessionLost => to(stay, []),
         Event::Joined(_)
-        | Event::Finished
+        | Event::Finished(_)
         | Event::AskAgain
         | Event::Begun
         | Event::NotBegun(_)
@@ -169,7 +252,7 @@ pub(super) fn applying(event: Event) -> Stepped {
         | Event::SessionLost
         | Event::AskAgain => to(State::Applying, []),
         Event::Joined(_)
-        | Event::Finished
+        | Event::Finished(_)
         | Event::Begun
         | Event::NotBegun(_)
         | Event::Discarded
@@ -217,7 +300,7 @@ pub(super) fn undoing(state: &State, event: Event) -> Stepped {
             to(stay(vote, owed, failed, waiting), [])
         }
         Event::Joined(_)
-        | Event::Finished
+        | Event::Finished(_)
         | Event::Begun
         | Event::NotBegun(_)
         | Event::Discarded
@@ -247,7 +330,7 @@ pub(super) fn ended(end: &End, event: Event) -> Stepped {
         | Event::DeadlinePassed
         | Event::SessionLost => to(stay(), []),
         Event::Joined(_)
-        | Event::Finished
+        | Event::Finished(_)
         | Event::Begun
         | Event::NotBegun(_)
         | Event::Discarded

@@ -1,9 +1,11 @@
 //! Until it votes: the branch can be rolled back here, without asking anyone.
 
 use super::super::{
-    Action, Applied, Decision, Doom, End, Enlist, Event, Handler, Held, Operation, Owed, State, Vote,
+    Action, Applied, Decision, Doom, End, Enlist, Event, Handler, Held, Operation, Owed, State, Then, Vote,
 };
-use super::{Stepped, Tell, apply, commit_one_phase, impossible, prepare, prove, roll_back_now, to};
+use super::{
+    Stepped, Tell, apply, commit_one_phase, impossible, prepare, prove, roll_back_now, to, vote_early,
+};
 
 pub(super) fn absent(event: Event) -> Stepped {
     match event {
@@ -18,7 +20,7 @@ pub(super) fn absent(event: Event) -> Stepped {
         Event::CommitOnePhase(position) => prove(position),
         // About a branch of an earlier life of this process, or one that ended long ago.
         Event::Enlisted | Event::EnlistRefused(_) | Event::AskAgain => to(State::Absent, []),
-        Event::Finished
+        Event::Finished(_)
         | Event::HandlerGone
         | Event::DeadlinePassed
         | Event::SessionLost
@@ -58,7 +60,7 @@ pub(super) fn opening(enlist: Enlist, event: Event) -> Stepped {
         Event::DeadlinePassed => doom(Doom::DeadlinePassed, Owed::Nothing, Some(Doom::DeadlinePassed)),
         Event::SessionLost => doom(Doom::SessionLost, Owed::Nothing, None),
         Event::Joined(_)
-        | Event::Finished
+        | Event::Finished(_)
         | Event::HandlerGone
         | Event::AskAgain
         | Event::Discarded
@@ -76,9 +78,9 @@ pub(super) fn busy(enlist: Enlist, event: Event) -> Stepped {
         to(State::Doomed { why, held: Held::ByHandler, owed }, vote)
     };
     match event {
-        Event::Finished => match enlist {
-            Enlist::Asked => to(State::Open(Handler::Finishing), []),
-            Enlist::Taken => to(State::Open(Handler::Idle), [Action::Answer(Ok(()))]),
+        Event::Finished(then) => match enlist {
+            Enlist::Asked => to(State::Open(Handler::Finishing(then)), []),
+            Enlist::Taken => done(then),
         },
         Event::HandlerGone => roll_back_now(Doom::HandlerGone, Owed::Nothing, Tell::Coordinator),
         Event::Enlisted => to(State::Open(Handler::Busy(Enlist::Taken)), []),
@@ -106,10 +108,18 @@ pub(super) fn busy(enlist: Enlist, event: Event) -> Stepped {
     }
 }
 
+/// The handler is done, and the coordinator knows the branch.
+fn done(then: Then) -> Stepped {
+    match then {
+        Then::StayOpen => to(State::Open(Handler::Idle), [Action::Answer(Ok(()))]),
+        Then::Vote(position) => vote_early(position),
+    }
+}
+
 /// The handler is done and waits for the enlist's acknowledgement.
-pub(super) fn finishing(event: Event) -> Stepped {
+pub(super) fn finishing(then: Then, event: Event) -> Stepped {
     match event {
-        Event::Enlisted => to(State::Open(Handler::Idle), [Action::Answer(Ok(()))]),
+        Event::Enlisted => done(then),
         Event::EnlistRefused(detail) => roll_back_now(Doom::Refused(detail), Owed::Nothing, Tell::Handler),
         // Nobody would ask for these if the branch were not enlisted: its acknowledgement is late.
         Event::Prepare(position) => prepare(position, Some(Action::Answer(Ok(())))),
@@ -124,14 +134,14 @@ pub(super) fn finishing(event: Event) -> Stepped {
         Event::DeadlinePassed => roll_back_now(Doom::DeadlinePassed, Owed::Nothing, Tell::Both),
         Event::SessionLost => roll_back_now(Doom::SessionLost, Owed::Nothing, Tell::Handler),
         Event::Joined(_)
-        | Event::Finished
+        | Event::Finished(_)
         | Event::AskAgain
         | Event::Begun
         | Event::NotBegun(_)
         | Event::Discarded
         | Event::PrepareDone(_)
         | Event::Found(_)
-        | Event::Resolved(_) => impossible(State::Open(Handler::Finishing), event),
+        | Event::Resolved(_) => impossible(State::Open(Handler::Finishing(then)), event),
     }
 }
 
@@ -152,7 +162,7 @@ pub(super) fn idle(event: Event) -> Stepped {
         Event::DeadlinePassed => roll_back_now(Doom::DeadlinePassed, Owed::Nothing, Tell::Coordinator),
         Event::SessionLost => roll_back_now(Doom::SessionLost, Owed::Nothing, Tell::Nobody),
         Event::Enlisted | Event::EnlistRefused(_) => to(State::Open(Handler::Idle), []),
-        Event::Finished
+        Event::Finished(_)
         | Event::AskAgain
         | Event::Begun
         | Event::NotBegun(_)
@@ -170,7 +180,7 @@ pub(super) fn doomed(why: &Doom, held: Held, owed: Owed, event: Event) -> Steppe
             to(stay(Held::ByDiscard, owed), [Action::Run(Operation::Discard)])
         }
         Event::NotBegun(_) if held == Held::ByBegin => over(why, owed),
-        Event::Finished if held == Held::ByHandler => to(
+        Event::Finished(_) if held == Held::ByHandler => to(
             stay(Held::ByDiscard, owed),
             [Action::Answer(Err(why.clone())), Action::Run(Operation::Discard)],
         ),
@@ -188,7 +198,7 @@ pub(super) fn doomed(why: &Doom, held: Held, owed: Owed, event: Event) -> Steppe
             to(stay(held, owed), [])
         }
         Event::Joined(_)
-        | Event::Finished
+        | Event::Finished(_)
         | Event::HandlerGone
         | Event::AskAgain
         | Event::Begun

@@ -16,15 +16,16 @@ fn states() -> Vec<State> {
         State::Opening(Enlist::Taken),
         State::Open(Handler::Busy(Enlist::Asked)),
         State::Open(Handler::Busy(Enlist::Taken)),
-        State::Open(Handler::Finishing),
+        State::Open(Handler::Finishing(Then::StayOpen)),
+        State::Open(Handler::Finishing(Then::Vote(position(1)))),
         State::Open(Handler::Idle),
     ];
     for held in [Held::ByBegin, Held::ByHandler, Held::ByDiscard] {
         states.extend(owed.map(|owed| State::Doomed { why: Doom::HandlerRunning, held, owed }));
     }
     states.extend(owed.map(|owed| State::Finding { position: position(1), owed }));
-    for lost in [false, true] {
-        states.extend(owed.map(|owed| State::Preparing { position: position(1), owed, lost }));
+    for wanted in [Wanted::ByCoordinator, Wanted::ByHandler, Wanted::ByNobody, Wanted::NoMore] {
+        states.extend(owed.map(|owed| State::Preparing { position: position(1), owed, wanted }));
     }
     states.extend([State::Prepared, State::CommittingOnePhase(position(1)), State::Applying]);
     for (vote, acknowledge, waiting) in [
@@ -89,7 +90,7 @@ impl goldenscript::Runner for Table {
 }
 
 impl Branch {
-    fn step_to(mut self, event: Event) -> Result<(State, Vec<Action>), Impossible> {
+    fn step_to(mut self, event: Event) -> Result<(State, Vec<Action>), Box<Impossible>> {
         let actions = self.step(event)?;
         Ok((self.state, actions))
     }
@@ -97,7 +98,10 @@ impl Branch {
 
 /// The event without its result.
 fn kind(name: &'static str) -> &'static str {
-    ["prepare-done", "found", "resolved"].into_iter().find(|kind| name.starts_with(kind)).unwrap_or(name)
+    ["finished", "prepare-done", "found", "resolved"]
+        .into_iter()
+        .find(|kind| name.starts_with(kind))
+        .unwrap_or(name)
 }
 
 fn show_step(state: &State, next: &State, actions: &[Action]) -> String {
@@ -135,7 +139,7 @@ fn an_impossible_pair_is_an_error_that_names_both_and_changes_nothing() {
                 Err(error) => {
                     impossible += 1;
                     assert_eq!(branch.state, state);
-                    assert_eq!(error, Impossible { state: state.clone(), event: event.clone() });
+                    assert_eq!(*error, Impossible { state: state.clone(), event: event.clone() });
                     let text = error.to_string();
                     assert!(
                         text.contains(&format!("{state:?}")) && text.contains(&format!("{event:?}")),

@@ -6,7 +6,7 @@ use std::path::Path;
 
 use super::*;
 
-/// One branch. A command is an event's name; `prepare`, the decisions and `commit-one-phase` take a log position as `at=`.
+/// One branch. A command is an event's name; what has a log position takes it as `at=`.
 struct Script(Branch);
 
 impl goldenscript::Runner for Script {
@@ -22,7 +22,11 @@ impl goldenscript::Runner for Script {
         let (_, mut event) = found.ok_or_else(|| format!("no event {}", command.name))?;
         if let Some(sequence) = arguments.take_key("at") {
             let position = position(sequence.parse()?);
-            let (Event::Prepare(at) | Event::Decide(_, at) | Event::CommitOnePhase(at)) = &mut event else {
+            let (Event::Prepare(at)
+            | Event::Decide(_, at)
+            | Event::CommitOnePhase(at)
+            | Event::Finished(Then::Vote(at))) = &mut event
+            else {
                 return Err(format!("{} has no position", command.name).into());
             };
             *at = position;

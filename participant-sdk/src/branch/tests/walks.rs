@@ -48,6 +48,8 @@ struct World {
     voted_rollback: bool,
     told_commit: bool,
     told_rollback: bool,
+    decided: bool,
+    failed_handler: bool,
 }
 
 impl World {
@@ -63,6 +65,8 @@ impl World {
             voted_rollback: false,
             told_commit: false,
             told_rollback: false,
+            decided: false,
+            failed_handler: false,
         }
     }
 
@@ -81,7 +85,11 @@ impl World {
             events.push(Event::Joined(Duration::from_secs(1)));
         }
         match self.handler {
-            HandlerIs::Working => events.extend([Event::Finished, Event::HandlerGone]),
+            HandlerIs::Working => events.extend([
+                Event::Finished(Then::StayOpen),
+                Event::Finished(Then::Vote(position(1))),
+                Event::HandlerGone,
+            ]),
             HandlerIs::WaitingForAnswer => events.push(Event::HandlerGone),
             HandlerIs::Absent | HandlerIs::WaitingForConnection => {}
         }
@@ -166,7 +174,7 @@ impl World {
     fn happen(&mut self, event: Event) {
         match &event {
             Event::Joined(_) => self.handler = HandlerIs::WaitingForConnection,
-            Event::Finished => {
+            Event::Finished(_) => {
                 self.connection = Connection::Here;
                 self.handler = HandlerIs::WaitingForAnswer;
             }
@@ -176,8 +184,9 @@ impl World {
                 }
                 self.handler = HandlerIs::Absent;
             }
-            Event::Decide(Decision::Commit, _) | Event::CommitOnePhase(_) => self.told_commit = true,
-            Event::Decide(Decision::Rollback, _) => self.told_rollback = true,
+            Event::Decide(Decision::Commit, _) => (self.told_commit, self.decided) = (true, true),
+            Event::CommitOnePhase(_) => self.told_commit = true,
+            Event::Decide(Decision::Rollback, _) => (self.told_rollback, self.decided) = (true, true),
             Event::AskAgain => self.ask_again -= 1,
             Event::Enlisted
             | Event::EnlistRefused(_)
@@ -196,6 +205,10 @@ impl World {
     }
 
     fn observe(&mut self, action: Action) {
+        // A coordinator that decides for a branch that had not voted, and orders it to commit in one phase as well, is beyond help.
+        if self.failed_handler && !self.decided {
+            assert_ne!(self.truth, Truth::Committed, "a handler was told that it is rolled back");
+        }
         match action {
             Action::Run(operation) => self.start(operation),
             Action::Enlist => assert!(!self.voted_commit && !self.voted_rollback),
@@ -233,6 +246,7 @@ impl World {
                 if result.is_ok() {
                     assert_eq!(self.handler, HandlerIs::WaitingForAnswer);
                 }
+                self.failed_handler |= result.is_err();
                 self.handler = HandlerIs::Absent;
             }
             Action::AskLater(_) => self.ask_again += 1,
@@ -282,7 +296,7 @@ impl World {
         assert!(settled && self.running.is_none(), "it is stuck: {self:#?}");
         assert_ne!(self.handler, HandlerIs::WaitingForConnection, "a handler waits for ever");
         if self.handler == HandlerIs::WaitingForAnswer {
-            assert_eq!(self.branch.state(), &State::Open(Handler::Finishing));
+            assert!(matches!(self.branch.state(), State::Open(Handler::Finishing(_))));
         }
         assert!(
             self.connection == Connection::None || self.branch.is_open(),
@@ -297,6 +311,7 @@ enum From {
     Nothing,
     Idle,
     Preparing,
+    VotingEarly,
     Prepared,
 }
 
@@ -306,8 +321,14 @@ impl World {
         if matches!(start, From::Idle | From::Preparing | From::Prepared) {
             world.happen(Event::Joined(Duration::from_secs(1)));
             world.end_operation(1, false);
-            world.happen(Event::Finished);
+            world.happen(Event::Finished(Then::StayOpen));
             world.happen(Event::Enlisted);
+        }
+        if matches!(start, From::VotingEarly) {
+            world.happen(Event::Joined(Duration::from_secs(1)));
+            world.end_operation(1, false);
+            world.happen(Event::Enlisted);
+            world.happen(Event::Finished(Then::Vote(position(1))));
         }
         if matches!(start, From::Preparing | From::Prepared) {
             world.happen(Event::Prepare(position(1)));
@@ -342,7 +363,7 @@ proptest! {
 
     #[test]
     fn no_path_breaks_a_promise(
-        start in prop_oneof![Just(From::Nothing), Just(From::Idle), Just(From::Preparing), Just(From::Prepared)],
+        start in prop_oneof![Just(From::Nothing), Just(From::Idle), Just(From::Preparing), Just(From::VotingEarly), Just(From::Prepared)],
         steps in proptest::collection::vec(any::<(u8, u8)>(), 0..30),
     ) {
         walk(start, &steps);

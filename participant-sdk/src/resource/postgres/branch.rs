@@ -20,7 +20,7 @@ use super::connection::{Failure, Lease, Reply};
 use super::recovery;
 use super::refusal::{IN_FAILED_TRANSACTION, Refusal, words};
 use super::sql;
-use crate::resource::{BranchId, Fate, Prepared, ResourceError, Unresolved};
+use crate::resource::{BranchId, Fate, Prepared, ResourceError, Unresolved, lock_wait};
 
 /// How long after the deadline the server may still end what runs in a branch, and take a prepare that was on
 /// its way.
@@ -53,10 +53,11 @@ pub(super) async fn begin(
     watch_client: bool,
 ) -> Result<OpenBranch, ResourceError> {
     let deadline = Instant::now() + remaining;
-    let mut lease = Lease::acquire(pool, remaining).await.map_err(ResourceError::Unavailable)?;
+    // A connection that comes at the last moment is of no use to a handler that still has its work to do.
+    let mut lease = Lease::acquire(pool, remaining / 2).await.map_err(ResourceError::Unavailable)?;
     let left = deadline.saturating_duration_since(Instant::now());
     let lifetime = left + GRACE;
-    let limits = sql::Limits { lock_wait: left, activity: lifetime, watch_client };
+    let limits = sql::Limits { lock_wait: lock_wait(left), activity: lifetime, watch_client };
     lease.begin(sql::begin(branch, limits), left).await.map_err(cannot_begin)?;
     // The server counts from its BEGIN. Were this process stopped in between, a branch could live long after
     // its deadline and commit when nobody expects it (P19).
@@ -77,6 +78,15 @@ fn cannot_begin(failure: Failure) -> ResourceError {
         Failure::Refused(error) => format!("PostgreSQL refused to begin: {} ({})", error.message(), error.code()),
         Failure::Lost(why) => why,
     })
+}
+
+/// The same question as the evidence row of a prepare answers, which refuses a branch without an xid.
+pub(super) async fn has_written(open: &mut OpenBranch) -> bool {
+    let time = open.time_for_an_answer();
+    match open.lease.run(sql::has_written(), time).await {
+        Ok(reply) => reply.rows.iter().any(|row| row.try_get("written").unwrap_or(true)),
+        Err(Failure::Refused(_) | Failure::Lost(_)) => true,
+    }
 }
 
 pub(super) async fn prepare(

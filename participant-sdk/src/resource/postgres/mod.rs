@@ -4,7 +4,7 @@
 //! - `branch`: a branch while it is open, and how it is prepared.
 //! - `recovery`: how a prepared branch is finished, and what is found out about one that is not there.
 //! - `evidence`: the table that proves it, and pruning.
-//! - `attach`: what a server has to be, and our tables.
+//! - `attach`: our tables, and the identity. What a server has to be, [`crate::doctor`] judges.
 //! - `sql`: every statement. `refusal`: every refusal in words. `connection`: who holds a connection, and when
 //!   it is closed.
 //!
@@ -32,7 +32,7 @@ mod connection;
 mod evidence;
 mod recovery;
 mod refusal;
-mod sql;
+pub(crate) mod sql;
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, OnceLock, PoisonError};
@@ -42,11 +42,17 @@ use lockstep_proto::{ClusterId, Gtrid, LogPosition, ResourceManagerName, Xid};
 use sqlx::{PgConnection, PgPool};
 
 pub use self::branch::OpenBranch;
-use super::{Attachment, BranchId, EvidenceRow, Fate, Prepared, Resource, ResourceError, Unresolved};
+use super::{Attachment, BranchId, EvidenceRow, Fate, Prepared, Resource, ResourceError, Room, Unresolved};
 
 /// A PostgreSQL database that takes part through the service's own pool.
 ///
-/// Branches use connections of that pool, so it bounds how many are open at once. Everything else (finishing
+/// Branches use connections of that pool, so it bounds how many are open at once; four for each may wait for one, at most
+/// half of the time that their transactions have left. How many can be prepared, `max_prepared_transactions` bounds for the
+/// whole server. A branch for which there is no slot or no place to wait is refused with [`crate::JoinError::NoRoom`] before
+/// anything is begun: open and prepared branches of this process are counted exactly, the prepared ones of others as they
+/// were a second ago at most, and branches that others have open not at all. Where instances or applications share a
+/// server, one of them may still find all slots taken at prepare: it then votes rollback, and says so.
+/// Everything else (finishing
 /// prepared branches, listing them, pruning) uses up to 8 connections of its own, opened when needed: a pool
 /// full of branches that wait for their decision must not keep the decisions out.
 #[derive(Debug)]
@@ -124,6 +130,14 @@ impl Resource for Postgres {
         open.lease.connection_ref()
     }
 
+    fn awaited_lock(error: &(dyn std::error::Error + 'static)) -> Option<String> {
+        refusal::awaited_lock(error)
+    }
+
+    async fn has_written(open: &mut OpenBranch) -> bool {
+        branch::has_written(open).await
+    }
+
     async fn prepare(
         &self,
         branch: &BranchId,
@@ -166,6 +180,11 @@ impl Resource for Postgres {
 
     async fn prepared(&self, cluster: ClusterId, name: &ResourceManagerName) -> Result<Vec<Xid>, Unresolved> {
         recovery::prepared(&self.own, cluster, name).await
+    }
+
+    async fn room(&self, name: &ResourceManagerName) -> Result<Option<Room>, Unresolved> {
+        let connections = usize::try_from(self.pool.options().get_max_connections()).unwrap_or(usize::MAX);
+        recovery::room(&self.own, name, connections).await.map(Some)
     }
 
     async fn oldest_evidence(&self, cluster: ClusterId) -> Result<Option<Gtrid>, Unresolved> {

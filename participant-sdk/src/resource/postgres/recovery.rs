@@ -12,13 +12,13 @@ use fail::fail_point;
 use lockstep_proto::limits::MAX_TIMEOUT;
 use lockstep_proto::{ClusterId, LogPosition, ResourceManagerName, Xid};
 use sqlx::postgres::PgRow;
-use sqlx::{PgPool, Row as _, SqlStr};
+use sqlx::{PgPool, Row as _, SqlSafeStr as _, SqlStr};
 
 use super::connection::{Failure, Lease, OWN_ANSWER_TIMEOUT, Reply};
 use super::evidence;
 use super::refusal::{UNDEFINED_OBJECT, words_for_finishing};
 use super::sql;
-use crate::resource::{BranchId, Fate, Unresolved};
+use crate::resource::{BranchId, Fate, Room, Unresolved};
 
 /// How long a row is kept whose branch's deadline is not known: once for the longest time that the branch may have left, and
 /// once for one that was begun as late as it could be.
@@ -118,6 +118,30 @@ pub(super) async fn read_on_primary(own: &PgPool, sql: SqlStr) -> Result<Reply, 
         Some(Err(error)) => Err(unreadable(error)),
         None => Err(Unresolved("PostgreSQL did not say whether it is a standby".to_owned())),
     }
+}
+
+/// The slots of the server, and who has them. A standby lists none and prepares none: it says so elsewhere.
+pub(super) async fn room(
+    own: &PgPool,
+    name: &ResourceManagerName,
+    connections: usize,
+) -> Result<Room, Unresolved> {
+    let reply = run(own, sql::ROOM.into_sql_str()).await?;
+    let (first, listed) = reply.rows.split_first().ok_or_else(|| Unresolved("no answer".to_owned()))?;
+    let slots: i64 = first.try_get("slots").map_err(unreadable)?;
+    let mut prepared = Vec::new();
+    for row in listed {
+        let gid: &str = row.try_get("gid").map_err(unreadable)?;
+        let here: bool = row.try_get("here").map_err(unreadable)?;
+        let branch = sql::branch_of(gid).filter(|_| here).and_then(|text| text.parse::<BranchId>().ok());
+        prepared.extend(branch.filter(|branch| branch.xid.bqual.resource_manager_str() == name.as_str()));
+    }
+    Ok(Room {
+        slots: usize::try_from(slots).unwrap_or_default(),
+        prepared_by_others: listed.len() - prepared.len(),
+        prepared,
+        connections,
+    })
 }
 
 /// Runs statements on a connection of the resource's own.

@@ -39,6 +39,24 @@ pub(super) const UNDEFINED_OBJECT: &str = "42704";
 /// The SQLSTATE of something that the role may not do.
 pub(super) const INSUFFICIENT_PRIVILEGE: &str = "42501";
 
+/// The SQLSTATE of a lock that could not be had.
+const LOCK_NOT_AVAILABLE: &str = "55P03";
+/// The function of the server that reports a wait that took too long. A `NOWAIT` that did not wait has the same SQLSTATE.
+const WAITED_TOO_LONG: &str = "ProcessInterrupts";
+
+/// The lock that a statement waited for until `lock_timeout`: PostgreSQL names it in the context of its error.
+pub(super) fn awaited_lock(error: &(dyn std::error::Error + 'static)) -> Option<String> {
+    let error = error.downcast_ref::<sqlx::Error>()?.as_database_error()?;
+    let error = error.try_downcast_ref::<PgDatabaseError>()?;
+    if error.code() != LOCK_NOT_AVAILABLE || error.routine() != Some(WAITED_TOO_LONG) {
+        return None;
+    }
+    Some(match error.r#where() {
+        Some(context) => format!("a lock ({})", context.replace('\n', "; ")),
+        None => "a lock that PostgreSQL does not name".to_owned(),
+    })
+}
+
 /// Why a branch could not be prepared, or committed in one phase. The server's detail is left out: it quotes rows.
 pub(super) fn words(error: &PgDatabaseError) -> String {
     let message = error.message();

@@ -2,7 +2,8 @@
 //!
 //! Names of prepared transactions can't be bound as parameters, and several statements go out in one round
 //! trip, so these are texts. Nothing is put into them but [`BranchId`], [`ClusterId`], [`ResourceManagerName`]
-//! and [`LogPosition`] (their texts consist of `[0-9a-z._:-]`) and numbers. No other file makes SQL text.
+//! and [`LogPosition`] (their texts consist of `[0-9a-z._:-]`) and numbers. No other file makes SQL text; what only
+//! `lockstep doctor` asks stands in `doctor/postgres/snapshot.rs`, and nothing is put into that.
 //!
 //! What runs on a branch's connection names every schema, down to operators: a handler may have changed
 //! `search_path`. The resource's own connections have one that is known.
@@ -19,7 +20,7 @@ use crate::resource::BranchId;
 const PREFIX: &str = "lockstep";
 
 /// The format of our tables. A newer one is refused.
-pub(super) const FORMAT: i16 = 1;
+pub(crate) const FORMAT: i16 = 1;
 
 /// Constraints of the evidence table that turn a branch down in the round trip that would have prepared it.
 /// PostgreSQL checks them in the order of their names, so what the service did comes before what follows from
@@ -34,7 +35,7 @@ pub(super) const EVIDENCE_KEY: &str = "evidence_pkey";
 
 /// Makes our tables. One transaction, one at a time: instances of one service start together, and `IF NOT
 /// EXISTS` alone fails when two of them create the same thing at once.
-pub(super) const CREATE_TABLES: &str = concat!(
+pub(crate) const CREATE_TABLES: &str = concat!(
     "SELECT pg_advisory_xact_lock(x'6c6f636b73746570'::bigint); ",
     "CREATE SCHEMA IF NOT EXISTS lockstep; ",
     // COLLATE "C": a new version of the operating system's collations can't break the key.
@@ -60,14 +61,14 @@ pub(super) const CREATE_TABLES: &str = concat!(
 );
 
 /// What the role needs in our tables, for a person to grant. `{role}` is the role.
-pub(super) const GRANTS: &str = "GRANT USAGE ON SCHEMA lockstep TO {role}; \
+pub(crate) const GRANTS: &str = "GRANT USAGE ON SCHEMA lockstep TO {role}; \
      GRANT SELECT, INSERT, DELETE ON lockstep.evidence TO {role}; \
      GRANT SELECT, INSERT, UPDATE ON lockstep.identity TO {role};";
 
 /// How a connection of the resource's own is set up, whatever is configured for its role or database: who it is
 /// (a role that prepared branches can be finished by), that what it reads is the newest, that what it writes is
 /// durable, and that no wait is without an end.
-pub(super) fn set_up_own_connection(lock_wait: Duration, statement: Duration) -> SqlStr {
+pub(crate) fn set_up_own_connection(lock_wait: Duration, statement: Duration) -> SqlStr {
     text(format!(
         "SET ROLE NONE; \
          SET application_name = 'lockstep'; \
@@ -88,7 +89,7 @@ pub(super) fn set_up_own_connection(lock_wait: Duration, statement: Duration) ->
 pub(super) const WATCH_CLIENT: &str = "SET client_connection_check_interval = 1000";
 
 /// What the server is and how it is set up: one row.
-pub(super) const SERVER: &str = "SELECT \
+pub(crate) const SERVER: &str = "SELECT \
      current_setting('server_version_num')::bigint AS version, \
      pg_is_in_recovery() AS in_recovery, \
      current_setting('max_prepared_transactions')::bigint AS slots, \
@@ -101,8 +102,10 @@ pub(super) const SERVER: &str = "SELECT \
      quote_ident(session_user) AS role, \
      CASE WHEN pg_is_in_recovery() THEN '' ELSE pg_walfile_name(pg_current_wal_lsn()) END AS wal_file";
 
-/// Whether our tables are there, and the role may use them: `absent`, `forbidden` or `ready`.
-pub(super) const TABLES: &str = "SELECT CASE \
+/// Whether our tables are there, and the role may use them: `absent`, `forbidden` or `ready`. If they are ready, what of them
+/// is not as we have made it, and would make them lose what they prove. (Below, the tables are found without `to_regclass`,
+/// which is refused to a role that may not use the schema.)
+pub(crate) const TABLES: &str = "SELECT CASE \
      WHEN to_regnamespace('lockstep') IS NULL THEN 'absent' \
      WHEN NOT has_schema_privilege('lockstep', 'USAGE') THEN 'forbidden' \
      WHEN to_regclass('lockstep.evidence') IS NULL OR to_regclass('lockstep.identity') IS NULL THEN 'absent' \
@@ -112,7 +115,18 @@ pub(super) const TABLES: &str = "SELECT CASE \
      AND has_table_privilege('lockstep.identity', 'SELECT') \
      AND has_table_privilege('lockstep.identity', 'INSERT') \
      AND has_table_privilege('lockstep.identity', 'UPDATE') THEN 'ready' \
-     ELSE 'forbidden' END AS tables";
+     ELSE 'forbidden' END AS tables, \
+     coalesce((SELECT string_agg(needed, ', ') FROM unnest(ARRAY['branch_ended_by_its_service', \
+     'branch_read_only_and_not_prepared', 'branch_too_late_to_prepare', 'evidence_pkey']) AS needed \
+     WHERE NOT EXISTS (SELECT FROM pg_constraint AS c JOIN pg_class AS t ON t.oid = c.conrelid \
+     WHERE t.relnamespace = to_regnamespace('lockstep') AND t.relname = 'evidence' \
+     AND c.conname = needed AND c.convalidated)), '') AS missing, \
+     coalesce((SELECT string_agg('lockstep.' || c.relname, ', ') FROM pg_class AS c \
+     WHERE c.relnamespace = to_regnamespace('lockstep') AND c.relname IN ('evidence', 'identity') \
+     AND c.relpersistence <> 'p'), '') AS unlogged, \
+     coalesce((SELECT string_agg('lockstep.' || c.relname, ', ') FROM pg_class AS c \
+     WHERE c.relnamespace = to_regnamespace('lockstep') AND c.relname IN ('evidence', 'identity') \
+     AND row_security_active(c.oid)), '') AS filtered";
 
 /// Makes the identity unless there is one.
 pub(super) fn make_identity(name: &ResourceManagerName) -> SqlStr {
@@ -179,6 +193,11 @@ pub(super) fn begin(branch: &BranchId, limits: Limits) -> SqlStr {
         sql.push_str("; SET LOCAL client_connection_check_interval = 1000");
     }
     text(sql)
+}
+
+/// Whether the transaction has an xid: it has written something, or locked a row.
+pub(super) fn has_written() -> SqlStr {
+    text("SELECT pg_current_xact_id_if_assigned() IS NOT NULL AS written".to_owned())
 }
 
 /// Writes the evidence, prepares, and asks PostgreSQL whether it has the branch: the last row says how many.
@@ -262,8 +281,12 @@ pub(super) fn prepared(cluster: ClusterId) -> SqlStr {
     ))
 }
 
+/// How many transactions can be prepared, then all that are, with whether they are in this database.
+pub(super) const ROOM: &str = "SELECT current_setting('max_prepared_transactions')::bigint AS slots; \
+     SELECT gid, database = current_database() AS here FROM pg_prepared_xacts";
+
 /// The branch that a prepared transaction's name names, in text.
-pub(super) fn branch_of(gid: &str) -> Option<&str> {
+pub(crate) fn branch_of(gid: &str) -> Option<&str> {
     gid.strip_prefix(PREFIX)?.strip_prefix(':')
 }
 

@@ -164,6 +164,12 @@ impl OpenBranch {
         Ok(changes)
     }
 
+    /// Whether a row was touched, or the capture cannot tell.
+    pub(super) async fn has_written(&mut self) -> bool {
+        let writer = self.writer();
+        !matches!(capture::has_touched(&mut writer.connection, &writer.schema).await, Ok(false))
+    }
+
     /// Forgets which rows were touched.
     pub(super) async fn clear(&mut self) -> Result<(), sqlx::Error> {
         let writer = self.writer();

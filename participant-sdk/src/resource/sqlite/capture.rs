@@ -152,6 +152,14 @@ pub(super) async fn sequence_rows(
     Ok(rows.into_iter().map(|(key, image)| [key, image].concat()).collect())
 }
 
+/// Whether the branch has touched any row, changed in the end or not.
+pub(super) async fn has_touched(
+    branch: &mut SqliteConnection,
+    schema: &Schema,
+) -> Result<bool, CaptureError> {
+    Ok(!touched_tables(branch, schema).await?.is_empty())
+}
+
 async fn touched_tables(
     branch: &mut SqliteConnection,
     schema: &Schema,

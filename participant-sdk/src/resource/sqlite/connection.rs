@@ -6,14 +6,14 @@ use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqliteLockingMode, S
 use sqlx::{ConnectOptions, Connection, Row, SqliteConnection};
 use tokio::time::Instant;
 
+use crate::doctor::refuse_errors;
+use crate::doctor::sqlite::judge;
 use crate::resource::ResourceError;
 
 /// How long SQLite waits for a lock before it says that it is busy: see [`begin_immediate`].
 const BUSY: Duration = Duration::from_millis(100);
 /// How long a checkpoint waits for readers of older states, and a reader for the recovery of the WAL.
-const PATIENCE: Duration = Duration::from_secs(5);
-/// SQLite can list tables with their kinds, and has STRICT tables, since this version.
-const OLDEST_SQLITE: (u32, u32) = (3, 37);
+pub(super) const PATIENCE: Duration = Duration::from_secs(5);
 
 /// Turns a failed statement into an error that may be gone next time.
 pub(super) fn unavailable(what: &'static str) -> impl FnOnce(sqlx::Error) -> ResourceError {
@@ -63,7 +63,7 @@ pub(super) async fn connect(options: &SqliteConnectOptions) -> Result<SqliteConn
     })
 }
 
-/// Refuses what cannot be durable (P22), by name.
+/// Refuses what cannot be durable (P22), by name: the same judgement that `lockstep doctor` shows.
 pub(super) async fn check_fitness(connection: &mut SqliteConnection) -> Result<(), ResourceError> {
     let row = sqlx::query(
         "SELECT sqlite_version(), (SELECT journal_mode FROM pragma_journal_mode), \
@@ -77,23 +77,11 @@ pub(super) async fn check_fitness(connection: &mut SqliteConnection) -> Result<(
         Ok((row.try_get(0)?, row.try_get(1)?, row.try_get(2)?))
     };
     let (version, journal_mode, synchronous) = read().map_err(failed)?;
-    let mut numbers = version.split('.').map_while(|number| number.parse::<u32>().ok());
-    let version_number = (numbers.next().unwrap_or_default(), numbers.next().unwrap_or_default());
-    if version_number < OLDEST_SQLITE {
-        let (major, minor) = OLDEST_SQLITE;
-        return Err(ResourceError::Unfit(format!("SQLite {version} is too old: {major}.{minor} is needed")));
-    }
-    if journal_mode != "wal" {
-        return Err(ResourceError::Unfit(format!(
-            "journal_mode is {journal_mode} and could not be changed: run PRAGMA journal_mode = WAL on a local file system"
-        )));
-    }
-    if synchronous != 2 {
-        return Err(ResourceError::Unfit(format!(
-            "synchronous is {synchronous} and could not be changed: PRAGMA synchronous = FULL (2) is needed"
-        )));
-    }
-    Ok(())
+    refuse_errors(&[
+        judge::version(&version),
+        judge::journal_mode_set(&journal_mode),
+        judge::synchronous(synchronous),
+    ])
 }
 
 /// The file that the connection has open, as SQLite says it; empty for a database in memory.

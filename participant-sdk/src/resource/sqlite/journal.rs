@@ -79,6 +79,15 @@ impl Journal {
         Ok(Self { path, file })
     }
 
+    /// Opens it for reading alone; `None` if there is none. Nothing may be written to it.
+    pub(super) fn open_to_look(path: PathBuf) -> io::Result<Option<Self>> {
+        match File::open(&path) {
+            Ok(file) => Ok(Some(Self { path, file })),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
     pub(super) fn path(&self) -> &Path {
         &self.path
     }
@@ -86,12 +95,14 @@ impl Journal {
     /// What stands in it.
     pub(super) fn read(&self) -> Result<Found, ResourceError> {
         let mut bytes = vec![0; HEADER_BYTES];
-        self.file.read_exact_at(&mut bytes, 0).map_err(|error| self.unavailable(&error))?;
+        let available = self.file.metadata().map_err(|error| self.unavailable(&error))?.len();
+        // A file that was cut is filled up with zeros where it is opened for writing.
+        let header = usize::try_from(available).map_or(HEADER_BYTES, |available| available.min(HEADER_BYTES));
+        self.file.read_exact_at(&mut bytes[..header], 0).map_err(|error| self.unavailable(&error))?;
         let length = match self.length_of(&bytes)? {
             None => return Ok(Found::Nothing),
             Some(length) => length,
         };
-        let available = self.file.metadata().map_err(|error| self.unavailable(&error))?.len();
         if length > MAX_ENTRY_BYTES as u64 || length > available.saturating_sub(HEADER_BYTES as u64) {
             return Ok(Found::Torn);
         }
@@ -286,6 +297,30 @@ mod tests {
             let refused = matches!(found, Err(ResourceError::Unfit(_)));
             let torn = matches!(found, Ok(Found::Torn));
             assert!(if at < 12 { refused } else { torn }, "byte {at}, bit {bit}: {found:?}");
+        }
+    }
+
+    /// Cut or flipped anywhere, a journal that was ended never has an entry again: neither the one behind the end mark, which
+    /// is still whole from byte 32 on, nor another.
+    #[tokio::test]
+    async fn an_end_that_is_damaged_is_no_entry() {
+        let fixture = Fixture::new();
+        let journal = fixture.open();
+        journal.write((0..=255).collect()).await.unwrap();
+        journal.end().await.unwrap();
+        let ended = std::fs::read(fixture.path()).unwrap();
+        let cut = (0..HEADER_BYTES + 256).map(|length| ended[..length].to_vec());
+        let flipped =
+            (0..HEADER_BYTES + 256).flat_map(|at| (0..8).map(move |bit| (at, bit))).map(|(at, bit)| {
+                let mut bytes = ended.clone();
+                bytes[at] ^= 1 << bit;
+                bytes
+            });
+        for bytes in cut.chain(flipped) {
+            std::fs::write(fixture.path(), &bytes).unwrap();
+            let found = fixture.open().read();
+            let is_safe = matches!(found, Ok(Found::Nothing | Found::Torn) | Err(ResourceError::Unfit(_)));
+            assert!(is_safe, "{:?}: {found:?}", &bytes[..bytes.len().min(HEADER_BYTES)]);
         }
     }
 

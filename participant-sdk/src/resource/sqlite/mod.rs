@@ -67,7 +67,8 @@
 //!
 //! `decided` (the order of durable effects), `store` and `slot` (who may write, what is held), `branch` and `ending` (an open
 //! branch and its ends), `capture` (what it changed), `journal` and `entry` (what is written), `recovery` and `replay`
-//! (after a crash), `evidence` (what is proved), `writer` and `connection` (what is asked of SQLite), `turn` and `files`.
+//! (after a crash), `evidence` (what is proved), `writer` and `connection` (what is asked of SQLite), `turn` and `files`; `look` (what a
+//! doctor sees).
 
 mod branch;
 mod capture;
@@ -81,6 +82,7 @@ mod foreign_keys;
 mod hazard;
 mod journal;
 mod local;
+pub(crate) mod look;
 mod recovery;
 mod replay;
 mod schema;
@@ -219,6 +221,10 @@ impl Resource for Sqlite {
 
     fn connection_ref(open: &OpenBranch) -> &SqliteConnection {
         open.connection_ref()
+    }
+
+    async fn has_written(open: &mut OpenBranch) -> bool {
+        open.has_written().await
     }
 
     async fn prepare(

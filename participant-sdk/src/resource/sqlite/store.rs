@@ -26,6 +26,8 @@ use super::slot::Slot;
 use super::turn::{Order, Turn, Turnstile};
 use super::writer::Writer;
 use super::{failed, unresolved};
+use crate::doctor::sqlite::judge;
+use crate::doctor::{Severity, refuse_errors};
 use crate::resource::{BranchId, ResourceError, Unresolved, wall_clock};
 
 /// How long the store's own writes wait for the file. An open branch may have it for longer; the coordinator asks again.
@@ -57,6 +59,11 @@ impl Store {
     pub(super) async fn open(options: SqliteConnectOptions) -> Result<Arc<Self>, ResourceError> {
         let mut reader = connect(&options.clone().optimize_on_close(false, None)).await?;
         let file = DatabaseFile::new(&connection::file_of(&mut reader).await?)?;
+        let place = judge::file_system(file.file_system()?, &file.path().display().to_string());
+        if place.severity == Severity::Warning {
+            tracing::warn!("{}", place.what);
+        }
+        refuse_errors(&[place])?;
         let lock = file.lock()?;
         connection::close(reader).await;
 

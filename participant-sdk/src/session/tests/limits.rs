@@ -117,3 +117,91 @@ fn a_report_interval_is_neither_a_loop_nor_never() {
         assert_eq!(session.next_wake(), Some(Duration::from_secs(kept)));
     }
 }
+
+fn room(slots: usize, prepared: &[Xid], prepared_by_others: usize) -> Event {
+    let cluster = cluster(None);
+    let prepared = prepared.iter().map(|xid| BranchId { cluster, xid: xid.clone() }).collect();
+    Event::Room(Ok(Some(Room { slots, prepared, prepared_by_others, connections: 2 })))
+}
+
+fn has_no_room(effects: &[Effect]) -> bool {
+    let touched = effects.iter().any(|effect| matches!(effect, Effect::Send(_) | Effect::Run(..)));
+    let refused = effects.iter().any(|effect| {
+        matches!(effect, Effect::RefuseJoin(_, error @ JoinError::NoRoom { .. }) if error.advice() == Advice::Retry)
+    });
+    assert!(!(touched && refused), "a refused branch is neither begun nor enlisted: {effects:?}");
+    refused
+}
+
+fn xid(number: usize) -> Xid {
+    let random = u64::try_from(number).unwrap();
+    Xid { gtrid: gtrid(number), bqual: Bqual::new(&"bank".parse().unwrap(), random) }
+}
+
+#[test]
+fn without_a_slot_a_branch_is_refused_until_one_has_ended() {
+    let mut session = attached();
+    let at = Duration::ZERO;
+    session.handle(at, room(3, &[], 1));
+    assert!(!has_no_room(&join(&mut session, 0, 0)));
+    assert!(!has_no_room(&join(&mut session, 1, 1)));
+    assert!(has_no_room(&join(&mut session, 2, 2)));
+    // One that is open already may be continued.
+    assert!(!has_no_room(&join(&mut session, 3, 1)));
+    // Prepared, it still has its slot.
+    session.handle(at, Event::Done(xid(0), Done::Begun));
+    session.handle(at, Event::Received(FromCoordinator::Enlisted(xid(0), Duration::from_secs(30))));
+    session.handle(at, Event::Finished { xid: xid(0), handler: 0, votes: false });
+    session.handle(at, Event::Received(FromCoordinator::Prepare(xid(0), position(2))));
+    session.handle(at, Event::Done(xid(0), Done::Prepared(Ok(Prepared::Yes))));
+    assert!(has_no_room(&join(&mut session, 4, 4)));
+    let commit = FromCoordinator::Decide(xid(0), crate::branch::Decision::Commit, position(2));
+    session.handle(at, Event::Received(commit));
+    assert!(has_no_room(&join(&mut session, 5, 5)), "it is being committed");
+    session.handle(at, Event::Done(xid(0), Done::Resolved(Ok(Fate::Committed))));
+    assert!(!has_no_room(&join(&mut session, 6, 6)));
+}
+
+/// The store lists what this process counts itself, too: it must not count twice, nor forget what another instance holds.
+#[test]
+fn what_is_listed_is_counted_once() {
+    let mut session = attached();
+    session.handle(Duration::ZERO, room(2, &[], 0));
+    assert!(!has_no_room(&join(&mut session, 0, 0)));
+    session.handle(Duration::ZERO, room(2, &[xid(0)], 0));
+    assert!(!has_no_room(&join(&mut session, 1, 1)));
+    session.handle(Duration::ZERO, room(3, &[xid(0), xid(77)], 0));
+    assert!(has_no_room(&join(&mut session, 2, 2)), "another instance has prepared one");
+}
+
+#[test]
+fn without_a_connection_or_a_place_to_wait_for_one_a_branch_is_refused() {
+    let mut session = attached();
+    session.handle(Duration::ZERO, room(1000, &[], 0));
+    for number in 0..10 {
+        assert!(!has_no_room(&join(&mut session, number, number)), "2 have connections, 8 wait");
+    }
+    assert!(has_no_room(&join(&mut session, 10, 10)));
+}
+
+#[test]
+fn the_store_is_asked_again_when_its_answer_is_old_and_by_one_at_a_time() {
+    let mut session = attached();
+    let asks = |session: &mut Session, at: u64, number: usize| {
+        let (handler, deadline) = (u64::try_from(number).unwrap(), Duration::from_secs(60));
+        let (cluster, gtrid) = (cluster(None), gtrid(number));
+        let join = Event::Join { handler, cluster, gtrid, deadline, random: handler };
+        session.handle(Duration::from_millis(at), join).contains(&Effect::FindRoom)
+    };
+    session.handle(Duration::ZERO, room(1, &[], 0));
+    assert!(!asks(&mut session, 999, 0), "it is fresh");
+    assert!(asks(&mut session, 1000, 1), "and full: sooner");
+    assert!(!asks(&mut session, 5000, 2), "it is being asked");
+    session.handle(Duration::from_millis(5000), Event::Room(Err(unresolved())));
+    assert!(!asks(&mut session, 5049, 3));
+    assert!(asks(&mut session, 5050, 4), "it did not answer");
+    session.handle(Duration::from_millis(5060), room(100, &[], 0));
+    assert!(!asks(&mut session, 5070, 5), "there is room: a second is fresh");
+    session.handle(Duration::from_millis(5080), Event::Room(Ok(None)));
+    assert!(!asks(&mut session, 50_000, 6), "it has no limits to be asked for");
+}

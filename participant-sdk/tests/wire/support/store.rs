@@ -245,6 +245,10 @@ impl Resource for Store {
         &open.connection
     }
 
+    async fn has_written(open: &mut Open) -> bool {
+        !open.connection.writes.is_empty()
+    }
+
     async fn prepare(
         &self,
         branch: &BranchId,

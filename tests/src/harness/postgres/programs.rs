@@ -1,27 +1,16 @@
 //! The server's programs: found, or installed from Debian's package, and run as somebody whom PostgreSQL accepts.
 
-use std::fs::{self, File};
-use std::os::unix::fs::chown;
-use std::os::unix::process::CommandExt as _;
+use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::Command;
 
 use super::{PostgresError, Result, text};
+use crate::harness::debian::{self, User};
 
 /// Where Debian puts them: one folder per major version.
 const DEBIAN: &str = "/usr/lib/postgresql";
 /// Tells Debian's package to make no server of its own.
 const NO_CLUSTER: &str = "/etc/postgresql-common/createcluster.d/lockstep.conf";
-/// One installation at a time on a machine, however many test processes need it.
-const INSTALL_LOCK: &str = "lockstep-install-postgresql.lock";
-
-/// Whom the server runs as, where this process is root: PostgreSQL refuses root.
-#[derive(Debug, Clone, Copy)]
-struct User {
-    uid: u32,
-    gid: u32,
-}
-
 #[derive(Debug, Clone)]
 pub(super) struct Programs {
     folder: PathBuf,
@@ -35,7 +24,7 @@ impl Programs {
             Some(folder) => folder,
             None => install()?,
         };
-        let user = if rustix::process::geteuid().is_root() { Some(server_user()?) } else { None };
+        let user = debian::server_user("postgres").map_err(PostgresError)?;
         Ok(Self { folder, user })
     }
 
@@ -46,17 +35,14 @@ impl Programs {
     /// A program of the server, to be run as the server's user.
     pub(super) fn command(&self, program: &str) -> Command {
         let mut command = Command::new(self.path(program));
-        if let Some(User { uid, gid }) = self.user {
-            command.uid(uid).gid(gid);
-        }
+        debian::run_as(&mut command, self.user);
         // Started from a directory that the user can be in, with messages that can be searched.
         command.current_dir("/").env("LC_ALL", "C").env_remove("PGDATA");
         command
     }
 
     pub(super) fn give_to_server_user(&self, path: &Path) -> Result<()> {
-        let Some(User { uid, gid }) = self.user else { return Ok(()) };
-        chown(path, Some(uid), Some(gid)).map_err(PostgresError::io(format!("chown of {}", path.display())))
+        debian::give(path, self.user).map_err(PostgresError::io(format!("chown of {}", path.display())))
     }
 }
 
@@ -90,17 +76,9 @@ fn install() -> Result<PathBuf> {
              so that initdb, postgres and psql are in {DEBIAN}/<version>/bin or on the PATH"
         )));
     }
-    let lock_path = std::env::temp_dir().join(INSTALL_LOCK);
-    let lock = File::create(&lock_path).map_err(PostgresError::io(text(&lock_path)))?;
-    lock.lock().map_err(PostgresError::io(text(&lock_path)))?;
-    // Whoever held the lock before has installed them.
-    if let Some(folder) = find() {
-        return Ok(folder);
-    }
     eprintln!("{missing}: installing Debian's package postgresql");
     forbid_cluster()?;
-    apt_get(&["update"])?;
-    apt_get(&["install", "-y", "--no-install-recommends", "postgresql"])?;
+    debian::install(&["postgresql"], || find().is_some()).map_err(PostgresError)?;
     find().ok_or_else(|| {
         PostgresError(format!("{missing}: apt-get installed postgresql, but {DEBIAN} has no programs"))
     })
@@ -111,41 +89,4 @@ fn forbid_cluster() -> Result<()> {
     let folder = path.parent().expect("the path of a file has a parent");
     fs::create_dir_all(folder).map_err(PostgresError::io(text(folder)))?;
     fs::write(path, "create_main_cluster = false\n").map_err(PostgresError::io(NO_CLUSTER))
-}
-
-fn apt_get(arguments: &[&str]) -> Result<()> {
-    let output = Command::new("/usr/bin/apt-get")
-        .args(["-o", "DPkg::Lock::Timeout=300"])
-        .args(arguments)
-        .env("DEBIAN_FRONTEND", "noninteractive")
-        .stdin(Stdio::null())
-        .output()
-        .map_err(PostgresError::io("apt-get does not run"))?;
-    if output.status.success() {
-        return Ok(());
-    }
-    Err(PostgresError(format!(
-        "PostgreSQL's server programs are needed, and `apt-get {}` failed ({}):\n{}{}",
-        arguments.join(" "),
-        output.status,
-        String::from_utf8_lossy(&output.stdout),
-        String::from_utf8_lossy(&output.stderr),
-    )))
-}
-
-/// `postgres`, which the package makes, or else `nobody`.
-fn server_user() -> Result<User> {
-    let accounts = fs::read_to_string("/etc/passwd").map_err(PostgresError::io("/etc/passwd"))?;
-    let find = |name: &str| {
-        accounts.lines().find_map(|line| {
-            let mut fields = line.split(':');
-            (fields.next()? == name).then_some(())?;
-            Some(User { uid: fields.nth(1)?.parse().ok()?, gid: fields.next()?.parse().ok()? })
-        })
-    };
-    find("postgres").or_else(|| find("nobody")).ok_or_else(|| {
-        PostgresError::new(
-            "PostgreSQL refuses to run as root, and /etc/passwd has neither postgres nor nobody",
-        )
-    })
 }

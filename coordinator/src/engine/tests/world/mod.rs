@@ -100,7 +100,7 @@ pub(super) struct World {
 
 fn config(epoch: u32) -> ShardConfig {
     let epoch = Epoch::new(epoch).unwrap();
-    ShardConfig { epoch, max_live: 6, apply_wait: Duration::from_secs(10) }
+    ShardConfig { epoch, max_live: 6, apply_wait: Duration::from_secs(10), begin_from_ms: 0 }
 }
 
 impl World {

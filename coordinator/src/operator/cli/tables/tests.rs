@@ -14,7 +14,7 @@ use super::*;
 const NOW_MS: u64 = 1_767_323_045_678;
 const PLAIN: Look = Look { width: 80, colour: false };
 
-fn golden(name: &str, shown: &str) {
+pub(in crate::operator::cli) fn golden(name: &str, shown: &str) {
     let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("src/operator/cli/golden").join(name);
     if std::env::var_os("UPDATE_GOLDENFILES").is_some() {
         std::fs::write(&path, shown).unwrap();

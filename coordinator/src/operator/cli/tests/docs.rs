@@ -159,7 +159,8 @@ fn every_field_of_the_json_is_documented() {
         }
     }
     let cli = text(CLI);
-    for golden in ["tx-ls.json", "tx-show.json", "tx-wait.json", "status.json", "banner.json"] {
+    for golden in ["tx-ls.json", "tx-show.json", "tx-wait.json", "status.json", "banner.json", "doctor.json"]
+    {
         let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("src/operator/cli/golden").join(golden);
         let shown = serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap();
         let mut found = BTreeSet::new();

@@ -69,6 +69,69 @@ impl Seen {
         under_way
     }
 
+    /// Where it is determined what must come of the transaction that was struck: what is wrong with it.
+    #[must_use]
+    pub fn unexpected(&self, struck: Option<&str>, expected: Expected) -> Vec<String> {
+        match (struck, expected) {
+            (None, Expected::Either) => Vec::new(),
+            (None, Expected::Committed | Expected::RolledBack | Expected::Heuristic) => {
+                vec!["no transaction was under way at the fault, so it shows nothing".to_owned()]
+            }
+            (Some(gtrid), expected) => {
+                let found = self.found(gtrid);
+                let wrong =
+                    format!("{gtrid} was under way at the fault and must be {expected:?}, and is {found:?}");
+                if is_expected(expected, found) { Vec::new() } else { vec![wrong] }
+            }
+        }
+    }
+
+    /// The transaction that is named in a text, such as a statement; if none is, the one that was under way at this moment.
+    #[must_use]
+    pub fn named_in(&self, text: &str, at: u64) -> Option<&str> {
+        let named = self.asked.keys().find(|gtrid| text.contains(gtrid.as_str()));
+        named.map(String::as_str).or_else(|| self.under_way_at(at))
+    }
+
+    /// Transactions that were to be rolled back, and were not.
+    #[must_use]
+    pub fn committed_against_plan(&self) -> Vec<String> {
+        let planned =
+            self.ledger.iter().filter(|entry| matches!(entry.what, What::Begun { plan } if !plan.commits()));
+        planned
+            .filter(|entry| self.found(&entry.gtrid) != Found::RolledBack)
+            .map(|entry| {
+                format!("{} was to be rolled back, and is {:?}", entry.gtrid, self.found(&entry.gtrid))
+            })
+            .collect()
+    }
+
+    /// Transactions of which the client was told anything else than what they were meant to end in. Only where nothing failed.
+    #[must_use]
+    pub fn not_as_planned(&self) -> Vec<String> {
+        let mut planned = BTreeMap::new();
+        let mut wrong = Vec::new();
+        for entry in &self.ledger {
+            match &entry.what {
+                What::Begun { plan } => {
+                    planned.insert(&entry.gtrid, *plan);
+                }
+                What::Told { told, detail } => {
+                    let plan = planned.get(&entry.gtrid);
+                    let commits = plan.is_some_and(|plan| plan.commits());
+                    if *told != if commits { Told::Committed } else { Told::RolledBack } {
+                        let gtrid = &entry.gtrid;
+                        wrong.push(format!(
+                            "{gtrid}: planned as {plan:?}, without a fault it is {told:?} ({detail})"
+                        ));
+                    }
+                }
+                What::Heard { .. } => {}
+            }
+        }
+        wrong
+    }
+
     /// Everything that contradicts everything else, a sentence each.
     #[must_use]
     pub fn contradictions(&self) -> Vec<String> {
@@ -171,8 +234,7 @@ fn fits(told: Told, found: Found, unknown_is_an_answer: bool) -> bool {
 }
 
 /// Whether what was found is what had to come.
-#[must_use]
-pub fn is_expected(expected: Expected, found: Found) -> bool {
+fn is_expected(expected: Expected, found: Found) -> bool {
     match expected {
         Expected::Committed => found == Found::Committed,
         Expected::RolledBack => found == Found::RolledBack,

@@ -1,8 +1,8 @@
-//! The processes of one cell: a coordinator, one bank or two, a client.
+//! The processes of one cell: a coordinator, banks, a client.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use lockstep_proto::v1::StatusRequest;
@@ -11,170 +11,153 @@ use sqlx::sqlite::{SqliteConnectOptions, SqliteConnection};
 use sqlx::{ConnectOptions as _, Connection as _, Row as _};
 use tonic::transport::Endpoint;
 
-use super::matrix::Cell;
-use super::points::{Needs, Victim};
+use super::checker::Seen;
 use crate::harness::bank::Bank;
-use crate::harness::books::{Books, Database};
+use crate::harness::books::Books;
 use crate::harness::client::{Entry, Mover, Plan, Told, read_ledger};
 use crate::harness::clock::wait_for;
 use crate::harness::coordinator::Coordinator;
 use crate::harness::crash_points::Fuse;
-use crate::harness::postgres::PostgresServer;
 use crate::harness::process::{Process, Reaped, end_of_log};
 use crate::harness::roles::Roles;
 use crate::harness::{Failed, Result};
 
-/// What every cell shares.
-#[derive(Debug)]
-pub struct Stage {
-    roles: Roles,
-    /// A server for each of two banks: two resource managers are two servers.
-    servers: [PostgresServer; 2],
-    /// Databases that were made, so that none has another's name.
-    databases: AtomicU64,
-}
-
-impl Stage {
-    /// With two new servers.
-    ///
-    /// # Errors
-    /// If they don't start.
-    pub fn set(roles: &Roles) -> Result<Self> {
-        let servers = [PostgresServer::start()?, PostgresServer::start()?];
-        Ok(Self { roles: roles.clone(), servers, databases: AtomicU64::new(0) })
-    }
-
-    async fn books(&self, kind: Database, bank: usize, directory: &Path) -> Result<Books> {
-        let name = BANKS[bank];
-        let books = match kind {
-            Database::Sqlite => Books::in_sqlite(name, directory.join(format!("{name}.db"))).await?,
-            Database::Postgres => {
-                let database = format!("bank_{}", self.databases.fetch_add(1, Ordering::Relaxed));
-                Books::in_postgres(name, &self.servers[bank], &database).await?
-            }
-        };
-        books.plant_foreign().await?;
-        Ok(books)
-    }
-}
-
 /// Flags of the coordinator. Banks list their prepared branches every second instead of every 30: a cell must not wait for a
 /// clock where it wants to see whether the listing works at all.
-const FLAGS: &[&str] = &["--report-interval=1s", "--log-filter=info"];
-const SHORT_RETENTION: &str = "--retention=1s";
+pub const FLAGS: &[&str] = &["--report-interval=1s", "--log-filter=info"];
 
 /// The names of the resource managers, from the first to the second.
-const BANKS: [&str; 2] = ["bank-a", "bank-b"];
+pub const BANKS: [&str; 2] = ["bank-a", "bank-b"];
 
-/// What a cell chooses for itself.
-#[derive(Debug, Clone, Copy)]
-pub struct Options {
-    /// Which bank dies, where one does.
-    pub victim_bank: usize,
-    /// The crash point at which the coordinator waits each time, and how long.
-    pub slow_at: Option<(&'static str, Duration)>,
+/// How long anything may be in doubt once nothing is broken any more: a deadline, a listing, and a database that recovers.
+pub const TO_SETTLE: Duration = Duration::from_secs(30);
+/// How long a healthy transaction may take to be committed again.
+pub const TO_HEAL: Duration = Duration::from_secs(15);
+
+/// One of the processes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Who {
+    /// The coordinator.
+    Coordinator,
+    /// The bank of this number.
+    Bank(usize),
+    /// The client.
+    Client,
 }
+
+/// A process, and the crash that it starts with.
+pub type Doomed<'a> = Option<(Who, &'a Fuse)>;
 
 /// Everything in one cell.
 #[derive(Debug)]
-pub struct World<'a> {
-    stage: &'a Stage,
-    cell: Cell,
+pub struct World {
+    roles: Roles,
     directory: PathBuf,
     /// The coordinator.
     pub coordinator: Coordinator,
     /// The banks that take part.
     pub banks: Vec<Bank>,
     client: Option<Process>,
-    /// Which bank dies, where one does.
-    victim_bank: usize,
     runtime: tokio::runtime::Runtime,
 }
 
-impl<'a> World<'a> {
-    /// Makes databases and starts the coordinator and the banks in `directory`, whichever of them dies with this fuse.
-    ///
-    /// # Errors
-    /// If something can't be made or started.
-    pub fn start(
-        stage: &'a Stage,
-        cell: Cell,
-        directory: &Path,
-        options: Options,
-        fuse: &Fuse,
-    ) -> Result<Self> {
-        let Options { victim_bank, slow_at } = options;
-        let cannot = || Failed::because(format!("{}", directory.display()));
-        fs::create_dir_all(directory).map_err(cannot())?;
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(cannot())?;
-        let mut flags = FLAGS.to_vec();
-        if cell.point.needs == Needs::ShortRetention {
-            flags.push(SHORT_RETENTION);
-        }
-        let dies = |victim| (cell.point.victim == victim).then_some(fuse);
-        let coordinator =
-            Coordinator::start_slow(&stage.roles, directory, &flags, dies(Victim::Coordinator), slow_at)?;
-        let mut banks = Vec::new();
-        for index in 0..cell.way.banks() {
-            let books = runtime.block_on(stage.books(cell.database, index, directory))?;
-            let fuse = dies(Victim::Participant).filter(|_| index == victim_bank);
-            banks.push(Bank::start(&stage.roles, directory, books, &coordinator.url(), fuse)?);
-        }
-        let directory = directory.to_owned();
-        Ok(Self { stage, cell, directory, coordinator, banks, client: None, victim_bank, runtime })
-    }
-
-    /// Starts the client.
+impl World {
+    /// Starts a coordinator in `directory`, which is made, with these flags beside [`FLAGS`]. `slow_at`: the crash point at
+    /// which it waits each time, and how long.
     ///
     /// # Errors
     /// If it can't be started.
-    pub fn start_client(&mut self, plans: &[Plan], fuse: &Fuse) -> Result<()> {
-        let mut command = self.stage.roles.command("client");
+    pub fn start(
+        roles: &Roles,
+        directory: &Path,
+        flags: &[&str],
+        slow_at: Option<(&'static str, Duration)>,
+        doomed: Doomed<'_>,
+    ) -> Result<Self> {
+        let cannot = || Failed::because(format!("{}", directory.display()));
+        fs::create_dir_all(directory).map_err(cannot())?;
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(cannot())?;
+        let flags = [FLAGS, flags].concat();
+        let fuse = fuse_of(doomed, Who::Coordinator);
+        let coordinator = Coordinator::start_slow(roles, directory, &flags, fuse, slow_at)?;
+        let (roles, directory) = (roles.clone(), directory.to_owned());
+        Ok(Self { roles, directory, coordinator, banks: Vec::new(), client: None, runtime })
+    }
+
+    /// Starts the next bank over these books.
+    ///
+    /// # Errors
+    /// If it can't be started.
+    pub fn start_bank(&mut self, books: Books, doomed: Doomed<'_>) -> Result<()> {
+        let fuse = fuse_of(doomed, Who::Bank(self.banks.len()));
+        let bank = Bank::start(&self.roles, &self.directory, books, &self.coordinator.url(), fuse)?;
+        self.banks.push(bank);
+        Ok(())
+    }
+
+    /// Starts a client, whose transfers are meant to end like `plans` over and over. `ballast`: it makes the decision log grow
+    /// between them.
+    ///
+    /// # Errors
+    /// If it can't be started.
+    pub fn start_client(&mut self, plans: &[Plan], ballast: bool, doomed: Doomed<'_>) -> Result<()> {
+        let mut command = self.roles.command("client");
         command.args(["--coordinator", &self.coordinator.url()]).arg("--ledger").arg(self.ledger());
-        for bank in self.banks.iter() {
+        for bank in &self.banks {
             command.args(["--bank", &bank.address()]);
         }
         for plan in plans {
             let name = clap::ValueEnum::to_possible_value(plan).expect("no plan is hidden");
             command.args(["--plan", name.get_name()]);
         }
-        if self.cell.point.needs == Needs::Growth {
+        if ballast {
             command.arg("--ballast");
         }
-        if self.cell.point.victim == Victim::Client {
+        if let Some(fuse) = fuse_of(doomed, Who::Client) {
             fuse.arm(&mut command);
         }
         self.client = Some(Process::start("client", command, &self.directory.join("client.log"))?);
         Ok(())
     }
 
-    /// Waits until the victim has died. How.
+    /// Waits until `victim` has died at `point`. How.
     ///
     /// # Errors
     /// If it doesn't, or if somebody else does.
-    pub fn wait_for_the_victim(&mut self, patience: Duration) -> Result<Reaped> {
-        let what = format!("{} to be reached", self.cell.point.name);
+    pub fn wait_for_death(&mut self, victim: Who, point: &str, patience: Duration) -> Result<Reaped> {
+        let what = format!("{point} to be reached");
         let (how, _) = wait_for(&what, patience, || {
-            let mut dead = None;
-            for process in self.processes() {
-                if let Some(how) = process.try_reap()? {
-                    dead = Some((process.name().to_owned(), how));
-                }
-            }
-            let Some((name, how)) = dead else { return Ok(None) };
-            match self.victim()?.try_reap()? {
+            let others = self.expect_all_alive();
+            // Asked for last: it may have died while the others were looked at, and is not one of them.
+            match self.process(victim)?.try_reap()? {
                 Some(how) => Ok(Some(how)),
-                None => Err(Failed::new(format!("{name} ended, which was not to die: {how:?}"))),
+                None => others.map(|()| None),
             }
         })?;
         Ok(how)
     }
 
-    fn victim(&mut self) -> Result<&mut Process> {
-        match self.cell.point.victim {
-            Victim::Coordinator => Ok(self.coordinator.process()),
-            Victim::Participant => Ok(self.banks[self.victim_bank].process()),
-            Victim::Client => self.client.as_mut().ok_or_else(|| Failed::new("there is no client")),
+    /// # Errors
+    /// If a process has ended. Nobody ends by itself before it is told to.
+    pub fn expect_all_alive(&mut self) -> Result<()> {
+        for process in self.processes() {
+            if let Some(how) = process.try_reap()? {
+                let name = process.name();
+                return Err(Failed::new(format!("{name} ended, which was not to die: {how:?}")));
+            }
+        }
+        Ok(())
+    }
+
+    /// A process.
+    ///
+    /// # Errors
+    /// If it was never started.
+    pub fn process(&mut self, who: Who) -> Result<&mut Process> {
+        match who {
+            Who::Coordinator => Ok(self.coordinator.process()),
+            Who::Bank(index) => Ok(self.banks[index].process()),
+            Who::Client => self.client.as_mut().ok_or_else(|| Failed::new("there is no client")),
         }
     }
 
@@ -183,40 +166,27 @@ impl<'a> World<'a> {
         std::iter::once(self.coordinator.process()).chain(banks).chain(self.client.as_mut())
     }
 
-    /// Starts the victim again. Of a client nothing is left to start: others ask for what it had begun.
+    /// Starts somebody again. Of a client nothing is left to start: others ask for what it had begun.
     ///
     /// # Errors
     /// If it can't be started.
-    pub fn restart_the_victim(&mut self, fuse: Option<&Fuse>) -> Result<()> {
-        match self.cell.point.victim {
-            Victim::Coordinator => self.coordinator.start_again(fuse),
-            Victim::Participant => self.banks[self.victim_bank].start_again(fuse),
-            Victim::Client => Ok(()),
+    pub fn restart(&mut self, who: Who, fuse: Option<&Fuse>) -> Result<()> {
+        match who {
+            Who::Coordinator => self.coordinator.start_again(fuse),
+            Who::Bank(index) => self.banks[index].start_again(fuse),
+            Who::Client => Ok(()),
         }
     }
 
-    /// Changes the schema of the victim's database while it is down.
-    ///
-    /// # Errors
-    /// If that is refused.
-    pub fn meddle(&self) -> Result<()> {
-        self.runtime.block_on(self.banks[self.victim_bank].books.meddle())
-    }
-
-    /// SIGKILL for the coordinator and all banks, as a machine does that loses its power; then starts them again.
+    /// SIGKILL for the coordinator and all banks, as a machine does that loses its power; then starts them again. Except `who`.
     ///
     /// # Errors
     /// If one can't be killed or started.
-    pub fn kill_and_restart_the_others(&mut self) -> Result<()> {
-        if self.cell.point.victim != Victim::Coordinator {
-            self.coordinator.process().kill()?;
-            self.coordinator.start_again(None)?;
-        }
-        for index in 0..self.banks.len() {
-            if self.cell.point.victim != Victim::Participant || index != self.victim_bank {
-                self.banks[index].process().kill()?;
-                self.banks[index].start_again(None)?;
-            }
+    pub fn kill_and_restart_all_but(&mut self, who: Who) -> Result<()> {
+        let banks = (0..self.banks.len()).map(Who::Bank);
+        for other in std::iter::once(Who::Coordinator).chain(banks).filter(|other| *other != who) {
+            self.process(other)?.kill()?;
+            self.restart(other, None)?;
         }
         Ok(())
     }
@@ -233,7 +203,7 @@ impl<'a> World<'a> {
     ///
     /// # Errors
     /// What is in doubt still.
-    pub fn settle(&mut self, patience: Duration) -> Result<Duration> {
+    fn settle(&mut self, patience: Duration) -> Result<Duration> {
         let mut left = String::new();
         let settled = wait_for("nothing to be in doubt any more", patience, || {
             left = self.in_doubt()?;
@@ -268,12 +238,12 @@ impl<'a> World<'a> {
     ///
     /// # Errors
     /// If it is told nothing of the kind.
-    pub fn prove_health(&mut self, patience: Duration) -> Result<()> {
+    fn prove_health(&mut self, plan: Plan, patience: Duration) -> Result<()> {
         let addresses: Vec<String> = self.banks.iter().map(Bank::address).collect();
         let (url, ledger) = (self.coordinator.url(), self.ledger());
         let mut mover = self.runtime.block_on(Mover::new(&url, &addresses, &ledger))?;
         wait_for("a healthy transaction to commit", patience, || {
-            let told = self.runtime.block_on(mover.transfer(Plan::Commit))?;
+            let told = self.runtime.block_on(mover.transfer(plan))?;
             Ok((told == Some(Told::Committed)).then_some(()))
         })?;
         Ok(())
@@ -284,7 +254,7 @@ impl<'a> World<'a> {
     ///
     /// # Errors
     /// If it has one, or can't be read.
-    pub fn wait_for_ends(&mut self, patience: Duration) -> Result<()> {
+    fn wait_for_ends(&mut self, patience: Duration) -> Result<()> {
         let file = self.coordinator.data_directory().join("decisions.db");
         wait_for("the decision log to have no unfinished decision", patience, || {
             let unfinished = self.runtime.block_on(unfinished(&file))?;
@@ -297,7 +267,7 @@ impl<'a> World<'a> {
     ///
     /// # Errors
     /// If it does not answer.
-    pub fn ask(&self, gtrid: &str) -> Result<Told> {
+    fn ask(&self, gtrid: &str) -> Result<Told> {
         let gtrid = gtrid.parse().map_err(Failed::because("a gtrid of the ledger"))?;
         self.runtime.block_on(async {
             let client = lockstep::Client::connect(self.coordinator.url())
@@ -311,6 +281,58 @@ impl<'a> World<'a> {
     /// Runs something that waits, such as a look at the books.
     pub fn block_on<T>(&self, look: impl Future<Output = T>) -> T {
         self.runtime.block_on(look)
+    }
+
+    /// Waits until nothing is in doubt and nothing is left to write, and shows with one more transfer, planned like
+    /// `healthy`, that all is well. How long something was in doubt.
+    ///
+    /// # Errors
+    /// What does not come to rest.
+    pub fn come_to_rest(&mut self, healthy: Plan) -> Result<Duration> {
+        self.coordinator.expect_it_serves()?;
+        let in_doubt = self.settle(TO_SETTLE)?;
+        self.prove_health(healthy, TO_HEAL)?;
+        self.settle(TO_SETTLE)?;
+        self.wait_for_ends(TO_SETTLE)?;
+        Ok(in_doubt)
+    }
+
+    /// # Errors
+    /// If the coordinator, told to stop, does not end in order.
+    pub fn stop_the_coordinator(&mut self) -> Result<()> {
+        match self.coordinator.stop()? {
+            Reaped::Exit(0) => Ok(()),
+            how @ (Reaped::Exit(_) | Reaped::Signal(_)) => {
+                Err(Failed::new(format!("told to stop, the coordinator ended with {how:?}")))
+            }
+        }
+    }
+
+    /// Looks at everything from outside: what clients were told, what the coordinator says now, what the databases have. What is
+    /// still prepared, and what was touched that is nobody's business here, goes to `violations`.
+    ///
+    /// # Errors
+    /// If something can't be looked at.
+    pub fn look(&self, violations: &mut Vec<String>) -> Result<Seen> {
+        let ledger = self.told()?;
+        let mut asked = BTreeMap::new();
+        for entry in &ledger {
+            if !asked.contains_key(&entry.gtrid) {
+                asked.insert(entry.gtrid.clone(), self.ask(&entry.gtrid)?);
+            }
+        }
+        let mut pages = Vec::new();
+        for bank in &self.banks {
+            let books = &bank.books;
+            pages.push(self.block_on(books.read())?);
+            for name in self.block_on(books.prepared())? {
+                violations.push(format!("{} has still prepared: {name}", books.bank));
+            }
+            for name in self.block_on(books.foreign_missing())? {
+                violations.push(format!("{} touched what is not ours: {name} is gone", books.bank));
+            }
+        }
+        Ok(Seen { pages, ledger, asked, forgets: false, torn_by_hand: None })
     }
 
     /// What clients were told so far.
@@ -342,11 +364,15 @@ impl<'a> World<'a> {
         for process in self.processes() {
             process.kill()?;
         }
-        for (bank, server) in self.banks.iter().zip(&self.stage.servers) {
-            self.runtime.block_on(bank.books.remove(server))?;
+        for bank in &self.banks {
+            self.runtime.block_on(bank.books.remove())?;
         }
         Ok(())
     }
+}
+
+fn fuse_of(doomed: Doomed<'_>, who: Who) -> Option<&Fuse> {
+    doomed.filter(|(victim, _)| *victim == who).map(|(_, fuse)| fuse)
 }
 
 /// How many transactions the coordinator has under way.

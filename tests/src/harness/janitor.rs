@@ -13,17 +13,15 @@ use std::process::{Child, Command, Stdio};
 
 use rustix::process::Pid;
 
-use super::{PostgresError, Result, text};
-
-/// `$1` is the server's directory. The process id in `postmaster.pid` counts only while it is that of a process
+/// `$1` is the server's directory, `$2` the file with its process id. That counts only while it is that of a process
 /// that was started for this directory: after a crash it may be somebody else's.
 const SCRIPT: &str = r#"
 read -r _
-pid=$(head -n 1 "$1/data/postmaster.pid" 2>/dev/null)
+pid=$(head -n 1 "$2" 2>/dev/null)
 if [ -n "$pid" ] && tr '\0' ' ' < "/proc/$pid/cmdline" 2>/dev/null | grep -q -F "$1/data"; then
     kill -KILL "$pid"
 fi
-# The other processes of the server end when they miss the postmaster; until then they may still make files.
+# Other processes of the server end when they miss this one; until then they may still make files.
 for _ in 1 2 3 4 5 6 7 8 9 10; do
     rm -rf "$1" 2>/dev/null
     [ -e "$1" ] || exit 0
@@ -35,9 +33,11 @@ done
 pub(super) struct Janitor(Child);
 
 impl Janitor {
-    pub(super) fn watch(directory: &Path) -> Result<Self> {
+    /// Watches over a server that keeps everything in `directory`, and its process id in the first line of `pid_file`.
+    pub(super) fn watch(directory: &Path, pid_file: &Path) -> io::Result<Self> {
         Command::new("/bin/sh")
-            .args(["-c", SCRIPT, "lockstep-janitor", &text(directory)])
+            .args(["-c", SCRIPT, "lockstep-janitor"])
+            .args([directory, pid_file])
             .stdin(Stdio::piped())
             // It outlives the tests by a moment; whoever waits for the end of their output must not wait for it.
             .stdout(Stdio::null())
@@ -46,7 +46,6 @@ impl Janitor {
             .process_group(0)
             .spawn()
             .map(Self)
-            .map_err(PostgresError::io("the shell that cleans up does not run"))
     }
 }
 

@@ -1,6 +1,9 @@
 //! A bank's database as the harness sees it: made before the bank starts, and looked at from outside, always over a fresh
 //! connection, never through the SDK.
 
+pub(crate) mod ledger;
+mod mariadb;
+
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -9,6 +12,7 @@ use sqlx::postgres::PgConnection;
 use sqlx::sqlite::{SqliteConnectOptions, SqliteConnection, SqliteJournalMode, SqliteSynchronous};
 use sqlx::{AssertSqlSafe, Connection as _, Row as _};
 
+use super::mariadb::MariaDbServer;
 use super::postgres::PostgresServer;
 use super::{Failed, Result};
 
@@ -17,8 +21,13 @@ use super::{Failed, Result};
 pub enum Database {
     /// A file.
     Sqlite,
-    /// A database of a server.
+    /// A database of a PostgreSQL server.
     Postgres,
+    /// A database of a MariaDB server.
+    #[value(name = "mariadb")]
+    MariaDb,
+    /// A ledger of reservations: a store of one's own.
+    Own,
 }
 
 impl Database {
@@ -28,6 +37,8 @@ impl Database {
         match self {
             Self::Sqlite => "sqlite",
             Self::Postgres => "postgres",
+            Self::MariaDb => "mariadb",
+            Self::Own => "own",
         }
     }
 }
@@ -37,7 +48,7 @@ pub const ACCOUNTS: i64 = 4;
 /// What each holds at first.
 pub const OPENING_BALANCE: i64 = 1000;
 
-/// Both databases take it as it stands. The constraint of `refusals` is looked at when the work is to be made durable and
+/// SQLite and PostgreSQL take it as it stands. The constraint of `refusals` is looked at when the work is to be made durable and
 /// not before: a row without its `reasons` makes a branch vote rollback at its prepare.
 const SCHEMA: &[&str] = &[
     "CREATE TABLE accounts (number BIGINT PRIMARY KEY, balance BIGINT NOT NULL)",
@@ -56,12 +67,17 @@ pub struct Books {
     /// The resource manager's name.
     pub bank: String,
     place: Place,
+    /// The port at which the bank reaches its server, where it is not the server's own.
+    through: Option<u16>,
 }
 
 #[derive(Debug, Clone)]
 enum Place {
     Sqlite(PathBuf),
     Postgres(String),
+    MariaDb(String),
+    /// Its directory.
+    Own(PathBuf),
 }
 
 /// What a look at the books found.
@@ -88,7 +104,7 @@ impl Books {
             sqlx::query(*statement).execute(&mut connection).await.map_err(cannot())?;
         }
         connection.close().await.map_err(cannot())?;
-        Ok(Self { bank: bank.to_owned(), place: Place::Sqlite(file) })
+        Ok(Self { bank: bank.to_owned(), place: Place::Sqlite(file), through: None })
     }
 
     /// New books in a new database of this server.
@@ -97,7 +113,8 @@ impl Books {
     /// If they can't be made.
     pub async fn in_postgres(bank: &str, server: &PostgresServer, database: &str) -> Result<Self> {
         server.create_database(database)?;
-        let books = Self { bank: bank.to_owned(), place: Place::Postgres(server.url(database)) };
+        let place = Place::Postgres(server.url(database));
+        let books = Self { bank: bank.to_owned(), place, through: None };
         let mut connection = books.connect_postgres().await?;
         for statement in SCHEMA {
             sqlx::query(*statement)
@@ -108,12 +125,42 @@ impl Books {
         Ok(books)
     }
 
+    /// New books in a new database of this server.
+    ///
+    /// # Errors
+    /// If they can't be made.
+    pub async fn in_mariadb(bank: &str, server: &MariaDbServer, database: &str) -> Result<Self> {
+        server.create_database(database)?;
+        let url = server.url(database);
+        mariadb::set_up(&url).await?;
+        Ok(Self { bank: bank.to_owned(), place: Place::MariaDb(url), through: None })
+    }
+
+    /// New books in a ledger in this directory, which is made.
+    ///
+    /// # Errors
+    /// If they can't be made.
+    pub async fn in_ledger(bank: &str, directory: PathBuf) -> Result<Self> {
+        ledger::make(&directory).await?;
+        Ok(Self { bank: bank.to_owned(), place: Place::Own(directory), through: None })
+    }
+
+    /// The same, where the bank reaches its server only through whoever listens at this port, without TLS. The harness itself looks
+    /// at the server directly.
+    #[must_use]
+    pub fn through(self, port: u16) -> Self {
+        Self { through: Some(port), ..self }
+    }
+
     /// What the bank connects to.
     #[must_use]
     pub fn url(&self) -> String {
-        match &self.place {
-            Place::Sqlite(file) => format!("sqlite:{}", file.display()),
-            Place::Postgres(url) => url.clone(),
+        match (&self.place, self.through) {
+            (Place::Sqlite(file), _) => format!("sqlite:{}", file.display()),
+            (Place::Own(directory), _) => format!("ledger:{}", directory.display()),
+            (Place::Postgres(url) | Place::MariaDb(url), None) => url.clone(),
+            (Place::Postgres(url), Some(port)) => format!("{}?sslmode=disable", at_port(url, port)),
+            (Place::MariaDb(url), Some(port)) => format!("{}?ssl-mode=DISABLED", at_port(url, port)),
         }
     }
 
@@ -123,6 +170,8 @@ impl Books {
         match self.place {
             Place::Sqlite(_) => Database::Sqlite,
             Place::Postgres(_) => Database::Postgres,
+            Place::MariaDb(_) => Database::MariaDb,
+            Place::Own(_) => Database::Own,
         }
     }
 
@@ -131,6 +180,9 @@ impl Books {
     /// # Errors
     /// If they can't be read.
     pub async fn read(&self) -> Result<Page> {
+        if let Place::Own(directory) = &self.place {
+            return ledger::read(directory);
+        }
         let transfers = self.pairs("SELECT transfer, amount FROM transfers").await?.into_iter().collect();
         let balances = self
             .pairs(
@@ -145,20 +197,19 @@ impl Books {
         Ok(Page { transfers, total: total.iter().map(|(_, sum)| sum).sum(), wrong_accounts })
     }
 
-    /// The branches of ours that are prepared in it: names in PostgreSQL; for SQLite that its journal has an entry.
+    /// The branches of ours that are prepared in it; for SQLite that its journal has an entry.
     ///
     /// # Errors
     /// If it can't be looked at.
     pub async fn prepared(&self) -> Result<Vec<String>> {
-        match &self.place {
-            Place::Sqlite(file) => Ok(journal_entry(file)?.into_iter().collect()),
-            Place::Postgres(_) => {
-                let foreign = self.foreign_names();
-                let all = self.all_prepared().await?;
-                let ours = |name: &String| name.starts_with(PREFIX) && !foreign.contains(name);
-                Ok(all.into_iter().filter(ours).collect())
-            }
-        }
+        let foreign = self.foreign_names();
+        let all = match &self.place {
+            Place::Sqlite(file) => return Ok(journal_entry(file)?.into_iter().collect()),
+            Place::Own(directory) => return ledger::prepared(directory),
+            Place::MariaDb(url) => return mariadb::prepared(url, &self.bank).await,
+            Place::Postgres(_) => self.all_prepared().await?,
+        };
+        Ok(all.into_iter().filter(|name| !foreign.contains(name)).collect())
     }
 
     /// What somebody does to a SQLite file who does not use the SDK, while nobody holds it: changes a table.
@@ -166,14 +217,30 @@ impl Books {
     /// # Errors
     /// If that is refused.
     pub async fn meddle(&self) -> Result<()> {
-        let Place::Sqlite(file) = &self.place else { return Ok(()) };
-        let cannot = || Failed::because(format!("{} cannot be meddled with", file.display()));
-        let mut connection = SqliteConnection::connect_with(&sqlite_options(file)).await.map_err(cannot())?;
-        sqlx::query("ALTER TABLE transfers ADD COLUMN meddled TEXT")
-            .execute(&mut connection)
-            .await
-            .map_err(cannot())?;
-        connection.close().await.map_err(cannot())
+        self.execute("ALTER TABLE transfers ADD COLUMN meddled TEXT").await
+    }
+
+    /// A statement by somebody who does not use the SDK.
+    ///
+    /// # Errors
+    /// If that is refused.
+    pub async fn execute(&self, sql: &str) -> Result<()> {
+        let cannot = || Failed::because(format!("{}: {sql}", self.url()));
+        match &self.place {
+            Place::Sqlite(file) => {
+                let options = sqlite_options(file);
+                let mut connection = SqliteConnection::connect_with(&options).await.map_err(cannot())?;
+                sqlx::raw_sql(AssertSqlSafe(sql)).execute(&mut connection).await.map_err(cannot())?;
+                connection.close().await.map_err(cannot())
+            }
+            Place::Postgres(_) => {
+                let mut connection = self.connect_postgres().await?;
+                sqlx::raw_sql(AssertSqlSafe(sql)).execute(&mut connection).await.map_err(cannot())?;
+                connection.close().await.map_err(cannot())
+            }
+            Place::MariaDb(url) => mariadb::run(url, sql).await,
+            Place::Own(_) => Err(Failed::new("a ledger takes no statements")),
+        }
     }
 
     /// Prepares what is nobody's business here: a transaction of another product, and one of another cluster of Lockstep for a
@@ -182,17 +249,18 @@ impl Books {
     /// # Errors
     /// If it can't.
     pub async fn plant_foreign(&self) -> Result<()> {
-        let Place::Postgres(_) = self.place else { return Ok(()) };
-        let cannot = || Failed::because("nothing foreign could be planted");
-        let mut connection = self.connect_postgres().await?;
-        sqlx::query("CREATE TABLE foreign_work (name TEXT)")
-            .execute(&mut connection)
-            .await
-            .map_err(cannot())?;
+        match &self.place {
+            Place::Sqlite(_) | Place::Own(_) => return Ok(()),
+            Place::MariaDb(url) => {
+                return mariadb::plant(url, &self.foreign_names()).await;
+            }
+            Place::Postgres(_) => {}
+        }
+        self.execute("CREATE TABLE foreign_work (name TEXT)").await?;
         for name in self.foreign_names() {
-            let script =
+            let work =
                 format!("BEGIN; INSERT INTO foreign_work VALUES ('{name}'); PREPARE TRANSACTION '{name}'");
-            sqlx::raw_sql(AssertSqlSafe(script)).execute(&mut connection).await.map_err(cannot())?;
+            self.execute(&work).await?;
         }
         Ok(())
     }
@@ -202,34 +270,45 @@ impl Books {
     /// # Errors
     /// If it can't be looked at.
     pub async fn foreign_missing(&self) -> Result<Vec<String>> {
-        let Place::Postgres(_) = self.place else { return Ok(Vec::new()) };
+        let foreign = self.foreign_names();
+        match &self.place {
+            Place::Sqlite(_) | Place::Own(_) => return Ok(Vec::new()),
+            Place::MariaDb(url) => return mariadb::missing(url, foreign).await,
+            Place::Postgres(_) => {}
+        }
         let all = self.all_prepared().await?;
-        Ok(self.foreign_names().into_iter().filter(|name| !all.contains(name)).collect())
+        Ok(foreign.into_iter().filter(|name| !all.contains(name)).collect())
     }
 
-    /// Removes a PostgreSQL database, with what is prepared in it. A file goes with its directory.
+    /// Removes a server's database, with what is prepared in it. A file goes with its directory.
     ///
     /// # Errors
     /// If it can't be removed.
-    pub async fn remove(&self, server: &PostgresServer) -> Result<()> {
-        let Place::Postgres(url) = &self.place else { return Ok(()) };
-        let mut connection = self.connect_postgres().await?;
+    pub async fn remove(&self) -> Result<()> {
+        let url = match &self.place {
+            Place::Sqlite(_) | Place::Own(_) => return Ok(()),
+            Place::MariaDb(url) => return mariadb::remove(url, &self.bank).await,
+            Place::Postgres(url) => url,
+        };
+        let cannot = || Failed::because(format!("{url} cannot be removed"));
         for name in self.all_prepared().await? {
-            sqlx::query(AssertSqlSafe(format!("ROLLBACK PREPARED '{name}'")))
-                .execute(&mut connection)
-                .await
-                .map_err(Failed::because(format!("{name} cannot be rolled back")))?;
+            self.execute(&format!("ROLLBACK PREPARED '{name}'")).await?;
         }
-        drop(connection.close().await);
-        let name = url.rsplit('/').next().unwrap_or_default();
-        server.psql("postgres", &format!("DROP DATABASE \"{name}\" WITH (FORCE)"))?;
-        Ok(())
+        let (server, name) = url.rsplit_once('/').expect("a URL names its database");
+        let mut connection = PgConnection::connect(&format!("{server}/postgres")).await.map_err(cannot())?;
+        let sql = format!("DROP DATABASE \"{name}\" WITH (FORCE)");
+        sqlx::query(AssertSqlSafe(sql)).execute(&mut connection).await.map_err(cannot())?;
+        connection.close().await.map_err(cannot())
     }
 
     /// Names are of the whole server, so each database has its own.
     fn foreign_names(&self) -> Vec<String> {
-        let Place::Postgres(url) = &self.place else { return Vec::new() };
-        let database = url.rsplit('/').next().unwrap_or_default();
+        let url = match &self.place {
+            Place::Sqlite(_) | Place::Own(_) => return Vec::new(),
+            Place::MariaDb(url) => return mariadb::foreign_names(url, &self.bank),
+            Place::Postgres(url) => url,
+        };
+        let database = name_in(url);
         // The number of a database, behind its last `_`, tells the two of a cell and all of a run apart.
         let number: u64 =
             database.rsplit('_').next().and_then(|digits| digits.parse().ok()).unwrap_or_default();
@@ -245,8 +324,10 @@ impl Books {
     }
 
     async fn connect_postgres(&self) -> Result<PgConnection> {
-        let url = self.url();
-        PgConnection::connect(&url).await.map_err(Failed::because(format!("no connection to {url}")))
+        let Place::Postgres(url) = &self.place else {
+            return Err(Failed::new("it is in no PostgreSQL server"));
+        };
+        PgConnection::connect(url).await.map_err(Failed::because(format!("no connection to {url}")))
     }
 
     /// Rows of a text and a number.
@@ -262,6 +343,8 @@ impl Books {
                     .collect::<sqlx::Result<_>>()
                     .map_err(cannot())
             }
+            Place::MariaDb(url) => mariadb::pairs(url, sql).await,
+            Place::Own(_) => Err(Failed::new("a ledger takes no statements")),
             Place::Postgres(_) => {
                 let mut connection = self.connect_postgres().await?;
                 let rows = sqlx::query(sql).fetch_all(&mut connection).await.map_err(cannot())?;
@@ -279,6 +362,18 @@ fn sqlite_options(file: &Path) -> SqliteConnectOptions {
         .filename(file)
         .journal_mode(SqliteJournalMode::Wal)
         .synchronous(SqliteSynchronous::Full)
+}
+
+/// The database that a URL names.
+fn name_in(url: &str) -> &str {
+    url.rsplit('/').next().unwrap_or_default()
+}
+
+/// The same server's URL at another port.
+fn at_port(url: &str, port: u16) -> String {
+    let parts = url.rsplit_once(':').and_then(|(host, rest)| Some((host, rest.split_once('/')?.1)));
+    let (host, database) = parts.expect("the harness's URLs have a port and a database");
+    format!("{host}:{port}/{database}")
 }
 
 /// What the journal beside a SQLite file holds, if it holds anything. Bytes 12 to 16 of its header say so: 0 is nothing.

@@ -1,0 +1,97 @@
+//! The evidence table as a whole: its oldest row, the rows that may go, and the position that must outlive them.
+
+use std::time::Duration;
+
+use fail::fail_point;
+use lockstep_proto::{ClusterId, Epoch, Gtrid, LogPosition, ResourceManagerName};
+use sqlx::mysql::MySqlRow;
+use sqlx::{MySqlPool, Row as _};
+
+use super::connection::{OWN_ANSWER_TIMEOUT, text};
+use super::recovery::{lease, on_primary, run, unreadable, unresolved};
+use super::sql::Schema;
+use crate::resource::{BranchId, EvidenceRow, Fate, Unresolved};
+
+/// The oldest transaction with a row of kind *branch*. Fences don't count: they say nothing that a pruned
+/// record could contradict.
+pub(super) async fn oldest(
+    own: &MySqlPool,
+    schema: &Schema,
+    name: &ResourceManagerName,
+    cluster: ClusterId,
+) -> Result<Option<Gtrid>, Unresolved> {
+    let reply = run(own, schema.oldest_evidence(name, cluster)).await?;
+    on_primary(&reply)?;
+    reply.rows.get(1).map(|row| branch(row).map(|branch| branch.xid.gtrid)).transpose()
+}
+
+pub(super) async fn old(
+    own: &MySqlPool,
+    schema: &Schema,
+    name: &ResourceManagerName,
+    cluster: ClusterId,
+    retention: Duration,
+    limit: usize,
+) -> Result<Vec<EvidenceRow>, Unresolved> {
+    let reply = run(own, schema.old_evidence(name, cluster, retention, limit)).await?;
+    let row = |row: &MySqlRow| {
+        let kind = text(row, "kind").map_err(unreadable)?;
+        Ok(EvidenceRow { branch: branch(row)?, fate: fate_of(&kind).ok_or_else(|| damaged(&kind))? })
+    };
+    reply.rows.iter().map(row).collect()
+}
+
+pub(super) async fn forget(
+    own: &MySqlPool,
+    schema: &Schema,
+    name: &ResourceManagerName,
+    branches: &[BranchId],
+) -> Result<(), Unresolved> {
+    if branches.is_empty() {
+        return Ok(());
+    }
+    let mut lease = lease(own).await?;
+    let reply = lease.run(schema.newest_of(branches), OWN_ANSWER_TIMEOUT).await.map_err(unresolved)?;
+    // None of them is there any more.
+    let Some(row) = reply.rows.first() else { return Ok(()) };
+    let Some(newest) = position(row)? else { return Ok(()) };
+    fail_point!("mysql-before-forget");
+    let sql = schema.forget(name, branches, &newest);
+    lease.run_transaction(sql, OWN_ANSWER_TIMEOUT).await.map_err(unresolved)?;
+    fail_point!("mysql-after-forget");
+    Ok(())
+}
+
+/// What a row of this kind proves; `None` of a kind that there is not.
+pub(super) fn fate_of(kind: &str) -> Option<Fate> {
+    match kind {
+        "branch" => Some(Fate::Committed),
+        "fence" => Some(Fate::RolledBack),
+        "hazard" => Some(Fate::Hazard),
+        _ => None,
+    }
+}
+
+/// The position in the columns `epoch`, `incarnation` and `sequence`; `None` where they are NULL.
+pub(super) fn position(row: &MySqlRow) -> Result<Option<LogPosition>, Unresolved> {
+    let Some(epoch) = row.try_get::<Option<i64>, _>("epoch").map_err(unreadable)? else { return Ok(None) };
+    let incarnation = text(row, "incarnation").map_err(unreadable)?;
+    let sequence = row.try_get::<i64, _>("sequence").map_err(unreadable)?;
+    let position = || {
+        Some(LogPosition {
+            epoch: Epoch::new(u32::try_from(epoch).ok()?)?,
+            incarnation: incarnation.parse().ok()?,
+            sequence: u64::try_from(sequence).ok()?,
+        })
+    };
+    position().map(Some).ok_or_else(|| damaged(&format!("{epoch}/{incarnation}/{sequence}")))
+}
+
+fn branch(row: &MySqlRow) -> Result<BranchId, Unresolved> {
+    let xid = text(row, "xid").map_err(unreadable)?;
+    xid.parse().map_err(|_malformed| damaged(&xid))
+}
+
+fn damaged(what: &str) -> Unresolved {
+    Unresolved(format!("lockstep_evidence holds {what:?}, which Lockstep did not write"))
+}

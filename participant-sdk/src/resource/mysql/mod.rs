@@ -1,0 +1,211 @@
+//! A MariaDB or MySQL database as a participant: XA, and an evidence row for every branch.
+//!
+//! Read in this order:
+//! - `branch`: a branch while it is open, and how it is prepared. `session`: how its session is ended from outside.
+//! - `recovery`: how a prepared branch is finished, and what is found out about one that is not there.
+//! - `evidence`: the table that proves it, and pruning.
+//! - `attach`: our tables and our identity. What a server has to be, [`crate::doctor`] judges; `look`: what it sees.
+//! - `sql`: every statement. `refusal`: every refusal in words. `connection`: who holds a connection, and when
+//!   it is closed.
+//!
+//! It must never take the server's word for more than it said: that an XA branch is unknown says nothing about what became
+//! of it, that XA PREPARE succeeded says nothing about the statements before it, and an error on a connection says
+//! nothing about what the server did.
+//!
+//! What is left to the service: its pool, its SQL, its isolation level, which it chooses for its pool's sessions. On a
+//! branch's connection it may do whatever InnoDB can roll back; sqlx's own `begin()` makes a savepoint there. COMMIT,
+//! ROLLBACK and statements that commit by themselves, such as CREATE TABLE, are refused by the server. A statement that failed
+//! turns the branch down, whether its error was returned or not: a lock that was waited for in vain undoes one statement and
+//! leaves the others, and nobody could tell a branch with half of its work from one whose service meant it so. Instead of
+//! catching a duplicate key, use INSERT … ON DUPLICATE KEY UPDATE or INSERT IGNORE. What fails before it reaches an
+//! engine (a syntax error, a missing table, SIGNAL) has done nothing and can't be noticed. Temporary tables, and
+//! changes to tables of other engines, turn the branch down as well; what was written to the latter stays. A handler that chooses
+//! `autocommit` hides them.
+//!
+//! What an operator sees: two tables in the service's database, `lockstep_evidence` and `lockstep_identity`; XA branches with
+//! the format id 1819239275; up to 8 connections beside the service's. A branch's connection is closed at the branch's end,
+//! and the pool opens a new one. XA branches have no owner: whoever can log in to the server and knows a
+//! branch's name can end it, so such a name is not to be shown to strangers.
+//!
+//! Tested with MariaDB. Everything here is written for MySQL from 8.0.30 as well, and untested with it. (Its usual way of
+//! asking for a password needs TLS, the socket, or sqlx's feature `mysql-rsa`.)
+
+mod attach;
+mod branch;
+mod connection;
+mod evidence;
+pub(crate) mod look;
+mod recovery;
+mod refusal;
+mod session;
+pub(crate) mod sql;
+
+use std::sync::{Mutex, OnceLock, PoisonError};
+use std::time::Duration;
+
+use lockstep_proto::{ClusterId, Gtrid, LogPosition, ResourceManagerName, Xid};
+use sqlx::{MySqlConnection, MySqlPool};
+
+pub use self::branch::OpenBranch;
+use self::sql::Schema;
+use super::{Attachment, BranchId, EvidenceRow, Fate, Prepared, Resource, ResourceError, Room, Unresolved};
+
+/// A MariaDB or MySQL database that takes part through the service's own pool.
+///
+/// Branches use connections of that pool, so it bounds how many are open at once. Everything else (finishing
+/// prepared branches, listing them, pruning) uses up to 8 connections of its own, opened when needed: a pool
+/// full of branches that wait for their decision must not keep the decisions out.
+#[derive(Debug)]
+pub struct MySql {
+    pool: MySqlPool,
+    own: MySqlPool,
+    /// As which it attached.
+    name: OnceLock<ResourceManagerName>,
+    /// Where our tables are; known after attaching.
+    schema: OnceLock<Schema>,
+    /// The newest position that this process has been told. The evidence rows know only what was the newest
+    /// when their branches were prepared, which is older than the decisions about them.
+    newest: Mutex<Option<LogPosition>>,
+}
+
+impl MySql {
+    /// Takes part with the database of `pool`, which has to be named in the pool's options. Nothing is connected yet. Call it
+    /// where tokio runs, as for the pool itself.
+    #[must_use]
+    pub fn new(pool: MySqlPool) -> Self {
+        let own = connection::own_pool((*pool.connect_options()).clone());
+        Self { pool, own, name: OnceLock::new(), schema: OnceLock::new(), newest: Mutex::new(None) }
+    }
+
+    /// As which it attached, and where its tables are.
+    fn attached(&self) -> Result<(&ResourceManagerName, &Schema), Unresolved> {
+        let attached = self.name.get().zip(self.schema.get());
+        attached.ok_or_else(|| Unresolved("the database was not attached yet".to_owned()))
+    }
+
+    /// Remembers `position` if it is the newest, and returns the newest.
+    fn remember(&self, position: Option<LogPosition>) -> Option<LogPosition> {
+        let mut newest = self.newest.lock().unwrap_or_else(PoisonError::into_inner);
+        let order = |position: &LogPosition| (position.epoch, position.sequence);
+        *newest = newest.take().into_iter().chain(position).max_by_key(order);
+        *newest
+    }
+}
+
+impl Resource for MySql {
+    type Connection = MySqlConnection;
+    type Open = OpenBranch;
+
+    async fn attach(&self, name: &ResourceManagerName) -> Result<Attachment, ResourceError> {
+        let attached = self.name.get_or_init(|| name.clone());
+        if attached != name {
+            return Err(ResourceError::Unfit(format!(
+                "this database is attached as {attached}, not as {name}"
+            )));
+        }
+        // The service may have changed them since, such as a password.
+        self.own.set_connect_options((*self.pool.connect_options()).clone());
+        let found = attach::attach(&self.own, name).await?;
+        let schema = self.schema.get_or_init(|| found.schema.clone());
+        if *schema != found.schema {
+            return Err(ResourceError::Unfit(format!(
+                "the pool connects to database {}, and has been attached with {}",
+                found.schema.quoted(),
+                schema.quoted()
+            )));
+        }
+        Ok(Attachment { seen: self.remember(found.attachment.seen), ..found.attachment })
+    }
+
+    async fn bind(&self, cluster: ClusterId) -> Result<(), Unresolved> {
+        let (name, schema) = self.attached()?;
+        recovery::run(&self.own, schema.bind(name, cluster)).await.map(drop)
+    }
+
+    async fn begin(&self, branch: &BranchId, remaining: Duration) -> Result<OpenBranch, ResourceError> {
+        branch::begin(&self.pool, &self.own, branch, remaining).await
+    }
+
+    fn connection(open: &mut OpenBranch) -> &mut MySqlConnection {
+        open.lease.connection()
+    }
+
+    fn connection_ref(open: &OpenBranch) -> &MySqlConnection {
+        open.lease.connection_ref()
+    }
+
+    fn awaited_lock(error: &(dyn std::error::Error + 'static)) -> Option<String> {
+        refusal::awaited_lock(error)
+    }
+
+    async fn prepare(
+        &self,
+        branch: &BranchId,
+        open: OpenBranch,
+        position: &LogPosition,
+    ) -> Result<Prepared, Unresolved> {
+        self.remember(Some(*position));
+        branch::prepare(&self.own, branch, open, self.attached()?.1, position).await
+    }
+
+    async fn commit_one_phase(
+        &self,
+        branch: &BranchId,
+        open: OpenBranch,
+        position: &LogPosition,
+    ) -> Result<Fate, Unresolved> {
+        self.remember(Some(*position));
+        branch::commit_one_phase(&self.own, branch, open, self.attached()?.1, position).await
+    }
+
+    async fn discard(&self, open: OpenBranch) {
+        open.roll_back().await;
+    }
+
+    async fn commit(&self, branch: &BranchId, position: &LogPosition) -> Result<Fate, Unresolved> {
+        self.remember(Some(*position));
+        recovery::commit(&self.own, self.attached()?.1, branch, position).await
+    }
+
+    async fn rollback(&self, branch: &BranchId, position: &LogPosition) -> Result<Fate, Unresolved> {
+        self.remember(Some(*position));
+        recovery::rollback(&self.own, self.attached()?.1, branch, position).await
+    }
+
+    /// The same as [`MySql::commit`]: a branch that was told to commit in one phase and is prepared is to be
+    /// committed, and one that is neither prepared nor committed is fenced, whoever asks.
+    async fn prove(&self, branch: &BranchId, position: &LogPosition) -> Result<Fate, Unresolved> {
+        self.commit(branch, position).await
+    }
+
+    async fn prepared(&self, cluster: ClusterId, name: &ResourceManagerName) -> Result<Vec<Xid>, Unresolved> {
+        recovery::prepared(&self.own, cluster, name).await
+    }
+
+    /// InnoDB has no limit of prepared branches; the pool has one of open ones.
+    async fn room(&self, name: &ResourceManagerName) -> Result<Option<Room>, Unresolved> {
+        let _anyone = name;
+        let connections = usize::try_from(self.pool.options().get_max_connections()).unwrap_or(usize::MAX);
+        Ok(Some(Room { slots: usize::MAX, prepared: Vec::new(), prepared_by_others: 0, connections }))
+    }
+
+    async fn oldest_evidence(&self, cluster: ClusterId) -> Result<Option<Gtrid>, Unresolved> {
+        let (name, schema) = self.attached()?;
+        evidence::oldest(&self.own, schema, name, cluster).await
+    }
+
+    async fn old_evidence(
+        &self,
+        cluster: ClusterId,
+        retention: Duration,
+        limit: usize,
+    ) -> Result<Vec<EvidenceRow>, Unresolved> {
+        let (name, schema) = self.attached()?;
+        evidence::old(&self.own, schema, name, cluster, retention, limit).await
+    }
+
+    async fn forget(&self, branches: &[BranchId]) -> Result<(), Unresolved> {
+        let (name, schema) = self.attached()?;
+        evidence::forget(&self.own, schema, name, branches).await
+    }
+}

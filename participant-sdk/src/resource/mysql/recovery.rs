@@ -1,0 +1,180 @@
+//! Finishing branches that are prepared, and finding out about those that are not.
+//!
+//! Always in this order: finish the prepared branch; where there is none, look whether it is listed; where it is not, put a
+//! fence in; what keeps the fence out is the evidence. "Unknown XID" alone says nothing: it is said of branches that
+//! are committed, rolled back and never were, and of one that is prepared while the session that prepared it is still
+//! there.
+//!
+//! Nothing is concluded on a replica that takes no writes.
+
+use std::time::Duration;
+
+use fail::fail_point;
+use lockstep_proto::limits::MAX_TIMEOUT;
+use lockstep_proto::{ClusterId, LogPosition, ResourceManagerName, Xid};
+use sqlx::mysql::MySqlRow;
+use sqlx::{MySqlPool, Row as _, SqlStr};
+
+use super::connection::{Failure, Lease, OWN_ANSWER_TIMEOUT, Reply, text};
+use super::evidence;
+use super::refusal::{DUPLICATE_KEY, UNKNOWN_XID, words_for_finishing};
+use super::sql::{self, Schema};
+use crate::resource::{BranchId, Fate, Unresolved};
+
+/// How long a row is kept whose branch's deadline is not known: once for the longest time that the branch may have left, and
+/// once for one that was begun as late as it could be.
+const LONGEST_LIFETIME: Duration = MAX_TIMEOUT.saturating_mul(2);
+/// How long to wait between two looks at a branch whose session is still there: the server ends it some
+/// milliseconds after its client has gone.
+const GLANCE: Duration = Duration::from_millis(10);
+/// How often to look before asking again later: that session may be of a process that is stopped.
+const GLANCES: u32 = 20;
+
+/// XA COMMIT; else as [`fence`] finds.
+pub(super) async fn commit(
+    own: &MySqlPool,
+    schema: &Schema,
+    branch: &BranchId,
+    position: &LogPosition,
+) -> Result<Fate, Unresolved> {
+    let mut lease = lease(own).await?;
+    fail_point!("mysql-before-commit-prepared");
+    let is_done = finish(&mut lease, branch, sql::commit).await?;
+    fail_point!("mysql-after-commit-prepared");
+    if is_done {
+        return Ok(Fate::Committed);
+    }
+    fence(lease, schema, branch, position).await
+}
+
+/// XA ROLLBACK; else as [`fence`] finds.
+pub(super) async fn rollback(
+    own: &MySqlPool,
+    schema: &Schema,
+    branch: &BranchId,
+    position: &LogPosition,
+) -> Result<Fate, Unresolved> {
+    let mut lease = lease(own).await?;
+    fail_point!("mysql-before-rollback-prepared");
+    let is_done = finish(&mut lease, branch, sql::rollback).await?;
+    fail_point!("mysql-after-rollback-prepared");
+    if is_done {
+        return Ok(Fate::RolledBack);
+    }
+    fence(lease, schema, branch, position).await
+}
+
+/// Whether the prepared branch was finished; `false` if it is not among the prepared ones.
+async fn finish(
+    lease: &mut Lease,
+    branch: &BranchId,
+    statement: fn(&BranchId) -> SqlStr,
+) -> Result<bool, Unresolved> {
+    for _ in 0..GLANCES {
+        match lease.run(statement(branch), OWN_ANSWER_TIMEOUT).await {
+            Ok(_) => return Ok(true),
+            Err(Failure::Refused(error)) if error.number() == UNKNOWN_XID => {}
+            Err(failure) => return Err(unresolved(failure)),
+        }
+        let reply = lease.run(sql::prepared(), OWN_ANSWER_TIMEOUT).await.map_err(unresolved)?;
+        if !listed(&reply)?.contains(branch) {
+            return Ok(false);
+        }
+        tokio::time::sleep(GLANCE).await;
+    }
+    Err(Unresolved(format!(
+        "{branch} is prepared, and the session that prepared it is still there, so that nobody else may finish it"
+    )))
+}
+
+/// Makes sure that a branch that is not prepared can't commit any more, or finds that it has.
+///
+/// A branch that is still being prepared or committed holds the key: the fence waits for it a moment, and then
+/// it is not known. So does one that became prepared since [`finish`] looked.
+async fn fence(
+    mut lease: Lease,
+    schema: &Schema,
+    branch: &BranchId,
+    position: &LogPosition,
+) -> Result<Fate, Unresolved> {
+    fail_point!("mysql-before-fence");
+    match lease.run(schema.fence(branch, position, LONGEST_LIFETIME), OWN_ANSWER_TIMEOUT).await {
+        Ok(_) => {
+            fail_point!("mysql-after-fence");
+            return Ok(Fate::RolledBack);
+        }
+        // In a statement of its own, whose snapshot has what kept the fence out (P15).
+        Err(Failure::Refused(error)) if error.number() == DUPLICATE_KEY => {}
+        Err(failure) => return Err(unresolved(failure)),
+    }
+    let reply = lease.run(schema.kind(branch), OWN_ANSWER_TIMEOUT).await.map_err(unresolved)?;
+    let kind = reply.rows.first().map(|row| text(row, "kind")).transpose().map_err(unreadable)?;
+    // Pruned between the two statements.
+    let gone = || Unresolved(format!("the evidence of {branch} has just gone"));
+    kind.and_then(|kind| evidence::fate_of(&kind)).ok_or_else(gone)
+}
+
+/// Keeps for good that a branch can be brought to neither end: whoever asks about it later is answered from this row.
+pub(super) async fn record_hazard(
+    own: &MySqlPool,
+    schema: &Schema,
+    branch: &BranchId,
+    position: &LogPosition,
+) -> Result<(), Unresolved> {
+    run(own, schema.hazard(branch, position, LONGEST_LIFETIME)).await.map(drop)
+}
+
+/// The branches of this resource manager that are prepared.
+pub(super) async fn prepared(
+    own: &MySqlPool,
+    cluster: ClusterId,
+    name: &ResourceManagerName,
+) -> Result<Vec<Xid>, Unresolved> {
+    let reply = run(own, sql::prepared()).await?;
+    let is_ours = |branch: &BranchId| {
+        branch.cluster == cluster && branch.xid.bqual.resource_manager_str() == name.as_str()
+    };
+    Ok(listed(&reply)?.into_iter().filter(is_ours).map(|branch| branch.xid).collect())
+}
+
+/// All branches of any of our clusters that [`sql::prepared`] lists. Whatever else is prepared is somebody else's.
+fn listed(reply: &Reply) -> Result<Vec<BranchId>, Unresolved> {
+    on_primary(reply)?;
+    let branch = |row: &MySqlRow| -> Result<Option<BranchId>, Unresolved> {
+        let number = |column| row.try_get::<i64, _>(column).map_err(unreadable);
+        let data: &[u8] = row.try_get_unchecked("data").map_err(unreadable)?;
+        let text = sql::branch_of(number("formatID")?, number("gtrid_length")?, data);
+        Ok(text.and_then(|text| text.parse().ok()))
+    };
+    reply.rows[1..].iter().filter_map(|row| branch(row).transpose()).collect()
+}
+
+/// Refuses an answer whose first row says that the server takes no writes. What a replica lacks proves nothing.
+pub(super) fn on_primary(reply: &Reply) -> Result<(), Unresolved> {
+    match reply.rows.first().map(|row| row.try_get::<i64, _>("read_only")) {
+        Some(Ok(0)) => Ok(()),
+        Some(Ok(_)) => Err(Unresolved("the server is read-only, as a replica is: it can't tell".to_owned())),
+        Some(Err(error)) => Err(unreadable(error)),
+        None => Err(Unresolved("the database did not say whether it is read-only".to_owned())),
+    }
+}
+
+/// Runs statements on a connection of the resource's own.
+pub(super) async fn run(own: &MySqlPool, sql: SqlStr) -> Result<Reply, Unresolved> {
+    lease(own).await?.run(sql, OWN_ANSWER_TIMEOUT).await.map_err(unresolved)
+}
+
+pub(super) async fn lease(own: &MySqlPool) -> Result<Lease, Unresolved> {
+    Lease::acquire(own, OWN_ANSWER_TIMEOUT).await.map_err(Unresolved)
+}
+
+pub(super) fn unresolved(failure: Failure) -> Unresolved {
+    Unresolved(match failure {
+        Failure::Refused(error) => words_for_finishing(&error),
+        Failure::Lost(why) => why,
+    })
+}
+
+pub(super) fn unreadable(error: sqlx::Error) -> Unresolved {
+    Unresolved(format!("the database answered something unreadable: {error}"))
+}

@@ -1,0 +1,183 @@
+//! Rules about what is kept of branches that have ended, and for how long.
+
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use super::site::{Ask, Instance, Site, check, persist, position};
+use super::{Broken, Subject};
+use crate::resource::{BranchId, ClusterId, EvidenceRow, Fate, Gtrid, LogPosition, Prepared, Resource as _};
+
+/// As many rows as there can be here.
+const ALL: usize = 100;
+/// How long after a deadline evidence is looked for.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+async fn oldest_of<S: Subject>(
+    instance: &Instance<'_, S>,
+    cluster: ClusterId,
+) -> Result<Option<Gtrid>, Broken> {
+    persist(async || instance.resource.oldest_evidence(cluster).await).await
+}
+
+async fn expect_oldest<S: Subject>(
+    instance: &Instance<'_, S>,
+    expected: Option<&BranchId>,
+    when: &str,
+) -> Result<(), Broken> {
+    let oldest = oldest_of(instance, instance.site.cluster).await?;
+    let expected = expected.map(|branch| branch.xid.gtrid);
+    check(oldest == expected, &format!("the oldest evidence is that of {expected:?} {when}"), oldest)
+}
+
+async fn forget_all<S: Subject>(instance: &Instance<'_, S>, branches: &[BranchId]) -> Result<(), Broken> {
+    persist(async || instance.resource.forget(branches).await).await
+}
+
+pub(super) async fn oldest<S: Subject>(site: &Site<'_, S>) -> Result<(), Broken> {
+    let instance = site.start().await?;
+    expect_oldest(&instance, None, "when there is none").await?;
+    let (older, newer) = (site.branch(), site.branch());
+    for (branch, key) in [(&newer, "newer"), (&older, "older")] {
+        instance.prepare(branch, key).await?;
+        instance.expect(Ask::Commit, branch, Fate::Committed).await?;
+        expect_oldest(&instance, Some(branch), "whatever committed first").await?;
+    }
+    let foreign = oldest_of(&instance, ClusterId::from_random(rand::random())).await?;
+    check(foreign.is_none(), "another cluster has no evidence here", foreign)?;
+    let instance = instance.restart().await?;
+    expect_oldest(&instance, Some(&older), "after a restart").await
+}
+
+pub(super) async fn old<S: Subject>(site: &Site<'_, S>) -> Result<(), Broken> {
+    let instance = site.start().await?;
+    let long = instance.committed("long").await?;
+    let mut short = [brief(&instance, "prepared", false).await?, brief(&instance, "atonce", true).await?];
+    short.sort();
+    let rows = async |cluster, retention, limit| {
+        persist(async || instance.resource.old_evidence(cluster, retention, limit).await).await
+    };
+    let expected: Vec<_> =
+        short.iter().map(|branch| EvidenceRow { branch: branch.clone(), fate: Fate::Committed }).collect();
+    let give_up = Instant::now() + PATIENCE;
+    loop {
+        let mut found = rows(site.cluster, Duration::ZERO, ALL).await?;
+        found.sort_by(|a, b| a.branch.cmp(&b.branch));
+        let early = found.iter().any(|row| row.branch == long);
+        check(!early, "evidence is not old before its deadline has passed", &found)?;
+        if found == expected {
+            break;
+        }
+        let words = format!("some seconds after their deadlines, exactly these are old: {expected:?}");
+        check(Instant::now() < give_up, &words, found)?;
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    let limited = rows(site.cluster, Duration::ZERO, 1).await?;
+    check(limited.len() == 1, "one row is listed when one is asked for", limited)?;
+    let kept = rows(site.cluster, Duration::from_secs(3600), ALL).await?;
+    check(kept.is_empty(), "nothing is old within an hour's retention", kept)?;
+    let foreign = rows(ClusterId::from_random(rand::random()), Duration::ZERO, ALL).await?;
+    check(foreign.is_empty(), "another cluster has no evidence here", foreign)?;
+    forget_all(&instance, &short).await?;
+    let left = rows(site.cluster, Duration::ZERO, ALL).await?;
+    check(left.is_empty(), "nothing is old when that was forgotten", left)
+}
+
+/// A branch of a transaction with little time, committed within it.
+async fn brief<S: Subject>(
+    instance: &Instance<'_, S>,
+    key: &str,
+    in_one_phase: bool,
+) -> Result<BranchId, Broken> {
+    // On a slow day the first time is too short.
+    let mut refused = None;
+    for seconds in [2, 8, 32] {
+        let branch = instance.site.branch();
+        let key = format!("{key}{seconds}");
+        let open = instance.work_within(&branch, &key, Duration::from_secs(seconds)).await?;
+        let committed = if in_one_phase {
+            instance.resource.commit_one_phase(&branch, open, &position(1)).await
+        } else {
+            match instance.resource.prepare(&branch, open, &position(1)).await {
+                Ok(Prepared::Yes) => Ok(instance.resolve(Ask::Commit, &branch).await?),
+                other => Err(crate::resource::Unresolved(format!("{other:?}"))),
+            }
+        };
+        if committed == Ok(Fate::Committed) {
+            return Ok(branch);
+        }
+        refused = Some(committed);
+    }
+    Err(Broken::new("a branch commits within its deadline", format!("{refused:?}")))
+}
+
+pub(super) async fn forget<S: Subject>(site: &Site<'_, S>) -> Result<(), Broken> {
+    let instance = site.start().await?;
+    let first = instance.committed("first").await?;
+    let second = instance.committed("second").await?;
+    for _twice in 0..2 {
+        forget_all(&instance, std::slice::from_ref(&first)).await?;
+        expect_oldest(&instance, Some(&second), "when the older one was forgotten").await?;
+    }
+    instance.expect_there("first", true, "when its evidence was forgotten").await?;
+    let instance = instance.restart().await?;
+    expect_oldest(&instance, Some(&second), "after a restart").await?;
+    instance.expect(Ask::Prove, &second, Fate::Committed).await?;
+    forget_all(&instance, &[first, second]).await?;
+    expect_oldest(&instance, None, "when all were forgotten").await
+}
+
+/// Leaves evidence of three kinds, the newest position in a fence, and another that is older.
+async fn leave_evidence<S: Subject>(instance: &Instance<'_, S>) -> Result<Vec<BranchId>, Broken> {
+    let site = instance.site;
+    let new = instance.attach().await?.seen;
+    check(new.is_none(), "a new store has seen no position", new)?;
+
+    let prepared = site.branch();
+    let open = instance.work(&prepared, "prepared").await?;
+    let vote = instance.resource.prepare(&prepared, open, &position(5)).await;
+    check(vote == Ok(Prepared::Yes), "a branch that has written votes yes", vote)?;
+    persist(async || instance.resource.commit(&prepared, &position(6)).await).await?;
+    expect_seen(instance, 5, 6, "after a commit").await?;
+
+    let at_once = site.branch();
+    let open = instance.work(&at_once, "atonce").await?;
+    let fate = instance.resource.commit_one_phase(&at_once, open, &position(20)).await;
+    check(fate == Ok(Fate::Committed), "a commit in one phase is answered with committed", fate)?;
+    expect_seen(instance, 20, 20, "after a commit in one phase").await?;
+
+    let fenced = site.branch();
+    persist(async || instance.resource.rollback(&fenced, &position(30)).await).await?;
+    expect_seen(instance, 30, 30, "after a fence").await?;
+
+    let behind = site.branch();
+    persist(async || instance.resource.prove(&behind, &position(10)).await).await?;
+    expect_seen(instance, 30, 30, "after one with an older position").await?;
+    Ok(vec![prepared, at_once, fenced, behind])
+}
+
+async fn expect_seen<S: Subject>(
+    instance: &Instance<'_, S>,
+    least: u64,
+    most: u64,
+    when: &str,
+) -> Result<(), Broken> {
+    let seen = instance.attach().await?.seen;
+    let fits = |seen: LogPosition| (least..=most).contains(&seen.sequence) && seen == position(seen.sequence);
+    let expected = if least == most { position(least) } else { position(most) };
+    check(seen.is_some_and(fits), &format!("{expected:?} was seen {when}"), seen)
+}
+
+pub(super) async fn seen<S: Subject>(site: &Site<'_, S>) -> Result<(), Broken> {
+    let instance = site.start().await?;
+    leave_evidence(&instance).await?;
+    expect_seen(&instance.restart().await?, 30, 30, "after a restart").await
+}
+
+pub(super) async fn seen_after_forget<S: Subject>(site: &Site<'_, S>) -> Result<(), Broken> {
+    let instance = site.start().await?;
+    let branches = leave_evidence(&instance).await?;
+    forget_all(&instance, &branches).await?;
+    expect_seen(&instance, 30, 30, "when all evidence was forgotten").await?;
+    expect_seen(&instance.restart().await?, 30, 30, "after a restart").await
+}

@@ -1,0 +1,128 @@
+//! What `prove simulate` prints: a few tables for people, one object for programs.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use comfy_table::{Table, presets};
+use serde::Serialize;
+
+use super::faults::KINDS;
+use super::run::{IN_A_WORLD, Run};
+use super::sometimes::never_seen;
+
+/// Everything that was tried, and what came of it.
+#[derive(Debug, Serialize)]
+pub struct Report {
+    /// Worlds, each with its own seed.
+    worlds: u64,
+    /// Transactions that applications began, or tried to.
+    transactions: u64,
+    /// Those of which a client was told that they are committed.
+    committed: u64,
+    /// Faults.
+    faults: u64,
+    /// Faults by their kind.
+    faults_by_kind: BTreeMap<&'static str, u64>,
+    /// Different situations that were reached.
+    situations: usize,
+    /// Situations that have to be reached by a run of this size, and were not.
+    never_seen: Vec<String>,
+    /// How many worlds have a violation.
+    violations: usize,
+    /// Each violation, with what repeats it.
+    violation_texts: Vec<String>,
+    /// The first world's seed.
+    seed: u64,
+    /// The same for the same seed and number of transactions, whatever the machine.
+    trace: String,
+    /// How long it took.
+    seconds: f64,
+    /// How fast that was.
+    transactions_per_second: u64,
+    /// Threads that worked.
+    threads: usize,
+}
+
+impl Report {
+    /// Of this run.
+    #[must_use]
+    pub fn new(run: &Run, seed: u64, threads: usize, took: Duration) -> Self {
+        let faults_by_kind = KINDS.iter().zip(&run.faults).map(|(kind, count)| (kind.name(), *count));
+        let millis = u64::try_from(took.as_millis()).unwrap_or(u64::MAX).max(1);
+        let text = |found: &super::run::Found| {
+            let about =
+                found.violation.transaction.map_or(String::new(), |number| format!(", transaction {number}"));
+            format!("{} (seed {}{about}): {}", found.violation.invariant, found.seed, found.violation.what)
+        };
+        Self {
+            worlds: run.worlds,
+            transactions: run.transactions,
+            committed: run.committed,
+            faults: run.faults.iter().sum(),
+            faults_by_kind: faults_by_kind.collect(),
+            situations: run.reached.situations().len(),
+            never_seen: never_seen(&run.reached, run.transactions),
+            violations: run.found.len(),
+            violation_texts: run.found.iter().map(text).collect(),
+            seed,
+            trace: format!("{:016x}", run.hash),
+            seconds: (took.as_secs_f64() * 10.0).round() / 10.0,
+            transactions_per_second: run.transactions.saturating_mul(1000) / millis,
+            threads,
+        }
+    }
+
+    /// Whether everything that was promised was tried and reached, and nothing was violated.
+    #[must_use]
+    pub fn is_clean(&self, promised: u64) -> bool {
+        self.violations == 0 && self.never_seen.is_empty() && self.transactions >= promised
+    }
+
+    /// One line of JSON.
+    ///
+    /// # Panics
+    /// Never: numbers and texts make JSON.
+    #[must_use]
+    pub fn json(&self) -> String {
+        serde_json::to_string(self).expect("numbers and texts make JSON")
+    }
+
+    /// For people.
+    #[must_use]
+    pub fn text(&self, run: &Run) -> String {
+        let mut table = Table::new();
+        table.load_style(presets::NOTHING);
+        table.set_header(["fault", "times", "of all"]);
+        for (kind, count) in KINDS.iter().zip(&run.faults) {
+            let share = format!("{} %", tenths(*count * 100, self.faults));
+            table.add_row([kind.name().to_owned(), count.to_string(), share]);
+        }
+        let mut lines = vec![table.to_string()];
+        lines.push(format!(
+            "{} transactions in {} worlds, {} % committed, {} faults each, {} situations reached; {} s, {} transactions per second on {} \
+             threads",
+            self.transactions,
+            self.worlds,
+            tenths(self.committed * 100, self.transactions),
+            tenths(self.faults, self.transactions),
+            self.situations,
+            self.seconds,
+            self.transactions_per_second,
+            self.threads
+        ));
+        lines.extend(self.never_seen.iter().map(|what| format!("NEVER SEEN {what}")));
+        for (text, found) in self.violation_texts.iter().zip(&run.found) {
+            lines.push(format!("{}VIOLATION of {text}", found.trace));
+            lines
+                .push(format!("repeat it: prove simulate --transactions {IN_A_WORLD} --seed {}", found.seed));
+        }
+        lines.push(format!("{} violations (seed {}, trace {})", self.violations, self.seed, self.trace));
+        lines.join("\n")
+    }
+}
+
+/// A quotient with one digit behind the point.
+fn tenths(of: u64, by: u64) -> String {
+    let tenths = (of * 10).checked_div(by).unwrap_or(0);
+    format!("{}.{}", tenths / 10, tenths % 10)
+}

@@ -1,0 +1,174 @@
+//! The evidence table as a whole: what holds the horizon back, what may be pruned, and what pruning must keep
+//! (P7, P8, P19).
+
+use lockstep::resource::{EvidenceRow, Resource as _};
+
+use super::*;
+
+const HOUR: Duration = Duration::from_secs(60 * 60);
+
+impl Site {
+    /// A branch that is committed, of a gtrid of this epoch and time, prepared when `position` was the newest.
+    async fn committed(&self, epoch: u32, unix_ms: u64, position: LogPosition) -> BranchId {
+        let branch = branch_begun(self.cluster, &name(NAME), epoch, unix_ms);
+        let mut open = self.resource.begin(&branch, LONG).await.unwrap();
+        run(&mut open, &take_from(1)).await.unwrap();
+        assert_eq!(self.resource.prepare(&branch, open, &position).await, Ok(Prepared::Yes));
+        assert_eq!(self.resource.commit(&branch, &position).await, Ok(Fate::Committed));
+        branch
+    }
+
+    /// As if their deadline had been this long ago.
+    async fn age(&self, branches: &[&BranchId], minutes: i64) {
+        for branch in branches {
+            sqlx::query(
+                "UPDATE lockstep_evidence SET deadline = UTC_TIMESTAMP(6) - INTERVAL ? MINUTE WHERE xid = ?",
+            )
+            .bind(minutes)
+            .bind(branch.to_string())
+            .execute(&self.pool)
+            .await
+            .unwrap();
+        }
+    }
+
+    async fn old(&self) -> Vec<EvidenceRow> {
+        self.resource.old_evidence(self.cluster, HOUR, 100).await.unwrap()
+    }
+
+    /// What a new process would say of the newest position.
+    async fn seen(&self) -> Option<LogPosition> {
+        self.other_instance().await.attachment.seen
+    }
+}
+
+#[tokio::test]
+async fn the_oldest_evidence_is_that_of_the_oldest_transaction_that_committed() {
+    let site = Site::new().await;
+    assert_eq!(site.resource.oldest_evidence(site.cluster).await, Ok(None));
+    // In text, epoch 9 comes behind epoch 10; in time, the one of epoch 10 is older.
+    let young = site.committed(9, 3_000, position(1)).await;
+    assert_eq!(site.resource.oldest_evidence(site.cluster).await, Ok(Some(young.xid.gtrid)));
+    let old = site.committed(10, 2_000, position(1)).await;
+    site.committed(1, 4_000, position(1)).await;
+    // Fences, other clusters and other resource managers hold nothing back.
+    site.rollback(&branch_begun(site.cluster, &name(NAME), 1, 1_000)).await.unwrap();
+    assert_eq!(site.resource.oldest_evidence(site.cluster).await, Ok(Some(old.xid.gtrid)));
+    assert_eq!(site.resource.oldest_evidence(ClusterId::from_random(1)).await, Ok(None));
+    let neighbour = MySql::new(site.pool.clone());
+    neighbour.attach(&name("billing-db")).await.unwrap();
+    assert_eq!(neighbour.oldest_evidence(site.cluster).await, Ok(None));
+    // Not committed yet: it is in the listing, and not here.
+    let prepared = branch_begun(site.cluster, &name(NAME), 1, 500);
+    let mut open = site.resource.begin(&prepared, LONG).await.unwrap();
+    run(&mut open, &take_from(2)).await.unwrap();
+    assert_eq!(site.prepare(&prepared, open).await, Prepared::Yes);
+    assert_eq!(site.resource.oldest_evidence(site.cluster).await, Ok(Some(old.xid.gtrid)));
+    assert_eq!(site.commit(&prepared).await, Ok(Fate::Committed));
+    assert_eq!(site.resource.oldest_evidence(site.cluster).await, Ok(Some(prepared.xid.gtrid)));
+}
+
+#[tokio::test]
+async fn evidence_is_old_when_the_deadline_of_its_branch_is_long_past() {
+    let site = Site::new().await;
+    let branch = site.committed(1, 1_000, position(1)).await;
+    let fence = site.branch();
+    assert_eq!(site.rollback(&fence).await, Ok(Fate::RolledBack));
+    let deadlines: Vec<i64> = sqlx::query_scalar(
+        "SELECT TIMESTAMPDIFF(SECOND, UTC_TIMESTAMP(6), deadline) FROM lockstep_evidence ORDER BY kind",
+    )
+    .fetch_all(&site.pool)
+    .await
+    .unwrap();
+    assert!((30..=61).contains(&deadlines[0]), "the branch's own deadline: {deadlines:?}");
+    // A fence doesn't know the deadline of its branch: it outlives the latest one.
+    assert!(deadlines[1] > 24 * 3_600, "{deadlines:?}");
+
+    assert_eq!(site.old().await, []);
+    site.age(&[&branch, &fence], 59).await;
+    assert_eq!(site.old().await, []);
+    site.age(&[&fence], 61).await;
+    site.age(&[&branch], 62).await;
+    let rows = [
+        EvidenceRow { branch: branch.clone(), fate: Fate::Committed },
+        EvidenceRow { branch: fence.clone(), fate: Fate::RolledBack },
+    ];
+    assert_eq!(site.old().await, rows);
+    assert_eq!(site.resource.old_evidence(site.cluster, HOUR, 1).await.unwrap(), rows[..1]);
+    assert_eq!(site.resource.old_evidence(ClusterId::from_random(1), HOUR, 9).await.unwrap(), []);
+    let neighbour = MySql::new(site.pool.clone());
+    neighbour.attach(&name("billing-db")).await.unwrap();
+    assert_eq!(neighbour.old_evidence(site.cluster, HOUR, 9).await.unwrap(), []);
+}
+
+#[tokio::test]
+async fn forgetting_removes_rows_by_key_and_keeps_the_newest_position() {
+    let site = Site::new().await;
+    site.resource.bind(site.cluster).await.unwrap();
+    assert_eq!(site.seen().await, None);
+    let newest = site.committed(1, 1_000, position_in(2, 7)).await;
+    let other = site.committed(1, 2_000, position_in(1, 900)).await;
+    let stays = site.committed(1, 3_000, position_in(2, 6)).await;
+    assert_eq!(site.seen().await, Some(position_in(2, 7)));
+
+    site.resource.forget(&[newest.clone(), other.clone()]).await.unwrap();
+    site.resource.forget(&[newest, other]).await.unwrap();
+    site.resource.forget(&[]).await.unwrap();
+    assert_eq!(site.scalar::<String>("SELECT xid FROM lockstep_evidence").await, stays.to_string());
+    assert_eq!(site.seen().await, Some(position_in(2, 7)), "P8: what was pruned is still known to have been");
+    site.resource.forget(&[stays]).await.unwrap();
+    assert_eq!(site.seen().await, Some(position_in(2, 7)));
+    site.committed(1, 4_000, position_in(2, 8)).await;
+    assert_eq!(site.seen().await, Some(position_in(2, 8)));
+}
+
+/// The decision about a branch is newer than what its evidence knows.
+#[tokio::test]
+async fn a_process_remembers_the_newest_position_that_it_was_told() {
+    let site = Site::new().await;
+    let branch = site.prepared(1).await;
+    assert_eq!(site.resource.commit(&branch, &position(50)).await, Ok(Fate::Committed));
+    assert_eq!(site.resource.commit(&branch, &position(40)).await, Ok(Fate::Committed));
+    let attachment = site.resource.attach(&name(NAME)).await.unwrap();
+    assert_eq!(attachment.seen, Some(position(50)));
+}
+
+/// P19: a range of rows, or a scan, would wait for the row of a prepared branch, and keep out new ones.
+#[tokio::test]
+async fn forgetting_neither_waits_for_prepared_branches_nor_holds_up_new_ones() {
+    let site = Site::new().await;
+    let mut rows = Vec::new();
+    for _ in 0..4 {
+        rows.push(site.committed(1, 1_000, position(1)).await);
+    }
+    let prepared = site.prepared(2).await;
+    let started = tokio::time::Instant::now();
+    site.resource.forget(&rows).await.unwrap();
+    assert!(started.elapsed() < Duration::from_secs(1), "it waited for a lock: {:?}", started.elapsed());
+    assert_eq!(site.scalar::<i64>("SELECT count(*) FROM lockstep_evidence").await, 0);
+    assert_eq!(site.commit(&prepared).await, Ok(Fate::Committed));
+
+    // One that is being forgotten by somebody else, who has not committed yet.
+    let row = site.committed(1, 1_000, position(1)).await;
+    let mut forgetting = site.pool.begin().await.unwrap();
+    let delete = AssertSqlSafe(format!("DELETE FROM lockstep_evidence WHERE xid = '{row}'"));
+    sqlx::raw_sql(delete).execute(&mut *forgetting).await.unwrap();
+    let why = site.resource.forget(std::slice::from_ref(&row)).await.unwrap_err();
+    assert!(why.0.contains("1205"), "{why}");
+    let next = site.prepared(3).await;
+    assert_eq!(site.commit(&next).await, Ok(Fate::Committed));
+    forgetting.rollback().await.unwrap();
+    // Nothing of the refused attempt is left: no open transaction, no lock.
+    site.resource.forget(std::slice::from_ref(&row)).await.unwrap();
+    assert_eq!(site.evidence(&row).await, None);
+}
+
+/// A row that is prepared is nobody's to delete.
+#[tokio::test]
+async fn the_evidence_of_a_prepared_branch_is_not_forgotten() {
+    let site = Site::new().await;
+    let branch = site.prepared(1).await;
+    site.resource.forget(std::slice::from_ref(&branch)).await.unwrap();
+    assert_eq!(site.commit(&branch).await, Ok(Fate::Committed));
+    assert_eq!(site.evidence(&branch).await.as_deref(), Some("branch"));
+}

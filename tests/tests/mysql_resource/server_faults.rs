@@ -1,0 +1,140 @@
+//! A server that crashes, and one that takes no writes.
+
+use lockstep::resource::{Fate, Resource as _, ResourceError};
+
+use super::*;
+
+/// With and without a binary log: it decides which prepared branches come back.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_crash_of_the_server_loses_no_prepared_branch_and_no_evidence() {
+    for settings in [&[][..], &[("log-bin", "log"), ("sync-binlog", "1")]] {
+        let mut server = server(settings);
+        server.create_database("ours").unwrap();
+        let url = server.url("ours");
+        let site = Site::at(&url, 5).await;
+        let (commits, rolls_back) = (site.prepared(1).await, site.prepared(2).await);
+        let committed = site.prepared(3).await;
+        assert_eq!(site.commit(&committed).await, Ok(Fate::Committed));
+        let (open_branch, open) = site.written(4).await;
+        let fenced = site.branch();
+        assert_eq!(site.rollback(&fenced).await, Ok(Fate::RolledBack));
+        server.kill().unwrap();
+        let (branch, position, own_name) = (site.branch(), position(1), name(NAME));
+        let down = tokio::join!(
+            site.resource.prepare(&open_branch, open, &position),
+            site.commit(&commits),
+            site.rollback(&rolls_back),
+            site.resource.prepared(site.cluster, &own_name),
+            site.resource.begin(&branch, Duration::from_millis(500)),
+        );
+        // The evidence was not taken, so nothing is prepared.
+        assert!(matches!(down.0, Ok(Prepared::No(_))), "{:?}", down.0);
+        assert!(down.1.is_err() && down.2.is_err() && down.3.is_err(), "{down:?}");
+        assert!(matches!(down.4, Err(ResourceError::Unavailable(_))), "{:?}", down.4);
+        server.restart().unwrap();
+
+        assert_eq!(site.resource.attach(&name(NAME)).await.unwrap().identity, site.attachment.identity);
+        let again = Site::attached(&url, 5, site.cluster).await;
+        assert_eq!(again.attachment.location, site.attachment.location);
+        assert_eq!(again.resource.prepared(site.cluster, &name(NAME)).await.unwrap().len(), 2);
+        assert_eq!(resolved(async || site.commit(&commits).await).await, Fate::Committed);
+        assert_eq!(resolved(async || site.rollback(&rolls_back).await).await, Fate::RolledBack);
+        assert_eq!(resolved(async || site.rollback(&open_branch).await).await, Fate::RolledBack);
+        assert_eq!(again.commit(&committed).await, Ok(Fate::Committed));
+        assert_eq!(again.commit(&fenced).await, Ok(Fate::RolledBack));
+        let amounts =
+            [again.amount(1).await, again.amount(2).await, again.amount(3).await, again.amount(4).await];
+        assert_eq!(amounts, [99, 100, 99, 100]);
+    }
+}
+
+/// A prepare and a commit in one phase that a crash interrupts somewhere: whatever is said afterwards is so.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_crash_in_the_middle_leaves_nothing_half_done() {
+    let mut server = server(&[]);
+    server.create_database("ours").unwrap();
+    let url = server.url("ours");
+    for round in 0..4 {
+        let site = Site::at(&url, 5).await;
+        let (prepares, open_prepares) = site.written(1).await;
+        let (commits, open_commits) = site.written(2).await;
+        let before = (site.amount(1).await, site.amount(2).await);
+        let pause = Duration::from_micros(500 * round);
+        let one = position(1);
+        let (prepared, committed, killed) = tokio::join!(
+            site.resource.prepare(&prepares, open_prepares, &one),
+            site.resource.commit_one_phase(&commits, open_commits, &one),
+            async {
+                tokio::time::sleep(pause).await;
+                server.kill()
+            }
+        );
+        killed.unwrap();
+        server.restart().unwrap();
+        let site = Site::attached(&url, 5, site.cluster).await;
+        let listed = site.resource.prepared(site.cluster, &name(NAME)).await.unwrap();
+        if let Ok(answer) = prepared {
+            let expected = if answer == Prepared::Yes { vec![prepares.xid.clone()] } else { vec![] };
+            assert_eq!(listed, expected, "round {round}");
+        }
+        assert_eq!(
+            resolved(async || site.rollback(&prepares).await).await,
+            Fate::RolledBack,
+            "round {round}"
+        );
+        let fate = resolved(async || site.resource.prove(&commits, &one).await).await;
+        if let Ok(answer) = committed {
+            assert_eq!(answer, fate, "round {round}");
+        }
+        let took = i32::from(fate == Fate::Committed);
+        assert_eq!(
+            (site.amount(1).await, site.amount(2).await),
+            (before.0, before.1 - took),
+            "round {round}"
+        );
+    }
+}
+
+/// A replica knows nothing for certain: nothing may follow from what it lacks. (Our user may write in spite of read_only.)
+#[tokio::test(flavor = "multi_thread")]
+async fn nothing_is_concluded_on_a_server_that_takes_no_writes() {
+    let server = server(&[]);
+    server.create_database("ours").unwrap();
+    let url = server.url("ours");
+    let site = Site::at(&url, 5).await;
+    let (prepared, committed) = (site.prepared(1).await, site.prepared(2).await);
+    assert_eq!(site.commit(&committed).await, Ok(Fate::Committed));
+    server.sql("", "SET GLOBAL read_only = 1").unwrap();
+    let replica = MySql::new(pool(&url, 2));
+    let refused = replica.attach(&name(NAME)).await;
+    assert!(
+        matches!(&refused, Err(ResourceError::Unavailable(why)) if why.contains("read-only")),
+        "{refused:?}"
+    );
+    let missing = site.branch();
+    for asked in [site.commit(&missing).await, site.rollback(&missing).await, site.commit(&committed).await] {
+        assert!(asked.as_ref().is_err_and(|why| why.0.contains("read-only")), "{asked:?}");
+    }
+    for why in [
+        site.resource.prepared(site.cluster, &name(NAME)).await.map(drop).unwrap_err(),
+        site.resource.oldest_evidence(site.cluster).await.map(drop).unwrap_err(),
+    ] {
+        assert!(why.0.contains("read-only"), "{why}");
+    }
+    server.sql("", "SET GLOBAL read_only = 0").unwrap();
+    assert_eq!(replica.attach(&name(NAME)).await.unwrap().identity, site.attachment.identity);
+    assert_eq!(site.resource.prepared(site.cluster, &name(NAME)).await.unwrap(), vec![prepared.xid.clone()]);
+    assert_eq!(site.commit(&prepared).await, Ok(Fate::Committed));
+    assert_eq!(site.rollback(&committed).await, Ok(Fate::Committed));
+}
+
+/// The same over the server's socket.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_can_be_reached_over_its_socket() {
+    let server = server(&[]);
+    server.create_database("ours").unwrap();
+    let site = Site::at(&server.socket_url("ours"), 3).await;
+    let branch = site.prepared(1).await;
+    assert_eq!(site.commit(&branch).await, Ok(Fate::Committed));
+    assert_eq!(site.amount(1).await, 99);
+}
