@@ -67,8 +67,8 @@ macro_rules! decision_log_contract {
         }
     };
 }
-/// A time that gtrids of these tests are around: far from any node that runs them, whose own time a log may know.
-pub const NOON_MS: u64 = 4_000_000_000_000;
+/// A time that gtrids of these tests are around.
+pub const NOON_MS: u64 = 1_800_000_000_000;
 
 /// A transaction of this epoch, begun `ms` after noon; `n` tells it from others of that moment.
 pub fn gtrid(epoch: Epoch, ms: u64, n: u8) -> Gtrid {

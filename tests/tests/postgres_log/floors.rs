@@ -1,12 +1,20 @@
 //! P7 where several nodes share a log: what is pruned, what resource managers are told, and what begins, whatever the nodes' clocks say.
 
-use lockstep_coordinator::decision_log::contract::{NOON_MS, commit, committed, ends, gtrid};
+use lockstep_coordinator::decision_log::contract::{commit, committed, ends};
 use lockstep_coordinator::decision_log::postgres::{OpenError, Options, PostgresLog, Renewal};
 use lockstep_coordinator::decision_log::{DecisionLog, PruneLimits};
 use lockstep_coordinator::engine::clock::unix_ms;
+use lockstep_proto::{Epoch, Gtrid};
 use lockstep_tests::harness::postgres::fresh_database;
 
 use super::{decide, leased, look, open, options, own};
+
+/// Later than the clock of any machine that runs this: a log knows its nodes' own times.
+const LATE_MS: u64 = 4_000_000_000_000;
+
+fn gtrid(epoch: Epoch, ms: u64, n: u8) -> Gtrid {
+    Gtrid::new(epoch, LATE_MS + ms, [n; 10])
+}
 
 /// A prune stays below what lives at another node.
 #[tokio::test]
@@ -45,7 +53,7 @@ async fn a_node_begins_nothing_below_what_another_one_told_before() {
     late.floor(gtrid(own(&late), 2_000, 0)).await.unwrap();
     late.renew(Renewal { floor_ms: 1, live: 0 }).await.unwrap();
     let last = open(&leased(&database.url(), "d")).await;
-    assert_eq!(last.begins_from_ms().await.unwrap(), NOON_MS + 9_000);
+    assert_eq!(last.begins_from_ms().await.unwrap(), LATE_MS + 9_000);
 }
 
 /// The other way round: it was there before, and has begun what it may.
@@ -55,7 +63,7 @@ async fn nobody_is_told_a_floor_above_what_another_node_may_have_begun() {
     let behind = open(&leased(&database.url(), "b")).await;
     let ahead = open(&leased(&database.url(), "a")).await;
     let begins_from_ms = behind.begins_from_ms().await.unwrap();
-    assert!(begins_from_ms < NOON_MS);
+    assert!(begins_from_ms < LATE_MS);
     let told = ahead.floor(gtrid(own(&ahead), 5_000, 0)).await.unwrap();
     assert!(told.unix_ms() <= begins_from_ms, "{told}");
 }
