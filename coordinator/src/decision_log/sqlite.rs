@@ -3,7 +3,7 @@
 //! Read in this order:
 //! - `open`: what happens before there is a log, and in which order;
 //! - `transaction`: one SQLite transaction, and what a failure in it means;
-//! - `append`: decisions and ends, written; `rows`: how they lie in rows; `hex`: how many of them go into one statement;
+//! - `append`: decisions and ends, written (the form of a record is in `decision_log/rows.rs`); `hex`: how many of them go into one statement;
 //! - `epochs`, `read`, `find`, `prune`, `checkpoint`.
 //!
 //! **Connections.** One writes what is forced (`synchronous=FULL`: an fsync in every COMMIT), one what is lazy (`NORMAL`:
@@ -22,7 +22,6 @@ mod hex;
 mod open;
 mod prune;
 mod read;
-mod rows;
 #[cfg(test)]
 pub(crate) mod tests;
 mod transaction;
@@ -45,7 +44,8 @@ use self::epochs::OwnEpoch;
 use self::transaction::{Broken, Fault, Tx};
 use super::data_dir::DataDir;
 use super::{
-    AppendError, Batch, DecisionLog, KnownResourceManager, LogStatus, LookUp, PruneLimits, ReadError,
+    AppendError, Batch, DecisionLog, Epochs, KnownResourceManager, LogStatus, LookUp, PruneLimits, ReadError,
+    pruning,
 };
 use crate::protocol::record::{DecisionRecord, EndRecord};
 
@@ -272,7 +272,7 @@ async fn remember(
          ON CONFLICT (name) DO UPDATE SET record = excluded.record",
     )
     .bind(now.name.as_str())
-    .bind(rows::encode_resource_manager(&now))
+    .bind(super::rows::encode_resource_manager(&now))
     .execute(connection)
     .await?;
     Ok(())
@@ -329,6 +329,25 @@ impl DecisionLog for SqliteLog {
 
     fn remember<'a>(&'a self, known: &'a KnownResourceManager) -> BoxFuture<'a, Result<(), AppendError>> {
         self.remember_now(known).boxed()
+    }
+
+    fn epochs(&self) -> BoxFuture<'_, Result<Epochs, ReadError>> {
+        // One process at a time has the log: every earlier epoch is sealed.
+        let own = self.start.epoch;
+        futures::future::ok(Epochs { sealed_below: own, newest: own }).boxed()
+    }
+
+    fn begins_from_ms(&self) -> BoxFuture<'_, Result<u64, ReadError>> {
+        async move {
+            let horizon_ms = self.status().await?.horizon_ms;
+            Ok(pruning::begins_from_ms(horizon_ms, &self.resource_managers().await?))
+        }
+        .boxed()
+    }
+
+    fn floor(&self, own: Gtrid) -> BoxFuture<'_, Result<Gtrid, ReadError>> {
+        // One process at a time has the log.
+        futures::future::ok(own).boxed()
     }
 
     fn prune(&self, limits: PruneLimits) -> BoxFuture<'_, Result<u64, AppendError>> {

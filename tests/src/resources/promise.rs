@@ -251,10 +251,10 @@ const FENCED: &[&str] = &["INSERT 0 1", "SELECT 1"];
 /// The evidence keeps it out.
 const NOT_FENCED: &[&str] = &["INSERT 0 0", "SELECT 1"];
 
-/// The evidence of MariaDB, in the round trip before: settings, two savepoint statements and their warnings, the counters, the
-/// row.
+/// The evidence of MariaDB, in the round trip before: settings, the session's user lock, two savepoint statements and
+/// their warnings, the counters, the row.
 const XA_EVIDENCE: &str = " 'branch', ";
-const XA_EVIDENCE_WRITTEN: &[&str] = &["OK", "OK", "OK", "ROWS", "ROWS", "OK"];
+const XA_EVIDENCE_WRITTEN: &[&str] = &["OK", "OK", "OK", "OK", "ROWS", "ROWS", "OK"];
 const XA_END: &str = "XA END ";
 const XA_PREPARE: &str = "; XA PREPARE ";
 const XA_COMMIT: &str = "XA COMMIT ";
@@ -264,6 +264,8 @@ const XA_RECOVER: &str = "XA RECOVER";
 const XA_HAS_WRITTEN: &str = "IN ('Handler_write', ";
 const XA_KEEP: &str = ".lockstep_identity SET seen_epoch = ";
 const KIND: &str = "SELECT kind FROM";
+const KIND_UNCOMMITTED: &str = "READ UNCOMMITTED; SELECT kind FROM";
+const SESSION_IS_THERE: &str = "SELECT CAST(IS_USED_LOCK(";
 /// There is no such branch, or not for this session.
 const NO_XID: &[&str] = &["ERROR 1397"];
 const DUPLICATE: &[&str] = &["ERROR 1062"];
@@ -324,6 +326,17 @@ pub const STEPS: &[Step] = &[
         .about_all_branches()
         .ends(COMMITTED, COMMITTED),
     mariadb(Way::Commit, "commit", XA_COMMIT, &["OK"]).ends(COMMITTED, COMMITTED),
+    // The session that has prepared is lost: another one asks whether it has ended, commits, and looks whether that was done.
+    mariadb(Way::Commit, "question for the session that has prepared", SESSION_IS_THERE, &["ROWS"])
+        .behind(XA_COMMIT, None)
+        .about_all_branches()
+        .ends(COMMITTED, COMMITTED),
+    mariadb(Way::Commit, "commit by another session", XA_COMMIT, &["OK"])
+        .behind(XA_COMMIT, None)
+        .ends(COMMITTED, COMMITTED),
+    mariadb(Way::Commit, "look whether it was done", KIND, &["ROWS"])
+        .behind(XA_COMMIT, None)
+        .ends(COMMITTED, COMMITTED),
     mariadb(Way::Commit, "commit again", XA_COMMIT, NO_XID)
         .behind(XA_COMMIT, Some(&["OK"]))
         .ends(COMMITTED, COMMITTED),
@@ -340,6 +353,9 @@ pub const STEPS: &[Step] = &[
     mariadb(Way::Rollback, "evidence", XA_EVIDENCE, XA_EVIDENCE_WRITTEN),
     mariadb(Way::Rollback, "prepare", XA_PREPARE, &["OK", "OK"]),
     mariadb(Way::Rollback, "rollback", XA_ROLLBACK, &["OK"]),
+    mariadb(Way::Rollback, "rollback by another session", XA_ROLLBACK, &["OK"]).behind(XA_ROLLBACK, None),
+    mariadb(Way::Rollback, "look whether it was done", KIND_UNCOMMITTED, &["OK", "ROWS"])
+        .behind(XA_ROLLBACK, None),
     mariadb(Way::Rollback, "rollback again", XA_ROLLBACK, NO_XID).behind(XA_ROLLBACK, Some(&["OK"])),
     mariadb(Way::Rollback, "list after a rollback", XA_RECOVER, LISTED)
         .behind(XA_ROLLBACK, Some(&["OK"]))
