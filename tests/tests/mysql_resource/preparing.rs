@@ -33,7 +33,7 @@ async fn a_statement_that_failed_turns_the_branch_down_though_its_error_was_swal
         ("SET innodb_lock_wait_timeout = 1; UPDATE account SET amount = 0 WHERE id IN (8, 9)", 1205),
         ("SET innodb_lock_wait_timeout = 1; SELECT * FROM account WHERE id = 9 FOR UPDATE", 1205),
         ("SELECT * FROM account WHERE id = 9 FOR UPDATE NOWAIT", 1205),
-        ("SET max_statement_time = 0.2; UPDATE account SET amount = 0 WHERE id = 9", 1969),
+        ("SET STATEMENT max_statement_time = 0.2 FOR UPDATE account SET amount = 0 WHERE id = 9", 1969),
         // Half of its rows were changed when it failed.
         ("INSERT INTO account VALUES (11, 1), (1, 1)", 1062),
         ("UPDATE account SET id = id + 1 WHERE id < 3 ORDER BY id", 1062),

@@ -385,7 +385,8 @@ pub(super) fn begin(branch: &BranchId, limits: Limits) -> SqlStr {
     ))
 }
 
-/// What a session waits for, and who has it: no row if it waits for nothing. Needs PROCESS; MySQL keeps the waits elsewhere.
+/// What a session waits for, and who has it: no row if it waits for nothing. Others that wait for the same, and came before, are
+/// in the way too, and are named only if nobody else is. Needs PROCESS; MySQL keeps the waits elsewhere.
 pub(super) fn awaited(session: u64) -> SqlStr {
     text(format!(
         "SELECT l.lock_table AS object, COALESCE(l.lock_index, '') AS part, \
@@ -395,7 +396,7 @@ pub(super) fn awaited(session: u64) -> SqlStr {
          JOIN information_schema.INNODB_LOCK_WAITS AS w ON w.requesting_trx_id = r.trx_id \
          JOIN information_schema.INNODB_TRX AS b ON b.trx_id = w.blocking_trx_id \
          JOIN information_schema.INNODB_LOCKS AS l ON l.lock_id = w.requested_lock_id \
-         WHERE r.trx_mysql_thread_id = {session} LIMIT 1"
+         WHERE r.trx_mysql_thread_id = {session} ORDER BY b.trx_wait_started IS NOT NULL LIMIT 1"
     ))
 }
 
