@@ -1,6 +1,7 @@
 //! A server that crashes, and one that is a standby.
 
 use lockstep::resource::{Fate, Resource as _, ResourceError};
+use sqlx::Connection as _;
 
 use super::*;
 
@@ -211,11 +212,19 @@ async fn a_commit_that_waits_for_a_standby_is_neither_answered_nor_cancelled() {
         server.psql("postgres", "SELECT pg_reload_conf()").unwrap();
     };
     set("nobody");
+    // The server takes a while to notice the setting: until somebody's write waits.
     let waiting = "SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'SyncRep'";
+    let is_noticed = async || {
+        let mut probe = sqlx::PgConnection::connect(&server.url("postgres")).await.unwrap();
+        let write = sqlx::raw_sql("UPDATE account SET amount = amount WHERE id = 10").execute(&mut probe);
+        let has_waited = tokio::time::timeout(Duration::from_secs(1), write).await.is_err();
+        has_waited && site.scalar::<i64>(waiting).await == 1
+    };
+    eventually("the server waits for a standby", is_noticed).await;
     // Whoever asked goes away in the middle.
     let commit = tokio::time::timeout(Duration::from_secs(1), site.commit(&branch)).await;
     assert!(commit.is_err(), "{commit:?}");
-    assert_eq!(site.scalar::<i64>(waiting).await, 1, "the server waits on");
+    assert_eq!(site.scalar::<i64>(waiting).await, 2, "the server waits on");
     for asked in [site.commit(&branch).await, site.rollback(&branch).await] {
         assert!(asked.as_ref().is_err_and(|why| why.0.contains("busy")), "{asked:?}");
     }
