@@ -7,7 +7,7 @@
 #![allow(clippy::unwrap_used, clippy::missing_panics_doc, reason = "these are tests")]
 #![allow(async_fn_in_trait, reason = "nothing but these tests calls it")]
 
-use lockstep_proto::{Bqual, Epoch, Gtrid, Incarnation, LogPosition, ResourceManagerId};
+use lockstep_proto::{Bqual, ClusterId, Epoch, Gtrid, Incarnation, LogPosition, ResourceManagerId};
 
 use super::restore::{Order, Restoration, RestoreError, Step};
 use super::{
@@ -462,9 +462,14 @@ pub async fn positions_of_a_lost_tail_are_not_reached<S: Store>() {
     }
 }
 
-fn order(step: Step, log: &impl DecisionLog) -> Order {
-    let (confirm, reason) = (Some(log.cluster().to_string()), "disk lost".to_owned());
-    Order { step, confirm, reason, now_ms: NOON_MS }
+fn order(step: Step, cluster: ClusterId) -> Order {
+    Order { step, confirm: Some(cluster.to_string()), reason: "disk lost".to_owned(), now_ms: NOON_MS }
+}
+
+/// Gives the place free. Whose log it was.
+async fn shut(log: impl DecisionLog) -> ClusterId {
+    log.close().await;
+    log.cluster()
 }
 
 pub async fn a_log_that_is_behind_presumes_nothing_whoever_opens_it<S: Store>() {
@@ -476,7 +481,7 @@ pub async fn a_log_that_is_behind_presumes_nothing_whoever_opens_it<S: Store>() 
     log.note_behind().await.unwrap();
     log.note_behind().await.unwrap();
     assert_eq!(look(&log, absent).await.epoch, EpochState::Unknown);
-    log.close().await;
+    shut(log).await;
     let log = store.open().await;
     assert!(log.status().await.unwrap().behind);
     for epoch in [absent.epoch(), log.position().epoch] {
@@ -499,10 +504,10 @@ pub async fn a_restored_log_presumes_nothing_of_what_was_before<S: Store>() {
     let of_a_later_start = LogPosition { epoch: Epoch::new(before.get() + 7).unwrap(), ..lost };
     assert!(!log.reaches(lost).await.unwrap());
     log.note_behind().await.unwrap();
-    log.close().await;
+    let cluster = shut(log).await;
 
-    let done = store.restore(&order(Step::Restore, &log)).await.unwrap();
-    assert_eq!((done.cluster, done.unfinished, done.was_behind), (log.cluster(), 1, true));
+    let done = store.restore(&order(Step::Restore, cluster)).await.unwrap();
+    assert_eq!((done.cluster, done.unfinished, done.was_behind), (cluster, 1, true));
     let log = store.open().await;
     assert!(log.position().epoch > done.below && done.below > before);
     assert!(!log.status().await.unwrap().behind);
@@ -513,9 +518,9 @@ pub async fn a_restored_log_presumes_nothing_of_what_was_before<S: Store>() {
     }
     assert_eq!(look(&log, gtrid(log.position().epoch, 3, 3)).await.epoch, EpochState::Own);
     assert_eq!(log.unfinished(None, 10).await.unwrap(), [decision]);
-    log.close().await;
+    shut(log).await;
 
-    let settled = store.restore(&order(Step::Settle, &log)).await.unwrap();
+    let settled = store.restore(&order(Step::Settle, cluster)).await.unwrap();
     assert_eq!(settled.below, done.below);
     let log = store.open().await;
     for absent in absent {
@@ -525,8 +530,8 @@ pub async fn a_restored_log_presumes_nothing_of_what_was_before<S: Store>() {
     }
     // A second one covers what was begun since the first.
     let between = gtrid(log.position().epoch, 4, 4);
-    log.close().await;
-    store.restore(&order(Step::Restore, &log)).await.unwrap();
+    shut(log).await;
+    store.restore(&order(Step::Restore, cluster)).await.unwrap();
     let log = store.open().await;
     assert_eq!(look(&log, between).await.epoch, EpochState::Unknown);
 }
@@ -535,13 +540,13 @@ pub async fn a_restore_is_done_only_as_it_was_confirmed<S: Store>() {
     let store = S::create().await;
     let log = store.open().await;
     let absent = gtrid(log.position().epoch, 1, 1);
-    log.close().await;
-    let wrong = Order { confirm: Some("zzzzzzzz".to_owned()), ..order(Step::Restore, &log) };
+    let cluster = shut(log).await;
+    let wrong = Order { confirm: Some("zzzzzzzz".to_owned()), ..order(Step::Restore, cluster) };
     let refused = store.restore(&wrong).await.unwrap_err();
     assert!(matches!(refused, RestoreError::Refused(_)), "{refused}");
-    let settled = store.restore(&order(Step::Settle, &log)).await.unwrap_err();
+    let settled = store.restore(&order(Step::Settle, cluster)).await.unwrap_err();
     assert!(settled.to_string().contains("without --settled"), "{settled}");
-    let look_only = Order { confirm: None, ..order(Step::Restore, &log) };
+    let look_only = Order { confirm: None, ..order(Step::Restore, cluster) };
     let looked = store.restore(&look_only).await.unwrap();
     assert!(looked.dry_run && looked.below > absent.epoch());
     let log = store.open().await;

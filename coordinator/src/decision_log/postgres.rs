@@ -150,6 +150,7 @@ impl PostgresLog {
         let writer = open_writer(&mut guard)?;
         let mut connection = writer.line.lend().await.map_err(Failure::from)?;
         let pruned = upkeep::prune(&mut connection, &writer.own, &limits).await?;
+        fail::fail_point!("log-shared-prune-after-commit");
         writer.line.give_back(connection);
         Ok(pruned)
     }
@@ -160,6 +161,7 @@ impl PostgresLog {
         let writer = open_writer(&mut guard)?;
         let mut connection = writer.line.lend().await.map_err(Failure::from)?;
         upkeep::remember(&mut connection, &writer.own, known).await?;
+        fail::fail_point!("log-shared-remember-after-commit");
         writer.line.give_back(connection);
         Ok(())
     }

@@ -302,11 +302,7 @@ impl DecisionLog for SqliteLog {
     }
 
     fn force<'a>(&'a self, batch: &'a Batch) -> BoxFuture<'a, Result<LogPosition, AppendError>> {
-        async move {
-            fail::fail_point!("log-before-force");
-            self.append(&batch.decisions, &batch.ends, true).await
-        }
-        .boxed()
+        self.append(&batch.decisions, &batch.ends, true).boxed()
     }
 
     fn write_lazily<'a>(&'a self, ends: &'a [EndRecord]) -> BoxFuture<'a, Result<(), AppendError>> {

@@ -51,11 +51,25 @@ pub struct Left {
 }
 
 impl World {
-    /// With so many coordinators, all of which serve when this returns.
+    /// With so many coordinators, and clients that are at work.
     ///
     /// # Errors
     /// If something can't be made or started.
     pub fn start(roles: &Roles, directory: &Path, nodes: usize, lease: Duration) -> Result<Self> {
+        let mut world = Self::start_idle(roles, directory, nodes, lease)?;
+        let urls: Vec<String> = world.coordinators.iter().map(Coordinator::url).collect();
+        for number in 0..CLIENTS {
+            let client = world.start_client(number, &urls.join(","))?;
+            world.clients.push(client);
+        }
+        Ok(world)
+    }
+
+    /// With so many coordinators, all of which serve when this returns, and no client.
+    ///
+    /// # Errors
+    /// If something can't be made or started.
+    pub fn start_idle(roles: &Roles, directory: &Path, nodes: usize, lease: Duration) -> Result<Self> {
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
             .build()
@@ -82,7 +96,7 @@ impl World {
             banks.push(Bank::start(roles, directory, books, &urls.join(","), None)?);
         }
         let (directory, roles) = (directory.to_owned(), roles.clone());
-        let mut world = Self {
+        Ok(Self {
             directory,
             roles,
             clients: Vec::new(),
@@ -92,12 +106,7 @@ impl World {
             standby: None,
             _bank_server: bank_server,
             runtime,
-        };
-        for number in 0..CLIENTS {
-            let client = world.start_client(number, &urls.join(","))?;
-            world.clients.push(client);
-        }
-        Ok(world)
+        })
     }
 
     fn start_client(&self, number: usize, coordinators: &str) -> Result<Process> {
@@ -110,6 +119,12 @@ impl World {
             command.args(["--plan", plan]);
         }
         Process::start("client", command, &self.directory.join(format!("client-{number}.log")))
+    }
+
+    /// Where each bank is called.
+    #[must_use]
+    pub fn addresses(&self) -> Vec<String> {
+        self.banks.iter().map(Bank::address).collect()
     }
 
     fn ledger(&self, number: usize) -> PathBuf {

@@ -245,9 +245,12 @@ impl PostgresLog {
         schema::check(&mut connection).await.map_err(|error| opening.schema(error))?;
         opening.check_clock(&mut connection, options.now_ms).await?;
         let cluster = cluster(&mut connection).await.map_err(|error| opening.failed("read", &error))?;
+        fail::fail_point!("log-shared-open-before-epoch");
         let own = opening.take_epoch(&mut connection, options).await?;
         let log = Self::new(cluster, own, &opening.connector, options);
+        fail::fail_point!("log-shared-open-before-seal");
         let adopted = log.take_over().await.map_err(|error| opening.failed("adopt in", &error))?;
+        fail::fail_point!("log-shared-open-after-seal");
         let accepted = options.accepted.to_string();
         let durability = if accepted.is_empty() {
             "PostgreSQL, synchronous_commit=on".to_owned()

@@ -73,6 +73,7 @@ pub(super) async fn prune(
             .bind(rows::encode_horizon(horizon.max(newest_ms)));
         execute(connection, PATIENCE, raise).await?;
     }
+    fail::fail_point!("log-shared-prune-before-commit");
     run(connection, PATIENCE, "COMMIT").await?;
     Ok(pruned)
 }
@@ -140,6 +141,7 @@ pub(super) async fn remember(
         let write = write.bind(now.name.as_str()).bind(rows::encode_resource_manager(&now));
         execute(connection, PATIENCE, write).await?;
     }
+    fail::fail_point!("log-shared-remember-before-commit");
     run(connection, PATIENCE, "COMMIT").await?;
     Ok(())
 }
