@@ -128,13 +128,16 @@ fn decode_marks(behind: Option<&[u8]>, restored: Option<&[u8]>) -> Result<Marks,
     Marks::decode(behind, restored).map_err(|error| damaged("a restore", error))
 }
 
+/// Of the log being behind, and of its restore.
+type MarkRecords = (Option<Vec<u8>>, Option<Vec<u8>>);
+
 /// What is noted of a restore.
 pub(super) async fn marks(pool: &PgPool) -> Result<Marks, ReadError> {
     let statement = sqlx::query_as(
         "SELECT (SELECT record FROM lockstep_log.marks WHERE name = 'behind'), \
              (SELECT record FROM lockstep_log.marks WHERE name = 'restored')",
     );
-    let found: Vec<(Option<Vec<u8>>, Option<Vec<u8>>)> = answer(PATIENCE, statement.fetch_all(pool)).await?;
+    let found: Vec<MarkRecords> = answer(PATIENCE, statement.fetch_all(pool)).await?;
     let (behind, restored) = found.into_iter().next().expect("a SELECT without FROM has one row");
     decode_marks(behind.as_deref(), restored.as_deref())
 }
