@@ -71,13 +71,13 @@ async fn carry_out(
     orders: bool,
 ) -> Result<Restoration, Undone> {
     let facts = sqlx::query_as(
-        "SELECT (SELECT max(number) FROM lockstep_log.epochs), \
-             (SELECT count(*) FROM lockstep_log.transactions WHERE ended_ms IS NULL), \
-             (SELECT record FROM lockstep_log.marks WHERE name = $1), \
-             (SELECT record FROM lockstep_log.marks WHERE name = $2), \
+        "SELECT (SELECT max(number) FROM lockstep_log.epochs) AS newest, \
+             (SELECT count(*) FROM lockstep_log.transactions WHERE ended_ms IS NULL) AS unfinished, \
+             (SELECT record FROM lockstep_log.marks WHERE name = $1) AS behind, \
+             (SELECT record FROM lockstep_log.marks WHERE name = $2) AS restored, \
              (SELECT string_agg(DISTINCT l.node, ', ') FROM lockstep_log.epochs AS e \
                  JOIN lockstep_log.leases AS l ON l.epoch = e.number \
-                 WHERE NOT e.sealed AND l.expires_at > clock_timestamp())",
+                 WHERE NOT e.sealed AND l.expires_at > clock_timestamp()) AS nodes",
     )
     .bind(BEHIND)
     .bind(RESTORED);
