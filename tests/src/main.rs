@@ -109,6 +109,9 @@ struct Cluster {
     /// Coordinators
     #[arg(long, default_value_t = 3)]
     nodes: usize,
+    /// What the participants keep their data in: files, or a PostgreSQL server
+    #[arg(long, value_enum, default_value = "postgres")]
+    database: Database,
     /// After that, SIGKILL and restart of the log's PostgreSQL server, so often
     #[arg(long, default_value_t = 0, value_name = "N")]
     log_crashes: usize,
@@ -211,6 +214,7 @@ fn try_cluster(arguments: &Cluster) -> Result<cluster::report::Report, Failed> {
     let plan = cluster::run::Plan {
         nodes: arguments.nodes.max(2),
         time: Duration::from_secs(60 * arguments.minutes),
+        banks: arguments.database,
         faults: usize::from(arguments.minutes > 0),
         log_crashes: arguments.log_crashes,
         failovers: arguments.failovers,

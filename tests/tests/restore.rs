@@ -108,25 +108,7 @@ fn restored(place: impl FnOnce(&PostgresServer) -> LogPlace) {
     world.process(Who::Client).unwrap().kill().unwrap();
     backup.put_back();
 
-    // Nobody has said anything to it: the participant notices.
-    world.restart(Who::Coordinator, None).unwrap();
-    world.coordinator.expect_it_serves().unwrap();
-    let refused = refused_begin(&world);
-    assert!(refused.contains("lockstep restore"), "{refused}");
-    world.restart(Who::Bank(1), None).unwrap();
-    stays_prepared(&world, &half);
-    // Not while it runs.
-    let (how, _) = world.coordinator.run(&["restore", "--confirm", "x", "--reason", "y"]).unwrap();
-    assert_ne!(how, Reaped::Exit(0));
-    // It is still known after a restart, before any participant says it again.
-    world.process(Who::Coordinator).unwrap().kill().unwrap();
-    world.restart(Who::Coordinator, None).unwrap();
-    world.coordinator.expect_it_serves().unwrap();
-    let log = fs::read_to_string(world.coordinator.log()).unwrap();
-    assert!(log.contains("the decision log lacks what participants, or a node, had seen"), "{log}");
-    assert_eq!(told(&world, &half), Told::Unknown);
-    world.stop_the_coordinator().unwrap();
-
+    is_noticed(&mut world, &half);
     let (how, looked) = world.coordinator.run(&["restore", "--dry-run", "--json"]).unwrap();
     assert_eq!(how, Reaped::Exit(0));
     let looked: serde_json::Value = serde_json::from_str(&looked).unwrap();
@@ -158,6 +140,27 @@ fn restored(place: impl FnOnce(&PostgresServer) -> LogPlace) {
     // What was committed after the backup is unknown for ever; it must not be anything else.
     seen.forgets = true;
     assert_eq!(seen.contradictions(), Vec::<String>::new());
+}
+
+/// Nobody has said anything to the coordinator: a participant does, and nothing is presumed from then on. Leaves it stopped.
+fn is_noticed(world: &mut World, half: &str) {
+    world.restart(Who::Coordinator, None).unwrap();
+    world.coordinator.expect_it_serves().unwrap();
+    let refused = refused_begin(world);
+    assert!(refused.contains("lockstep restore"), "{refused}");
+    world.restart(Who::Bank(1), None).unwrap();
+    stays_prepared(world, half);
+    // Not while it runs.
+    let (how, _) = world.coordinator.run(&["restore", "--confirm", "x", "--reason", "y"]).unwrap();
+    assert_ne!(how, Reaped::Exit(0));
+    // It is still known after a restart, before any participant says it again.
+    world.process(Who::Coordinator).unwrap().kill().unwrap();
+    world.restart(Who::Coordinator, None).unwrap();
+    world.coordinator.expect_it_serves().unwrap();
+    let log = fs::read_to_string(world.coordinator.log()).unwrap();
+    assert!(log.contains("the decision log lacks what participants, or a node, had seen"), "{log}");
+    assert_eq!(told(world, half), Told::Unknown);
+    world.stop_the_coordinator().unwrap();
 }
 
 fn prepared(world: &World) -> Vec<String> {

@@ -11,7 +11,8 @@ use std::time::Duration;
 use serde::Serialize;
 
 use super::run::LEASE;
-use super::world::World;
+use super::world::{Setup, World};
+use crate::harness::books::Database;
 use crate::harness::client::{Mover, Plan, Told};
 use crate::harness::roles::Roles;
 use crate::harness::{Failed, Result, clock};
@@ -94,7 +95,8 @@ fn median(rates: &[f64]) -> f64 {
 /// # Errors
 /// If something of the harness failed.
 pub fn measure(roles: &Roles, directory: &Path, plans: Plans) -> Result<Throughput> {
-    let world = World::start_idle(roles, directory, 2, LEASE)?;
+    let world =
+        World::start_idle(roles, directory, Setup { nodes: 2, lease: LEASE, banks: Database::Postgres })?;
     let runtime = tokio::runtime::Runtime::new().map_err(Failed::because("no runtime"))?;
     let urls: Vec<String> = world.coordinators.iter().map(|coordinator| coordinator.url()).collect();
     let (mut one_node, mut two_nodes, mut transactions) = (Vec::new(), Vec::new(), 0);
