@@ -290,8 +290,15 @@ impl Parts {
                 shard.send(mail).await.map_err(|Stopped| ServeError::Bug("a shard has ended".into()))?;
             }
         }
-        let horizon = log.status().await?.horizon_ms;
-        self.shared.engine.admission().raise_horizon(horizon);
+        let status = log.status().await?;
+        self.shared.engine.admission().raise_horizon(status.horizon_ms);
+        if status.behind {
+            tracing::error!(
+                "the decision log lacks what participants, or a node, had seen: nothing is presumed and nothing is begun \
+                 before every coordinator was stopped and `lockstep restore` was run"
+            );
+            self.shared.engine.presume_nothing();
+        }
         Ok(recovered)
     }
 

@@ -308,6 +308,7 @@ impl GroupCommit {
         let mut batch = std::mem::take(&mut self.batch);
         let forced_ends = batch.ends.len();
         batch.ends.append(&mut self.lazy);
+        fail::fail_point!("log-before-force");
         let result = self.log.force(&batch).await;
         fail::fail_point!("log-before-answer");
         match &result {
