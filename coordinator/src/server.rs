@@ -252,13 +252,11 @@ impl Parts {
         let log_task = tokio::spawn(group_commit.run());
         let (stray_sender, strays) = mpsc::channel(STRAYS);
         let known = log.resource_managers().await?;
-        let floors_ms = known.iter().filter_map(|known| known.floor).map(|floor| floor.unix_ms());
-        let begin_from_ms = floors_ms.fold(log.status().await?.horizon_ms + 1, u64::max);
         let shard_config = ShardConfig {
             epoch: log.position().epoch,
             max_live: config.max_in_flight.div_ceil(count),
             apply_wait: config.apply_wait,
-            begin_from_ms,
+            begin_from_ms: log.begins_from_ms().await?,
         };
         let mut tasks = JoinSet::new();
         let mut handles = Vec::new();

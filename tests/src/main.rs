@@ -109,6 +109,12 @@ struct Cluster {
     /// Coordinators
     #[arg(long, default_value_t = 3)]
     nodes: usize,
+    /// After that, SIGKILL and restart of the log's PostgreSQL server, so often
+    #[arg(long, default_value_t = 0, value_name = "N")]
+    log_crashes: usize,
+    /// After that, SIGKILL of the log's server and promotion of its synchronous standby, so often
+    #[arg(long, default_value_t = 0, value_name = "N")]
+    failovers: usize,
     /// Chooses who is struck, how and when
     #[arg(long, default_value_t = 1)]
     seed: u64,
@@ -181,17 +187,15 @@ fn try_cluster(arguments: &Cluster) -> Result<cluster::report::Report, Failed> {
     let plan = cluster::run::Plan {
         nodes: arguments.nodes.max(2),
         time: Duration::from_secs(60 * arguments.minutes),
-        faults: 1,
+        faults: usize::from(arguments.minutes > 0),
+        log_crashes: arguments.log_crashes,
+        failovers: arguments.failovers,
         seed: arguments.seed,
     };
     let mut count = 0;
-    cluster::run::run(&Roles::played_by(program), directory.path(), plan, |takeover| {
+    cluster::run::run(&Roles::played_by(program), directory.path(), plan, |struck| {
         count += 1;
-        let (sealed, settled) = (takeover.sealed.as_secs_f64(), takeover.settled.as_secs_f64());
-        eprintln!(
-            "{count:>4}  node {} {:?}: taken over after {sealed:.1} s, nothing in doubt after {settled:.1} s",
-            takeover.node, takeover.fault
-        );
+        eprintln!("{count:>4}  {struck}");
     })
 }
 

@@ -13,8 +13,20 @@ use lockstep_tests::harness::roles::Roles;
 fn coordinators_that_are_killed_or_stopped_are_taken_over_from() {
     let directory = tempfile::tempdir().unwrap();
     let roles = Roles::played_by(env!("CARGO_BIN_EXE_prove"));
-    let plan = Plan { nodes: 3, time: Duration::ZERO, faults: 4, seed: 7 };
-    let report = run(&roles, directory.path(), plan, |takeover| eprintln!("{takeover:?}"));
+    let plan = Plan { nodes: 3, time: Duration::ZERO, faults: 4, log_crashes: 0, failovers: 0, seed: 7 };
+    let report = run(&roles, directory.path(), plan, |struck| eprintln!("{struck}"));
+    let report = report.unwrap_or_else(|error| panic!("{error}"));
+    eprintln!("{}", report.summary());
+    assert!(report.committed() > 20, "{}", report.summary());
+    assert_eq!(report.violations(), Vec::<String>::new());
+}
+
+#[test]
+fn nothing_is_lost_where_the_logs_server_crashes_and_fails_over() {
+    let directory = tempfile::tempdir().unwrap();
+    let roles = Roles::played_by(env!("CARGO_BIN_EXE_prove"));
+    let plan = Plan { nodes: 2, time: Duration::ZERO, faults: 0, log_crashes: 3, failovers: 2, seed: 11 };
+    let report = run(&roles, directory.path(), plan, |struck| eprintln!("{struck}"));
     let report = report.unwrap_or_else(|error| panic!("{error}"));
     eprintln!("{}", report.summary());
     assert!(report.committed() > 20, "{}", report.summary());

@@ -549,7 +549,6 @@ mod tests {
     #[tokio::test]
     async fn as_many_lazy_ends_as_fit_a_batch_do_not_wait() {
         let mut bench = Bench::new().await;
-        let start = Instant::now();
         for n in 0..MAX_BATCH {
             let [high, low] = u16::try_from(n).unwrap().to_be_bytes();
             let end = rolled_back(gtrid(bench.epoch, u64::from(high), low));
@@ -558,7 +557,7 @@ mod tests {
         bench.writer.submit(0, LogWrite::ForceDecision(commit(gtrid(bench.epoch, 999, 1)))).await.unwrap();
         let _task = bench.start();
         bench.done(0, 1).await;
-        assert!(start.elapsed() < LAZY_DELAY);
+        // Had they waited, they would have gone with the force, or come after it.
         assert_eq!(bench.writer.counts().lazy_writes, 1);
     }
 

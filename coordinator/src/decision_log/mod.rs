@@ -167,11 +167,16 @@ pub trait DecisionLog: Send + Sync + 'static {
     /// The epochs that this log has given out, as it is now.
     fn epochs(&self) -> BoxFuture<'_, Result<Epochs, ReadError>>;
 
-    /// Nothing that is live at any node on this log, or will be, is older than this; `own`: the same of this node.
+    /// The first time, in milliseconds since 1970, that a transaction may have that begins under this epoch: above the horizon, and not
+    /// below any floor that a node of this log has told anybody (P7). No clock has a say in it.
+    fn begins_from_ms(&self) -> BoxFuture<'_, Result<u64, ReadError>>;
+
+    /// Nothing that is live at any node on this log, or will be, is older than this; `own`: the same of this node, which the other
+    /// nodes are told first.
     fn floor(&self, own: Gtrid) -> BoxFuture<'_, Result<Gtrid, ReadError>>;
 
     /// Removes records that ended long enough ago and raises the horizon in the same write, which stays below every known
-    /// resource manager's floor (one without a floor stops pruning) and every other node's. How many rows went.
+    /// resource manager's floor (one without a floor stops pruning) and every node's. How many rows went.
     fn prune(&self, limits: PruneLimits) -> BoxFuture<'_, Result<u64, AppendError>>;
 
     /// Numbers for people.

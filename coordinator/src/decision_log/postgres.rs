@@ -48,6 +48,7 @@ use self::epochs::{Own, Sealed};
 use self::writer::{Line, WriteError, Writer};
 use super::{
     AppendError, Batch, DecisionLog, Epochs, KnownResourceManager, LogStatus, LookUp, PruneLimits, ReadError,
+    pruning,
 };
 use crate::protocol::record::{DecisionRecord, EndRecord};
 
@@ -344,9 +345,24 @@ impl DecisionLog for PostgresLog {
         .boxed()
     }
 
+    fn begins_from_ms(&self) -> BoxFuture<'_, Result<u64, ReadError>> {
+        async move {
+            // A floor that is published later than this is below this node's own, which is in the log since it has its epoch.
+            let newest_floor = read::newest_floor_ms(self.readers()?).await?;
+            let horizon_ms = self.status().await?.horizon_ms;
+            let begins_from_ms = pruning::begins_from_ms(horizon_ms, &self.resource_managers().await?);
+            Ok(begins_from_ms.max(newest_floor))
+        }
+        .boxed()
+    }
+
     fn floor(&self, own: Gtrid) -> BoxFuture<'_, Result<Gtrid, ReadError>> {
         async move {
-            let others = read::floor_of_others(self.readers()?, self.start.epoch).await?;
+            let readers = self.readers()?;
+            epochs::publish_floor(readers, &self.start, own.unix_ms()).await?;
+            let others = read::floor_of_others(readers, self.start.epoch).await?;
+            // Also for what was published: the server must not forget it while somebody knows it.
+            self.barrier.pass(readers).await?;
             let others = others.map(|ms| Gtrid::new(self.start.epoch, ms, [0; 10]));
             Ok(others.map_or(own, |others| others.min(own)))
         }

@@ -1,4 +1,4 @@
-//! Which transactions a prune may remove (P7): the same in every log.
+//! Which transactions a prune may remove, and what may begin beside it (P7): the same in every log.
 
 use super::{KnownResourceManager, PruneLimits};
 
@@ -9,6 +9,12 @@ pub(super) fn first_kept_ms(limits: &PruneLimits, known: &[KnownResourceManager]
         .iter()
         .map(|manager| manager.floor.map(|floor| floor.unix_ms()))
         .try_fold(limits.below.unix_ms().min(limits.ended_before_ms), |ms, floor| Some(ms.min(floor?)))
+}
+
+/// The first time, in milliseconds, of what may begin: above the horizon, and not below a floor of these.
+pub(super) fn begins_from_ms(horizon_ms: u64, known: &[KnownResourceManager]) -> u64 {
+    let floors = known.iter().filter_map(|manager| manager.floor).map(|floor| floor.unix_ms());
+    floors.fold(horizon_ms + 1, u64::max)
 }
 
 /// What is lower than the keys of all transactions begun at `unix_ms` or later, and above all others.

@@ -45,6 +45,7 @@ use self::transaction::{Broken, Fault, Tx};
 use super::data_dir::DataDir;
 use super::{
     AppendError, Batch, DecisionLog, Epochs, KnownResourceManager, LogStatus, LookUp, PruneLimits, ReadError,
+    pruning,
 };
 use crate::protocol::record::{DecisionRecord, EndRecord};
 
@@ -334,6 +335,14 @@ impl DecisionLog for SqliteLog {
         // One process at a time has the log: every earlier epoch is sealed.
         let own = self.start.epoch;
         futures::future::ok(Epochs { sealed_below: own, newest: own }).boxed()
+    }
+
+    fn begins_from_ms(&self) -> BoxFuture<'_, Result<u64, ReadError>> {
+        async move {
+            let horizon_ms = self.status().await?.horizon_ms;
+            Ok(pruning::begins_from_ms(horizon_ms, &self.resource_managers().await?))
+        }
+        .boxed()
     }
 
     fn floor(&self, own: Gtrid) -> BoxFuture<'_, Result<Gtrid, ReadError>> {

@@ -35,6 +35,8 @@ pub struct World {
     /// The nodes.
     pub coordinators: Vec<Coordinator>,
     log_server: PostgresServer,
+    /// What takes its place when it fails over.
+    standby: Option<PostgresServer>,
     _bank_server: PostgresServer,
     runtime: tokio::runtime::Runtime,
 }
@@ -87,6 +89,7 @@ impl World {
             banks,
             coordinators,
             log_server,
+            standby: None,
             _bank_server: bank_server,
             runtime,
         };
@@ -143,6 +146,28 @@ impl World {
         self.log_server.kill()?;
         std::thread::sleep(down);
         Ok(self.log_server.restart()?)
+    }
+
+    /// Gives the log's server a standby that each of its commits waits for.
+    ///
+    /// # Errors
+    /// If it can't be made.
+    pub fn start_standby(&mut self) -> Result<()> {
+        let standby = self.log_server.start_standby()?;
+        self.log_server.wait_for_standby()?;
+        self.standby = Some(standby);
+        Ok(())
+    }
+
+    /// Kills the log's server, for ever, and has its standby take its place.
+    ///
+    /// # Errors
+    /// If it has none, or that does not start.
+    pub fn fail_over(&mut self) -> Result<()> {
+        let standby = self.standby.take().ok_or_else(|| Failed::new("the log's server has no standby"))?;
+        let mut lost = std::mem::replace(&mut self.log_server, standby);
+        lost.kill()?;
+        Ok(self.log_server.promote_in_place_of(&lost)?)
     }
 
     /// Epochs that were ever taken.

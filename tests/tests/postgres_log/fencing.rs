@@ -157,22 +157,3 @@ async fn what_is_read_waits_for_a_write_behind_it() {
     assert_eq!(found[0].recorded, Recorded::Decided(decision));
     assert!(database.psql(passed).parse::<i64>().unwrap() > before);
 }
-
-/// P7: a prune stays below what lives at another node.
-#[tokio::test]
-async fn pruning_stays_below_what_another_node_published() {
-    let database = fresh_database();
-    let log = open(&leased(&database.url(), "a")).await;
-    let other = open(&leased(&database.url(), "b")).await;
-    let epoch = own(&log);
-    let old = commit(gtrid(epoch, 0, 1));
-    decide(&log, &old).await.unwrap();
-    log.force(&ends(&[committed(&old)])).await.unwrap();
-    let limits = PruneLimits { ended_before_ms: u64::MAX >> 1, below: gtrid(epoch, 1 << 30, 0), limit: 10 };
-    other.renew(Renewal { floor_ms: old.gtrid.unix_ms(), live: 1 }).await.unwrap();
-    assert_eq!(log.prune(limits).await.unwrap(), 0);
-    assert_eq!(log.floor(limits.below).await.unwrap().unix_ms(), old.gtrid.unix_ms());
-    other.renew(Renewal { floor_ms: old.gtrid.unix_ms() + 1, live: 0 }).await.unwrap();
-    assert_eq!(log.prune(limits).await.unwrap(), 1);
-    assert!(look(&other, old.gtrid).await.below_horizon);
-}

@@ -7,6 +7,7 @@
 #![allow(clippy::unwrap_used, reason = "a test panics where something is not as it should be")]
 
 mod fencing;
+mod floors;
 mod nodes;
 mod opening;
 mod replication;
@@ -19,6 +20,7 @@ use std::time::Duration;
 use lockstep_coordinator::decision_log::contract::{Store, decisions};
 use lockstep_coordinator::decision_log::postgres::{Accepted, Options, PostgresLog};
 use lockstep_coordinator::decision_log::{DecisionLog, LookUp};
+use lockstep_coordinator::engine::clock::unix_ms;
 use lockstep_coordinator::protocol::record::DecisionRecord;
 use lockstep_proto::{Epoch, Gtrid};
 use lockstep_tests::harness::postgres::{Database, fresh_database};
@@ -53,7 +55,7 @@ fn options(url: &str, node: &str) -> Options {
         succeeds: false,
         lease: Duration::ZERO,
         patience: LONG,
-        now_ms: 1,
+        now_ms: unix_ms(),
     }
 }
 

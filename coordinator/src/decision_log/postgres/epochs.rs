@@ -6,9 +6,10 @@
 use std::time::Duration;
 
 use lockstep_proto::{Epoch, Incarnation, LogPosition};
-use sqlx::PgConnection;
+use sqlx::{PgConnection, PgExecutor};
 
 use super::connect::{Failure, answer, run};
+use crate::decision_log::rows;
 
 /// How long a statement of this module may take. Longer than any wait for a lock in it.
 pub(super) const PATIENCE: Duration = Duration::from_secs(10);
@@ -152,6 +153,27 @@ pub(super) async fn renew(
     .bind(own.incarnation.as_bytes().as_slice());
     let rows: Vec<i64> = answer(PATIENCE, statement.fetch_all(connection)).await?;
     Ok(!rows.is_empty())
+}
+
+/// Tells the other nodes that nothing which is live here, or will be, is older than this (P7).
+///
+/// Before anybody else is told of it, and before the floors of the others are read: of two nodes one has read what the other published. Either
+/// a node that starts sees this floor and begins nothing below it, whatever its clock says; or its own, which it has
+/// published with its epoch, is among those that are read here. Not forced by itself.
+pub(super) async fn publish_floor(
+    executor: impl PgExecutor<'_>,
+    own: &Own,
+    floor_ms: u64,
+) -> Result<(), Failure> {
+    let statement = sqlx::query(
+        "WITH published AS ( \
+             UPDATE lockstep_log.leases SET floor_ms = $2 WHERE epoch = $1 AND floor_ms < $2 \
+         ) \
+         SELECT set_config('synchronous_commit', 'off', true)",
+    )
+    .bind(i64::from(own.epoch.get()))
+    .bind(rows::column_ms(floor_ms));
+    answer(PATIENCE, statement.execute(executor)).await.map(drop)
 }
 
 /// Lets the own lease run out now, so that a peer takes over at its next look.

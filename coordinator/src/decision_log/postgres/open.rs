@@ -18,6 +18,9 @@ use crate::decision_log::{ReadError, rows};
 /// Nodes that may take an epoch at the same moment before one of them gives up.
 const ATTEMPTS: u32 = 100;
 
+/// How far a node's clock may be off the server's: as far as that of a participant may be.
+const LARGEST_CLOCK_SKEW: Duration = Duration::from_secs(10 * 60);
+
 /// How to open the log.
 #[derive(Debug, Clone)]
 pub struct Options {
@@ -35,7 +38,7 @@ pub struct Options {
     pub lease: Duration,
     /// How long an answer to a write is waited for, before its result counts as unknown.
     pub patience: Duration,
-    /// This node's clock, milliseconds since 1970: nothing that it begins is older.
+    /// This node's clock, milliseconds since 1970.
     pub now_ms: u64,
 }
 
@@ -75,6 +78,17 @@ pub enum OpenError {
         place: String,
         /// Why not.
         why: Unfit,
+    },
+    /// This node's clock is off.
+    #[error(
+        "this node's clock is {off_s} s away from that of the decision log at {place}, and {} s are allowed: set it right",
+        LARGEST_CLOCK_SKEW.as_secs()
+    )]
+    Clock {
+        /// Where.
+        place: String,
+        /// By so many seconds.
+        off_s: u64,
     },
     /// The schema does not fit.
     #[error("{source} (at {place})")]
@@ -135,6 +149,20 @@ impl Opening {
 
     fn failed(&self, doing: &'static str, why: &dyn std::fmt::Display) -> OpenError {
         OpenError::Failed { doing, place: self.place.clone(), why: why.to_string() }
+    }
+
+    /// What this node begins is never older than what another one has begun and told of. So one clock that is far ahead would
+    /// set the times of all transactions to come, and nothing of them would be pruned for as long.
+    async fn check_clock(&self, connection: &mut PgConnection, now_ms: u64) -> Result<(), OpenError> {
+        let statement = sqlx::query_scalar("SELECT (extract(epoch FROM clock_timestamp()) * 1000)::bigint");
+        let server_ms: i64 = answer(PATIENCE, statement.fetch_one(connection))
+            .await
+            .map_err(|failure| self.failed("ask the time of", &failure))?;
+        let off = Duration::from_millis(now_ms.abs_diff(server_ms.cast_unsigned()));
+        if off <= LARGEST_CLOCK_SKEW {
+            return Ok(());
+        }
+        Err(OpenError::Clock { place: self.place.clone(), off_s: off.as_secs() })
     }
 
     async fn take_epoch(&self, connection: &mut PgConnection, options: &Options) -> Result<Own, OpenError> {
@@ -210,6 +238,7 @@ impl PostgresLog {
             opening.migrate().await?;
         }
         schema::check(&mut connection).await.map_err(|error| opening.schema(error))?;
+        opening.check_clock(&mut connection, options.now_ms).await?;
         let cluster = cluster(&mut connection).await.map_err(|error| opening.failed("read", &error))?;
         let own = opening.take_epoch(&mut connection, options).await?;
         let log = Self::new(cluster, own, &opening.connector, options);

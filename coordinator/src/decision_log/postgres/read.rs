@@ -236,6 +236,13 @@ pub(super) async fn floor_of_others(
     Ok(found.into_iter().flatten().min().map(i64::cast_unsigned))
 }
 
+/// The newest floor that any node has published, those whose epochs are sealed among them: what they told stays told.
+pub(super) async fn newest_floor_ms(pool: &PgPool) -> Result<u64, ReadError> {
+    let statement = sqlx::query_scalar("SELECT max(floor_ms) FROM lockstep_log.leases");
+    let found: Vec<Option<i64>> = answer(PATIENCE, statement.fetch_all(pool)).await?;
+    Ok(found.into_iter().flatten().max().map_or(0, i64::cast_unsigned))
+}
+
 /// How many decisions have no end, how many transactions a heuristic outcome, bytes on disk, and the horizon.
 pub(super) async fn facts(pool: &PgPool) -> Result<(u64, u64, u64, u64), ReadError> {
     let statement = sqlx::query_as(

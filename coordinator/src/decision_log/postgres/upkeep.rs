@@ -51,6 +51,8 @@ pub(super) async fn prune(
     own: &Own,
     limits: &PruneLimits,
 ) -> Result<u64, Undone> {
+    // The horizon stays below what this node was before: one that starts meanwhile begins nothing below it.
+    epochs::publish_floor(&mut *connection, own, limits.below.unix_ms()).await?;
     begin(connection, own).await?;
     // Rows and horizon come back together after a crash, or stay away together.
     run(connection, PATIENCE, "SET LOCAL synchronous_commit = off").await?;
