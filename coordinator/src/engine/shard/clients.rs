@@ -101,7 +101,8 @@ impl<R> Shard<R> {
         let undelivered = self.live.len() - undecided;
         let oldest = self.live.keys().next().copied();
         let begins_from_ms = self.begins_from_ms;
-        let summary = Summary { live: self.live.len(), undecided, undelivered, oldest, begins_from_ms };
+        let queued = self.deliveries.depths().map(|(name, depth)| (name.clone(), depth)).collect();
+        let summary = Summary { live: self.live.len(), undecided, undelivered, oldest, begins_from_ms, queued };
         self.reply(reply, Answer::Summary(summary));
     }
 
