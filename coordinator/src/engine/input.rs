@@ -282,8 +282,12 @@ pub struct Summary {
     pub live: usize,
     /// Those without a decision.
     pub undecided: usize,
+    /// Those of them whose deadline has passed.
+    pub overdue: usize,
     /// Decided, and a branch has not acknowledged.
     pub undelivered: usize,
+    /// The oldest of them.
+    pub oldest_undelivered: Option<Gtrid>,
     /// The oldest live transaction.
     pub oldest: Option<Gtrid>,
     /// Nothing that begins from now on carries an earlier time, whatever the clock does. Milliseconds since 1970.

@@ -109,6 +109,7 @@ const fn outcome_label(outcome: Outcome) -> &'static str {
 #[derive(Debug)]
 pub struct Metrics {
     registry: Registry,
+    scraping: Mutex<()>,
     names: Mutex<BTreeSet<String>>,
     started: IntCounterVec,
     completed: IntCounterVec,
@@ -119,8 +120,7 @@ pub struct Metrics {
     heuristics: IntCounter,
     /// Of the decision log.
     pub log: LogMetrics,
-    /// What is looked up at a scrape.
-    pub gauges: Gauges,
+    gauges: Gauges,
 }
 
 /// What the decision log's writer counts.
@@ -191,7 +191,7 @@ impl Gauges {
                 &["situation"],
             ),
             unresolved_oldest_age: made(GaugeVec::new(
-                opts("unresolved_oldest_age_seconds", "The age of the oldest of them since it came into its situation"),
+                opts("unresolved_oldest_age_seconds", "Since the oldest of them was begun"),
                 &["situation"],
             )),
             attached: gauges("participants_attached", "Attached instances of each known resource manager", &["resource"]),
@@ -208,6 +208,7 @@ impl Metrics {
     pub fn new() -> Self {
         let metrics = Self {
             registry: Registry::new(),
+            scraping: Mutex::default(),
             names: Mutex::default(),
             started: counters("transactions_started_total", "Transactions begun", &["name"]),
             completed: counters("transactions_completed_total", "Transactions ended", &["name", "outcome"]),
@@ -316,12 +317,16 @@ impl Metrics {
         name
     }
 
-    /// Everything, in Prometheus' text format.
-    ///
-    /// # Panics
-    /// Never: whatever was registered can be written out.
+    /// Sets the gauges and writes everything out, in Prometheus' text format. One scrape at a time: another one may clear a gauge
+    /// that this one has just filled.
     #[must_use]
-    pub fn text(&self) -> String {
+    pub fn scraped(&self, set: impl FnOnce(&Gauges)) -> String {
+        let _one_at_a_time = self.scraping.lock().unwrap_or_else(PoisonError::into_inner);
+        set(&self.gauges);
+        self.text()
+    }
+
+    fn text(&self) -> String {
         TextEncoder::new().encode_to_string(&self.registry.gather()).expect("metrics are text")
     }
 }
