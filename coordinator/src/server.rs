@@ -274,15 +274,21 @@ impl Parts {
         for (number, answers) in answers.into_iter().enumerate() {
             let shard = Shard::new(shard_config);
             let stopwatch = Stopwatch::new(Arc::clone(metrics));
-            let (task, handle) =
-                ShardTask::new(number, shard, clock, writer.clone(), answers, stray_sender.clone(), stopwatch);
+            let (task, handle) = ShardTask::new(
+                number,
+                shard,
+                clock,
+                writer.clone(),
+                answers,
+                stray_sender.clone(),
+                stopwatch,
+            );
             tasks.spawn(task.run());
             handles.push(handle);
         }
         let registry = Registry::new(known);
         let shards = Shards::new(handles);
-        let engine =
-            Engine::new(shards, Arc::clone(log), writer, Arc::clone(metrics), config.max_in_flight);
+        let engine = Engine::new(shards, Arc::clone(log), writer, Arc::clone(metrics), config.max_in_flight);
         let terms = Terms { retention: config.retention, report_interval: config.report_interval };
         let shared = Shared { engine, registry, terms: Arc::new(terms), shutdown: CancellationToken::new() };
         Ok(Self { shared, clock, tasks, log_task, strays: Some(strays) })
@@ -304,8 +310,15 @@ impl Parts {
                 shard.send(mail).await.map_err(|Stopped| ServeError::Bug("a shard has ended".into()))?;
             }
         }
-        let horizon = log.status().await?.horizon_ms;
-        self.shared.engine.admission().raise_horizon(horizon);
+        let status = log.status().await?;
+        self.shared.engine.admission().raise_horizon(status.horizon_ms);
+        if status.behind {
+            tracing::error!(
+                "the decision log lacks what participants, or a node, had seen: nothing is presumed and nothing is begun \
+                 before every coordinator was stopped and `lockstep restore` was run"
+            );
+            self.shared.engine.presume_nothing();
+        }
         Ok(recovered)
     }
 

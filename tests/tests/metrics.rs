@@ -55,7 +55,8 @@ impl Stage {
     async fn metric(&self, series: &str) -> f64 {
         let (status, text) = self.get("/metrics").await;
         assert_eq!(status, 200, "{text}");
-        let line = text.lines().find(|line| line.strip_prefix(series).is_some_and(|rest| rest.starts_with(' ')));
+        let line =
+            text.lines().find(|line| line.strip_prefix(series).is_some_and(|rest| rest.starts_with(' ')));
         line.unwrap_or_else(|| panic!("no {series} in {text}")).rsplit(' ').next().unwrap().parse().unwrap()
     }
 }
@@ -74,7 +75,8 @@ async fn what_happened_is_counted_once_and_what_stands_is_told_as_it_is() {
     let open = stage.write("pay").await;
 
     let ended = async |outcome: &str, name: &str| {
-        let series = format!("lockstep_transactions_completed_total{{name=\"{name}\",outcome=\"{outcome}\"}}");
+        let series =
+            format!("lockstep_transactions_completed_total{{name=\"{name}\",outcome=\"{outcome}\"}}");
         stage.metric(&series).await
     };
     assert!((ended("committed", "pay").await - 3.0).abs() < 0.5);

@@ -312,6 +312,7 @@ impl GroupCommit {
         let mut batch = std::mem::take(&mut self.batch);
         let forced_ends = batch.ends.len();
         batch.ends.append(&mut self.lazy);
+        fail::fail_point!("log-before-force");
         let started = Instant::now();
         let result = self.log.force(&batch).await;
         fail::fail_point!("log-before-answer");
@@ -413,7 +414,8 @@ mod tests {
             let store = TempSqlite::create().await;
             let log = Arc::new(store.open().await);
             let (senders, shards) = (0..2).map(|_shard| mpsc::unbounded_channel()).unzip();
-            let (writer, task) = GroupCommit::new(Arc::clone(&log) as Arc<dyn DecisionLog>, senders, LogMetrics::default());
+            let (writer, task) =
+                GroupCommit::new(Arc::clone(&log) as Arc<dyn DecisionLog>, senders, LogMetrics::default());
             Self { store, epoch: log.position().epoch, log, writer, task: Some(task), shards }
         }
 

@@ -46,7 +46,7 @@ pub enum BeginError {
     /// Participants have seen decisions that this log has lost (P8).
     #[error(
         "the decision log is behind what participants have seen: it was restored from a backup, \
-         and nothing is begun before an operator has dealt with that"
+         and nothing is begun before an operator has stopped every coordinator and run `lockstep restore`"
     )]
     Behind,
     /// The data directory has too little room left.

@@ -44,8 +44,8 @@ impl Services {
         let shared = self.shared.clone();
         tonic::service::Routes::from(http::router(shared))
             .add_service(CoordinatorServiceServer::new(self.clone()).max_decoding_message_size(max))
-        .add_service(ParticipantServiceServer::new(self.clone()).max_decoding_message_size(max))
-        .add_service(AdminServiceServer::new(self).max_decoding_message_size(max))
+            .add_service(ParticipantServiceServer::new(self.clone()).max_decoding_message_size(max))
+            .add_service(AdminServiceServer::new(self).max_decoding_message_size(max))
     }
 
     /// The transaction that a request names, if it can be one of this cluster's.

@@ -194,10 +194,21 @@ impl Gauges {
                 opts("unresolved_oldest_age_seconds", "Since the oldest of them was begun"),
                 &["situation"],
             )),
-            attached: gauges("participants_attached", "Attached instances of each known resource manager", &["resource"]),
-            queued: gauges("delivery_queue_depth", "Decisions that a resource manager has not acknowledged", &["resource"]),
+            attached: gauges(
+                "participants_attached",
+                "Attached instances of each known resource manager",
+                &["resource"],
+            ),
+            queued: gauges(
+                "delivery_queue_depth",
+                "Decisions that a resource manager has not acknowledged",
+                &["resource"],
+            ),
             log_bytes: made(IntGauge::with_opts(opts("log_bytes", "Bytes of the decision log on disk"))),
-            accepting: made(IntGauge::with_opts(opts("accepting", "1 while new transactions may begin, else 0"))),
+            accepting: made(IntGauge::with_opts(opts(
+                "accepting",
+                "1 while new transactions may begin, else 0",
+            ))),
         }
     }
 }
@@ -228,7 +239,10 @@ impl Metrics {
                 "Decisions sent to branches, and what came back",
                 &["resource", "result"],
             ),
-            heuristics: counter("heuristics_total", "Transactions of which a branch ended differently from the decision"),
+            heuristics: counter(
+                "heuristics_total",
+                "Transactions of which a branch ended differently from the decision",
+            ),
             log: LogMetrics::new(),
             gauges: Gauges::new(),
         };
@@ -238,10 +252,12 @@ impl Metrics {
 
     fn register(&self) {
         let info = made(IntGauge::with_opts(
-            opts("build_info", "1; the label says which version runs").const_label("version", env!("CARGO_PKG_VERSION")),
+            opts("build_info", "1; the label says which version runs")
+                .const_label("version", env!("CARGO_PKG_VERSION")),
         ));
         info.set(1);
-        let Gauges { active, unresolved, unresolved_oldest_age, attached, queued, log_bytes, accepting } = &self.gauges;
+        let Gauges { active, unresolved, unresolved_oldest_age, attached, queued, log_bytes, accepting } =
+            &self.gauges;
         let all: [Box<dyn prometheus::core::Collector>; 18] = [
             Box::new(info),
             Box::new(self.started.clone()),

@@ -71,7 +71,9 @@ impl Stopwatch {
             | Input::Attached { .. }
             | Input::Detached { .. }
             | Input::Enlist { .. }
-            | Input::Log { answer: LogAnswer::Refused(_) | LogAnswer::Unknown(_) | LogAnswer::Absent, .. }
+            | Input::Log {
+                answer: LogAnswer::Refused(_) | LogAnswer::Unknown(_) | LogAnswer::Absent, ..
+            }
             | Input::Tick => {}
         }
     }
@@ -107,7 +109,9 @@ impl Stopwatch {
             ToParticipant::Commit(xid) => (xid, Operation::Commit),
             ToParticipant::Rollback(xid) => (xid, Operation::Rollback),
             ToParticipant::CommitOnePhase(xid, _) => (xid, Operation::CommitOnePhase),
-            ToParticipant::Enlisted(..) | ToParticipant::EnlistRefused(..) | ToParticipant::Refused(..) => return,
+            ToParticipant::Enlisted(..) | ToParticipant::EnlistRefused(..) | ToParticipant::Refused(..) => {
+                return;
+            }
         };
         if operation != Operation::Prepare {
             self.metrics.attempt(Attempt::Sent, xid.bqual.resource_manager_str());
@@ -121,7 +125,8 @@ impl Stopwatch {
 
     fn answered(&mut self, xid: &Xid, which: impl Fn(Operation) -> bool, now: Monotonic) {
         let Some(marks) = self.live.get_mut(&xid.gtrid) else { return };
-        let asked = marks.asked.iter().position(|(bqual, operation, _)| *bqual == xid.bqual && which(*operation));
+        let asked =
+            marks.asked.iter().position(|(bqual, operation, _)| *bqual == xid.bqual && which(*operation));
         if let Some(index) = asked {
             let (bqual, operation, since) = marks.asked.swap_remove(index);
             self.metrics.branch(operation, bqual.resource_manager_str(), now.saturating_sub(since));

@@ -32,6 +32,7 @@ fn child() {
             "restart" => play_restart(resource_at(&path).await, argument.parse().unwrap()).await,
             "prove" => play_prove(resource_at(&path).await).await,
             "hold" => play_hold(resource_at(&path).await).await,
+            "failing-sync" => faults::play_failing_sync(&path, &argument).await,
             "full" => faults::play_full(&path, &argument).await,
             unknown => panic!("no scenario {unknown:?}"),
         }

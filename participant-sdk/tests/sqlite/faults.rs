@@ -105,6 +105,79 @@ async fn a_disk_without_room_for_a_one_phase_commit_leaves_it_to_be_proved() {
     assert_eq!(sum, 0);
 }
 
+/// Asks until there is an answer.
+async fn persist<T, E: std::fmt::Debug>(what: &str, mut ask: impl AsyncFnMut() -> Result<T, E>) -> T {
+    let asking = async {
+        loop {
+            match ask().await {
+                Ok(answer) => return answer,
+                Err(why) => say(&format!("{what}: {why:?}")),
+            }
+        }
+    };
+    tokio::time::timeout(LONG, asking).await.unwrap()
+}
+
+/// A branch in a process whose system fails to write something to disk, once.
+pub(crate) async fn play_failing_sync(path: &std::path::Path, argument: &str) {
+    const WORK: &str = "UPDATE t SET v = 'after'";
+    let resource = resource_at(path).await;
+    persist("attach", async || resource.attach(&name()).await).await;
+    let open = work(&resource, 1, WORK).await;
+    let (branch, one, two) = (branch(1), position(1), position(2));
+    let fate = match argument {
+        "one-phase" => match resource.commit_one_phase(&branch, open, &one).await {
+            Ok(fate) => fate,
+            Err(_unknown) => persist("prove", async || resource.prove(&branch, &two).await).await,
+        },
+        "two-phase" => match resource.prepare(&branch, open, &one).await {
+            Ok(Prepared::Yes) => {
+                say("voted");
+                persist("commit", async || resource.commit(&branch, &two).await).await
+            }
+            Ok(Prepared::No(_)) | Err(_) => {
+                persist("rollback", async || resource.rollback(&branch, &two).await).await
+            }
+            Ok(prepared @ (Prepared::ReadOnly | Prepared::Hazard(_))) => panic!("{prepared:?}"),
+        },
+        unknown => panic!("no case {unknown:?}"),
+    };
+    say(&format!("{fate:?}"));
+}
+
+/// What was written may be there although the wait for the disk has failed: nothing follows from the error. Tried at each wait.
+#[tokio::test]
+async fn after_an_error_of_the_disk_the_answer_is_what_is_there() {
+    crate::harness::need_strace();
+    for way in ["two-phase", "one-phase"] {
+        let (mut committed, mut asked_again) = (0, 0);
+        for nth in 1.. {
+            let database = Database::new("CREATE TABLE t (v); INSERT INTO t VALUES ('before')").await;
+            let note = tempfile::NamedTempFile::new().unwrap();
+            let said = database.child("failing-sync").argument(way).failing_sync(nth, note.path()).run();
+            let case = format!("{way}, wait {nth}: {:?}", said.lines);
+            let is_committed = said.heard("Committed");
+            assert!(is_committed != said.heard("RolledBack"), "{case}");
+            assert!(is_committed || !said.heard("voted"), "a promise was broken: {case}");
+            let content = if is_committed { "after" } else { "before" };
+            assert!(database.dump().await.contains(content), "{case}");
+            // The next process finds the same.
+            let fate = if is_committed { Fate::Committed } else { Fate::RolledBack };
+            let resource = database.attached().await;
+            assert_eq!(resource.prepared(cluster(), &name()).await.unwrap(), [], "{case}");
+            assert_eq!(resource.prove(&branch(1), &position(3)).await.unwrap(), fate, "{case}");
+            if !std::fs::read_to_string(note.path()).unwrap().contains("(INJECTED)") {
+                assert!(is_committed, "without a fault: {case}");
+                break;
+            }
+            committed += u32::from(is_committed);
+            asked_again += u32::from(said.lines.iter().any(|line| line.contains(": ")));
+        }
+        println!("{way}: {committed} committed, {asked_again} asked again");
+        assert!(committed > 0 && asked_again > 0, "{way}: {committed} {asked_again}");
+    }
+}
+
 /// Prepares, and loses the process's state.
 async fn prepared() -> (Database, usize) {
     let database = Database::new("CREATE TABLE t (v)").await;
@@ -131,7 +204,7 @@ async fn tried(database: &Database, journal: &[u8], case: &str) -> Option<Sqlite
     let resource = database.resource().await;
     match resource.attach(&name()).await {
         Ok(_attachment) => Some(resource),
-        // Inside the magic or the version: it says that it does not know what this is.
+        // Another byte in the magic or the version: it says that it does not know what this is.
         Err(ResourceError::Unfit(why)) => {
             assert!(why.contains("It may hold a prepared branch"), "{case}: {why}");
             None
@@ -143,9 +216,7 @@ async fn tried(database: &Database, journal: &[u8], case: &str) -> Option<Sqlite
 /// Every content that a journal has when it is cut at a byte, or when a byte is another one, and whether the header still says
 /// that it is a journal.
 fn damaged(whole: &[u8], length: usize) -> impl Iterator<Item = (String, Vec<u8>, bool)> {
-    // What is cut off reads as zeros: from the ninth byte on, the version is 1.
-    let cut =
-        (0..length).map(|kept| (format!("cut at {kept}"), whole[..kept].to_vec(), kept == 0 || kept > 8));
+    let cut = (0..length).map(|kept| (format!("cut at {kept}"), whole[..kept].to_vec(), true));
     let flipped = (0..length).map(|at| {
         let mut bytes = whole.to_vec();
         bytes[at] ^= 1 << (at % 8);
@@ -193,15 +264,33 @@ async fn an_entry_behind_its_end_mark_is_never_written_again() {
     // The end mark, up to any byte of it, and damage of all kinds when it is there.
     let torn =
         (0..32).map(|at| (format!("end mark up to {at}"), [&ended[..at], &entry[at..]].concat(), true));
-    for (case, journal, is_one) in torn.chain(damaged(&ended, length)) {
-        let resource = tried(&database, &journal, &case).await;
-        assert_eq!(resource.is_some(), is_one, "{case}");
+    let cases: Vec<_> = torn.chain(damaged(&ended, length)).collect();
+    for (case, journal, is_one) in &cases {
+        let resource = tried(&database, journal, case).await;
+        assert_eq!(resource.is_some(), *is_one, "{case}");
         let Some(resource) = resource else { continue };
         assert_eq!(resource.prepared(cluster(), &name()).await.unwrap(), [], "{case}");
         assert_eq!(resource.commit(&branch(1), &position(1)).await.unwrap(), Fate::Committed, "{case}");
         drop(resource);
         assert_eq!(database.dump().await, content, "{case}");
     }
+
+    // Without its evidence, which goes only when the end mark is durable (P27), nothing but the journal tells.
+    std::fs::write(database.journal(), &ended).unwrap();
+    database.attached().await.forget(&[branch(1)]).await.unwrap();
+    let (mut prepared, mut not_prepared) = (0, 0);
+    for (case, journal, is_one) in &cases {
+        let Some(resource) = tried(&database, journal, case).await else { continue };
+        assert!(*is_one, "{case}");
+        let is_whole = *journal == entry;
+        let expected = if is_whole { vec![branch(1).xid] } else { vec![] };
+        assert_eq!(resource.prepared(cluster(), &name()).await.unwrap(), expected, "{case}");
+        drop(resource);
+        assert_eq!(database.dump().await, content, "{case}");
+        if is_whole { prepared += 1 } else { not_prepared += 1 }
+    }
+    // Up to the byte that tells an end from an entry both are the same, and this is what the evidence is for.
+    assert_eq!((prepared, not_prepared), (13, cases.len() - 13 - 12));
 }
 
 /// As every attach after a crash does, it takes up work again.

@@ -134,6 +134,16 @@ impl Child {
         self
     }
 
+    /// Lets the system fail its `nth` wait for the disk, whichever it is; the second is where it is noted whether there was one.
+    pub(crate) fn failing_sync(self, nth: u32, note: &Path) -> Self {
+        let mut command = Command::new("strace");
+        command.args(["-f", "-e", "trace=fsync,fdatasync", "-e"]);
+        command.arg(format!("inject=fsync,fdatasync:error=EIO:when={nth}")).arg("-o").arg(note);
+        command.arg(self.command.get_program()).args(self.command.get_args());
+        command.envs(self.command.get_envs().filter_map(|(name, value)| Some((name, value?))));
+        Self { command }
+    }
+
     pub(crate) fn command(mut self) -> Command {
         self.command.stdout(std::process::Stdio::piped());
         self.command
@@ -143,6 +153,19 @@ impl Child {
     pub(crate) fn run(mut self) -> Said {
         Said::new(self.command.output().unwrap())
     }
+}
+
+/// Fails unless there is `strace`: a test that is passed over proves nothing. It is installed from Debian's packages.
+pub(crate) fn need_strace() {
+    let runs = |program: &str, arguments: &[&str]| {
+        Command::new(program).args(arguments).output().is_ok_and(|output| output.status.success())
+    };
+    let works = || runs("strace", &["-f", "-o", "/dev/null", "true"]);
+    if !works() {
+        runs("apt-get", &["update", "-qq"]);
+        runs("apt-get", &["install", "-y", "-qq", "--no-install-recommends", "strace"]);
+    }
+    assert!(works(), "this test needs strace: run it as root");
 }
 
 /// What a child said before it ended.

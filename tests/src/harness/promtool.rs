@@ -25,6 +25,11 @@ pub fn promtool(arguments: &[&str], directory: &Path, stdin: &str) -> Result<Str
     let mut promtool = command.spawn().map_err(cannot())?;
     promtool.stdin.take().expect("it is piped").write_all(stdin.as_bytes()).map_err(cannot())?;
     let output = promtool.wait_with_output().map_err(cannot())?;
-    let said = [output.stdout, output.stderr].map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).concat();
-    if output.status.success() { Ok(said) } else { Err(Failed::new(format!("promtool {arguments:?}: {said}"))) }
+    let said =
+        [output.stdout, output.stderr].map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).concat();
+    if output.status.success() {
+        Ok(said)
+    } else {
+        Err(Failed::new(format!("promtool {arguments:?}: {said}")))
+    }
 }

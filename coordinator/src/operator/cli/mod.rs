@@ -1,7 +1,7 @@
 //! The commands of `lockstep`.
 //!
 //! - [`exit`]: what each exit code means, and how a failure is told.
-//! - [`serve`], [`migrate`], [`cluster`], [`config_show`], [`status`], [`tx`], [`doctor`]: the commands.
+//! - [`serve`], [`migrate`], [`restore`], [`cluster`], [`config_show`], [`status`], [`tx`], [`doctor`]: the commands.
 //! - [`remote`]: how they ask a running coordinator, and what a failed question means.
 //! - [`tables`], [`output`]: how an answer is written: data on stdout, talk on stderr.
 //!
@@ -14,6 +14,7 @@ mod exit;
 mod migrate;
 mod output;
 mod remote;
+mod restore;
 mod serve;
 mod status;
 mod tables;
@@ -44,6 +45,8 @@ enum Command {
     Cluster(cluster::Command),
     /// Make the schema of a shared decision log, or bring it up to date; safe while coordinators run
     Migrate(migrate::Args),
+    /// Deal with a decision log that was restored from a backup, or has failed over with a loss
+    Restore(restore::Args),
     /// What a coordinator would be configured to
     #[command(subcommand, arg_required_else_help = true)]
     Config(ConfigCommand),
@@ -111,6 +114,7 @@ fn dispatch(command: Command) -> Result<Exit, Failure> {
         Command::Serve(args) => block_on(serve::run(args)),
         Command::Cluster(command) => block_on(cluster::run(command)),
         Command::Migrate(args) => block_on(migrate::run(args)),
+        Command::Restore(args) => block_on(restore::run(args)),
         Command::Tx(command) => block_on(tx::run(command)),
         Command::Status(args) => block_on(status::run(args)),
         Command::Doctor(args) => block_on(doctor::run(args)),

@@ -25,6 +25,7 @@ use super::evidence;
 use super::kept::{KEPT_FOR, Kept};
 use super::refusal::{DUPLICATE_KEY, UNKNOWN_XID, words_for_finishing};
 use super::sql::{self, Schema};
+use crate::resource::newest::Newest;
 use crate::resource::{BranchId, Fate, Unresolved};
 
 /// How long a row is kept whose branch's deadline is not known: once for the longest time that the branch may have left, and
@@ -38,6 +39,21 @@ const GLANCE: Duration = Duration::from_millis(10);
 const GLANCES: u128 = 20 + KEPT_FOR.as_millis() / GLANCE.as_millis();
 /// What the server is given to end a session of which it has let the user lock go.
 const SESSION_ENDS_WITHIN: Duration = Duration::from_millis(10);
+
+/// Makes the position durable: of a decision, before it is carried out (P8).
+pub(super) async fn keep_position(
+    own: &MySqlPool,
+    schema: &Schema,
+    name: &ResourceManagerName,
+    newest: &Newest,
+    position: &LogPosition,
+) -> Result<(), Unresolved> {
+    if !newest.is_kept(position) {
+        run(own, schema.keep_position(name, position)).await?;
+        newest.kept(position);
+    }
+    Ok(())
+}
 
 /// XA COMMIT; else as [`fence`] finds.
 pub(super) async fn commit(
