@@ -2,6 +2,7 @@
 //!
 //! A transaction from top to bottom: [`rpc`] → [`engine`] → [`protocol`] → [`decision_log`] → [`sessions`] → the SDK, and back.
 //! [`cluster`] is what several nodes on one log owe each other.
+//! [`telemetry`] is what can be measured of it.
 //! [`server`] puts the parts together; [`operator`] is what a person sees of them, and [`config`] what they set.
 
 pub mod cluster;
@@ -14,5 +15,6 @@ pub mod protocol;
 pub mod rpc;
 pub mod server;
 pub mod sessions;
+pub mod telemetry;
 
 pub use operator::run;

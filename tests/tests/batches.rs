@@ -15,6 +15,7 @@ use lockstep_coordinator::decision_log::postgres::{self, Accepted, PostgresLog};
 use lockstep_coordinator::decision_log::sqlite::{self, SqliteLog};
 use lockstep_coordinator::engine::clock::unix_ms;
 use lockstep_coordinator::protocol::record::LogWrite;
+use lockstep_coordinator::telemetry::metrics::LogMetrics;
 use lockstep_proto::Epoch;
 use lockstep_tests::harness::postgres::fresh_database;
 use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
@@ -72,7 +73,7 @@ impl Bench {
         let log: Arc<dyn DecisionLog> = Arc::new(log);
         let (answer, answers) = unbounded_channel();
         let epoch = log.position().epoch;
-        let (writer, task) = GroupCommit::new(log, vec![answer]);
+        let (writer, task) = GroupCommit::new(log, vec![answer], LogMetrics::default());
         tokio::spawn(task.run());
         Self { writer, epoch, answers }
     }

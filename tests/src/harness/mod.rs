@@ -20,6 +20,7 @@ pub mod mariadb;
 pub mod ports;
 pub mod postgres;
 pub mod process;
+pub mod promtool;
 pub mod proxy;
 pub mod roles;
 
