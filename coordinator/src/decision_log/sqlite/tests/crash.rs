@@ -141,7 +141,7 @@ mod points {
     }
 
     /// More than enough for every point to be reached again and again.
-    const ROUNDS: u64 = 100;
+    const ROUNDS: u64 = 20_000;
 
     /// Forces, prunes and remembers until it is killed.
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
