@@ -141,14 +141,6 @@ impl Engine {
         &self.0.metrics
     }
 
-    /// Whether a transaction may begin now.
-    ///
-    /// # Errors
-    /// Why not.
-    pub fn may_begin(&self) -> Result<(), BeginError> {
-        self.admit()
-    }
-
     /// What admission looks at.
     #[must_use]
     pub fn admission(&self) -> &Admission {
@@ -182,7 +174,7 @@ impl Engine {
     /// # Errors
     /// [`BeginError`]; nothing was begun.
     pub async fn begin(&self, about: About, timeout: Duration) -> Result<Gtrid, BeginError> {
-        self.admit()?;
+        self.may_begin()?;
         let random: [u8; 10] = rand::random();
         let name = about.name.clone();
         // The shard follows from the random bits alone, so any time and epoch give the right one.
@@ -199,7 +191,11 @@ impl Engine {
         Ok(gtrid)
     }
 
-    fn admit(&self) -> Result<(), BeginError> {
+    /// Whether a transaction may begin now.
+    ///
+    /// # Errors
+    /// Why not.
+    pub fn may_begin(&self) -> Result<(), BeginError> {
         if self.0.draining.load(Ordering::Relaxed) {
             return Err(BeginError::Draining);
         }

@@ -131,9 +131,9 @@ pub struct LogMetrics {
     refused: IntCounter,
 }
 
-impl LogMetrics {
-    /// Counted for nobody, until it is registered.
-    fn new() -> Self {
+/// Counted for nobody, until it is registered.
+impl Default for LogMetrics {
+    fn default() -> Self {
         let force_help = "How long the decision log took to force a batch";
         let batch_help = "Records in a forced batch of the decision log";
         let refused_help = "Batches that the decision log refused";
@@ -143,8 +143,10 @@ impl LogMetrics {
             refused: counter("log_refused_total", refused_help),
         }
     }
+}
 
-    /// A batch was forced, or it is unknown whether it was.
+impl LogMetrics {
+    /// A batch of so many records was forced.
     pub fn forced(&self, records: u64, took: Duration) {
         self.forces.observe(took.as_secs_f64());
         self.batches.observe(f64::from(u32::try_from(records).unwrap_or(u32::MAX)));
@@ -153,12 +155,6 @@ impl LogMetrics {
     /// A batch was refused.
     pub fn refused(&self) {
         self.refused.inc();
-    }
-}
-
-impl Default for LogMetrics {
-    fn default() -> Self {
-        Self::new()
     }
 }
 
@@ -243,7 +239,7 @@ impl Metrics {
                 "heuristics_total",
                 "Transactions of which a branch ended differently from the decision",
             ),
-            log: LogMetrics::new(),
+            log: LogMetrics::default(),
             gauges: Gauges::new(),
         };
         metrics.register();
