@@ -12,6 +12,7 @@ use tokio::sync::mpsc;
 use tokio::task::{JoinError, JoinHandle, JoinSet};
 use tokio_util::sync::CancellationToken;
 
+use crate::codes::Code;
 use crate::config::Config;
 use crate::decision_log::group_commit::GroupCommit;
 use crate::decision_log::sqlite::{OpenError, Opened, Options, SqliteLog};
@@ -22,8 +23,10 @@ use crate::engine::input::Input;
 use crate::engine::shard::{Shard, ShardConfig};
 use crate::engine::shell::{Mail, ShardTask, Shards, Stopped, StrayAcknowledgement};
 use crate::engine::{inquiry, maintenance};
+use crate::health::Drain;
 use crate::operator::{Ready, Recovered};
 use crate::rpc::Services;
+use crate::sessions::inspections::Inspections;
 use crate::sessions::registry::Registry;
 use crate::sessions::session::{Shared, Terms};
 
@@ -66,6 +69,19 @@ pub enum ServeError {
 }
 
 impl ServeError {
+    /// Its code: docs/errors has a page for it.
+    #[must_use]
+    pub fn code(&self) -> Code {
+        match self {
+            Self::Listen { .. } | Self::Serve(_) => Code::CannotListen,
+            Self::Open(error) => error.code(),
+            Self::Read(ReadError::Unavailable(_)) => Code::CannotOpenLog,
+            Self::Read(ReadError::Damaged(_)) => Code::LogDamaged,
+            Self::LogFailed(_) => Code::LogFailed,
+            Self::Bug(_) => Code::Bug,
+        }
+    }
+
     /// What to do about it.
     #[must_use]
     pub fn remedy(&self) -> String {
@@ -116,7 +132,9 @@ pub async fn serve(
         .http2_keepalive_interval(Some(PING_EVERY))
         .http2_keepalive_timeout(Some(PING_TIMEOUT))
         .tcp_nodelay(true)
-        .add_routes(Services::new(parts.shared.clone(), config.default_timeout).router());
+        .add_routes(
+            Services::new(parts.shared.clone(), config.default_timeout, parts.drain.clone()).router(),
+        );
     let incoming = tonic::transport::server::TcpIncoming::from(listener).with_nodelay(Some(true));
     let stopped = parts.shared.shutdown.clone();
     let mut serving = tokio::spawn(server.serve_with_incoming_shutdown(incoming, stopped.cancelled_owned()));
@@ -164,6 +182,7 @@ fn ready(bound: SocketAddr, opened: Opened, recovered: Recovered) -> Ready {
 /// Everything that runs.
 struct Parts {
     shared: Shared,
+    drain: Drain,
     clock: Clock,
     /// What must not end before the process does.
     tasks: JoinSet<()>,
@@ -199,12 +218,21 @@ impl Parts {
             tasks.spawn(task.run());
             handles.push(handle);
         }
+        let retired: Vec<_> =
+            known.iter().filter(|known| known.retired).map(|known| known.name.clone()).collect();
         let registry = Registry::new(known);
         let dyn_log = Arc::clone(log) as Arc<dyn DecisionLog>;
         let engine = Engine::new(Shards::new(handles), dyn_log, writer, config.max_in_flight);
         let terms = Terms { retention: config.retention, report_interval: config.report_interval };
-        let shared = Shared { engine, registry, terms: Arc::new(terms), shutdown: CancellationToken::new() };
-        Ok(Self { shared, clock, tasks, log_task, strays: Some(strays) })
+        let shared = Shared {
+            engine,
+            registry,
+            inspections: Inspections::default(),
+            terms: Arc::new(terms),
+            shutdown: CancellationToken::new(),
+        };
+        shared.retire_again(&retired).await.map_err(|Stopped| ServeError::Bug("a shard has ended".into()))?;
+        Ok(Self { shared, drain: Drain::default(), clock, tasks, log_task, strays: Some(strays) })
     }
 
     /// Gives every unfinished decision to its shard. Reads the decisions of sealed epochs only: the seal is committed, so that
@@ -261,11 +289,8 @@ impl Parts {
     /// Begins nothing new, and waits until everything has ended, at most so long. Says what is left.
     async fn drain(&mut self, timeout: Duration) {
         const LOOK_EVERY: Duration = Duration::from_millis(20);
+        self.drain.start(&self.shared);
         let engine = &self.shared.engine;
-        engine.start_draining();
-        self.shared.registry.each_outbox(|outbox| {
-            outbox.answer(lockstep_proto::v1::coordinator_message::Kind::Drain(lockstep_proto::v1::Drain {}));
-        });
         let deadline = self.clock.now().monotonic + timeout;
         loop {
             let Ok(left) = engine.summarize().await else { return };

@@ -38,6 +38,8 @@ enum What {
     Simulate(Simulate),
     /// Every kind of database, every way of a transaction, every fault: SIGKILL of participant or server, connections cut
     Resources(Resources),
+    /// The four situations, every operator's action in each, and its resolution as the runbook says, on real databases
+    Operators(Operators),
     /// What a process of the harness plays
     #[command(hide = true)]
     Role {
@@ -94,6 +96,13 @@ struct Resources {
     share: (usize, usize),
 }
 
+#[derive(Debug, clap::Args)]
+struct Operators {
+    /// End with one line of JSON on stdout
+    #[arg(long)]
+    json: bool,
+}
+
 fn parse_share(text: &str) -> Result<(usize, usize), String> {
     let parts = text.split_once('/').and_then(|(k, n)| Some((k.parse().ok()?, n.parse().ok()?)));
     let (k, n) = parts.ok_or("it has the form K/N, such as 1/4")?;
@@ -105,6 +114,7 @@ fn main() -> ExitCode {
         What::Crashes(arguments) => crashes(&arguments),
         What::Simulate(arguments) => simulate(&arguments),
         What::Resources(arguments) => resources(&arguments),
+        What::Operators(arguments) => operators(&arguments),
         What::Role { role } => play(role),
     }
 }
@@ -205,4 +215,16 @@ fn try_resources(cells: &[matrix::Cell], seed: u64) -> Result<Vec<Verdict>, Fail
     let verdicts = cell::run_all(&stage, cells, seed, |done, verdict| progress.cell(done, verdict));
     progress.finish();
     verdicts
+}
+
+fn operators(arguments: &Operators) -> ExitCode {
+    let report = match roles().and_then(|roles| lockstep_tests::operators::matrix::run(&roles)) {
+        Ok(report) => report,
+        Err(failed) => {
+            eprintln!("{failed}");
+            return ExitCode::FAILURE;
+        }
+    };
+    show(&report.text(), arguments.json.then(|| report.json()));
+    if report.is_clean() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }

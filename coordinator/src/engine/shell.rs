@@ -208,6 +208,7 @@ fn crash_before_answering(answer: &Answer) {
         | Answer::NotLive
         | Answer::Prepared(_)
         | Answer::Listing(_)
+        | Answer::Acted(_)
         | Answer::Summary(_) => {}
     }
 }

@@ -17,6 +17,7 @@ use lockstep_proto::v1::participant_service_server::{ParticipantService, Partici
 use lockstep_proto::{Gtrid, limits};
 use tonic::{Request, Response, Status, Streaming};
 
+use crate::health::Drain;
 use crate::protocol::outcome::{Heuristic, Outcome};
 use crate::sessions::session::Shared;
 use status::RequestError;
@@ -27,13 +28,14 @@ pub struct Services {
     shared: Shared,
     default_timeout: std::time::Duration,
     started_ms: u64,
+    drain: Drain,
 }
 
 impl Services {
     /// Over this engine and these sessions.
     #[must_use]
-    pub fn new(shared: Shared, default_timeout: std::time::Duration) -> Self {
-        Self { shared, default_timeout, started_ms: crate::engine::clock::unix_ms() }
+    pub fn new(shared: Shared, default_timeout: std::time::Duration, drain: Drain) -> Self {
+        Self { shared, default_timeout, started_ms: crate::engine::clock::unix_ms(), drain }
     }
 
     /// The three services, with their limits, to be served.
@@ -101,25 +103,63 @@ impl ParticipantService for Services {
 
 #[tonic::async_trait]
 impl AdminService for Services {
+    type ExportStream = admin::export::Records;
+
     async fn list_transactions(
         &self,
         request: Request<v1::ListTransactionsRequest>,
     ) -> Result<Response<v1::ListTransactionsResponse>, Status> {
-        Ok(Response::new(admin::list(self, request.into_inner()).await?))
+        Ok(Response::new(admin::list::list(self, request.into_inner()).await?))
     }
 
     async fn show_transaction(
         &self,
         request: Request<v1::ShowTransactionRequest>,
     ) -> Result<Response<v1::ShowTransactionResponse>, Status> {
-        Ok(Response::new(admin::show(self, request.into_inner()).await?))
+        Ok(Response::new(admin::show::show(self, request.into_inner()).await?))
     }
 
     async fn status(
         &self,
         _request: Request<v1::StatusRequest>,
     ) -> Result<Response<v1::StatusResponse>, Status> {
-        Ok(Response::new(admin::status(self).await?))
+        Ok(Response::new(admin::status::status(self).await?))
+    }
+
+    async fn act(&self, request: Request<v1::ActRequest>) -> Result<Response<v1::ActResponse>, Status> {
+        let services = self.clone();
+        // In a task of its own: a caller that goes away must not leave half of it behind.
+        let acting = tokio::spawn(async move { admin::act::act(&services, request.into_inner()).await });
+        let acted = acting.await.map_err(|panic| Status::internal(panic.to_string()))?;
+        Ok(Response::new(acted?))
+    }
+
+    async fn list_audit(
+        &self,
+        request: Request<v1::ListAuditRequest>,
+    ) -> Result<Response<v1::ListAuditResponse>, Status> {
+        Ok(Response::new(admin::audit::list(self, request.into_inner()).await?))
+    }
+
+    async fn list_participants(
+        &self,
+        request: Request<v1::ListParticipantsRequest>,
+    ) -> Result<Response<v1::ListParticipantsResponse>, Status> {
+        Ok(Response::new(admin::participants::list(self, request.into_inner()).await?))
+    }
+
+    async fn inspect(
+        &self,
+        request: Request<v1::InspectRequest>,
+    ) -> Result<Response<v1::InspectResponse>, Status> {
+        Ok(Response::new(admin::inspect::inspect(self, request.into_inner()).await?))
+    }
+
+    async fn export(
+        &self,
+        _request: Request<v1::ExportRequest>,
+    ) -> Result<Response<Self::ExportStream>, Status> {
+        Ok(Response::new(admin::export::export(self).await?))
     }
 }
 

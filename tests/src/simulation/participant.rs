@@ -421,6 +421,7 @@ fn about(message: &FromCoordinator) -> Option<u32> {
         FromCoordinator::Welcome(_)
         | FromCoordinator::ReportAnswer(..)
         | FromCoordinator::ReconcileAnswer(_)
+        | FromCoordinator::Inspect(..)
         | FromCoordinator::Drain => None,
     }
 }

@@ -24,7 +24,8 @@ pub(super) async fn candidates(readers: &SqlitePool, limits: &PruneLimits) -> Re
     // A transaction that begins after the time asked for ended after it too, so that the walk stops there.
     let rows: Vec<Row> = sqlx::query_as(
         "SELECT gtrid, decision, ended_ms, ending FROM transactions \
-         WHERE gtrid < ?1 AND ended_ms < ?2 ORDER BY gtrid LIMIT ?3",
+         WHERE gtrid < ?1 AND ended_ms < ?2 \
+             AND (heuristic IS NULL OR gtrid IN (SELECT gtrid FROM acknowledged)) ORDER BY gtrid LIMIT ?3",
     )
     .bind(first_key_at(end_ms))
     .bind(rows::column_ms(limits.ended_before_ms))
@@ -38,8 +39,9 @@ pub(super) async fn candidates(readers: &SqlitePool, limits: &PruneLimits) -> Re
 /// The first time, in milliseconds, of which transactions are kept. `None` while a resource manager has not yet said what
 /// it holds.
 fn first_kept_ms(limits: &PruneLimits, known: &[KnownResourceManager]) -> Option<u64> {
+    // What was retired holds nothing that anybody waits for (P28).
+    let known = known.iter().filter(|manager| !manager.retired);
     known
-        .iter()
         .map(|manager| manager.floor.map(|floor| floor.unix_ms()))
         .try_fold(limits.below.unix_ms().min(limits.ended_before_ms), |ms, floor| Some(ms.min(floor?)))
 }
@@ -65,13 +67,19 @@ pub(super) async fn delete(
     let Some(newest_ms) = gone.iter().map(|gtrid| gtrid.unix_ms()).max() else {
         return Ok(0);
     };
+    let keys = json(gone.iter().map(|gtrid| Hex::of(gtrid.to_bytes())));
     let done = sqlx::query(
         "DELETE FROM transactions WHERE ended_ms IS NOT NULL \
          AND gtrid IN (SELECT unhex(value) FROM json_each(?1))",
     )
-    .bind(json(gone.iter().map(|gtrid| Hex::of(gtrid.to_bytes()))))
+    .bind(&keys)
     .execute(&mut *connection)
     .await?;
+    // That it was acknowledged stays in the audit.
+    sqlx::query("DELETE FROM acknowledged WHERE gtrid IN (SELECT unhex(value) FROM json_each(?1))")
+        .bind(&keys)
+        .execute(&mut *connection)
+        .await?;
     let horizon = epochs::mark(connection, rows::HORIZON).await?;
     let horizon = read::horizon(horizon)?;
     sqlx::query("UPDATE marks SET record = ?2 WHERE name = ?1")

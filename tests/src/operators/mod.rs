@@ -1,0 +1,9 @@
+//! What an operator can do, tried on real databases: each of the four situations is made, every action is tried in it through the
+//! command line, and the situation is resolved as the runbook says. What is unsafe has to be refused, with its code.
+//!
+//! Read in this order: [`stage`] (the databases, the coordinator and the command line), [`matrix`] (the situations, and what is
+//! expected of each action in each), [`report`].
+
+pub mod matrix;
+pub mod report;
+pub mod stage;
