@@ -4,8 +4,10 @@
 //! with exit code 0 only if nothing was violated and everything that it promised to try was tried.
 
 use std::process::ExitCode;
+use std::time::Duration;
 
 use clap::{Parser, Subcommand};
+use lockstep_tests::cluster;
 use lockstep_tests::crashes::matrix::{Cell, cells};
 use lockstep_tests::crashes::report::{Report, table};
 use lockstep_tests::crashes::stage::Stage;
@@ -40,6 +42,8 @@ enum What {
     Resources(Resources),
     /// The four situations, every operator's action in each, and its resolution as the runbook says, on real databases
     Operators(Operators),
+    /// SIGKILL or SIGSTOP of a random coordinator every few seconds, several of them on one PostgreSQL log, under load
+    Cluster(Cluster),
     /// What a process of the harness plays
     #[command(hide = true)]
     Role {
@@ -103,6 +107,28 @@ struct Operators {
     json: bool,
 }
 
+#[derive(Debug, clap::Args)]
+struct Cluster {
+    /// End with one line of JSON on stdout
+    #[arg(long)]
+    json: bool,
+    /// For how long
+    #[arg(long, default_value_t = 5)]
+    minutes: u64,
+    /// Coordinators
+    #[arg(long, default_value_t = 3)]
+    nodes: usize,
+    /// After that, SIGKILL and restart of the log's PostgreSQL server, so often
+    #[arg(long, default_value_t = 0, value_name = "N")]
+    log_crashes: usize,
+    /// After that, SIGKILL of the log's server and promotion of its synchronous standby, so often
+    #[arg(long, default_value_t = 0, value_name = "N")]
+    failovers: usize,
+    /// Chooses who is struck, how and when
+    #[arg(long, default_value_t = 1)]
+    seed: u64,
+}
+
 fn parse_share(text: &str) -> Result<(usize, usize), String> {
     let parts = text.split_once('/').and_then(|(k, n)| Some((k.parse().ok()?, n.parse().ok()?)));
     let (k, n) = parts.ok_or("it has the form K/N, such as 1/4")?;
@@ -115,6 +141,7 @@ fn main() -> ExitCode {
         What::Simulate(arguments) => simulate(&arguments),
         What::Resources(arguments) => resources(&arguments),
         What::Operators(arguments) => operators(&arguments),
+        What::Cluster(arguments) => cluster(&arguments),
         What::Role { role } => play(role),
     }
 }
@@ -144,6 +171,42 @@ fn crashes(arguments: &Crashes) -> ExitCode {
     let for_people = format!("{}\n{}", table(&cells, &verdicts), report.summary());
     show(&for_people, arguments.json.then(|| report.json()));
     if report.is_clean(cells.len()) { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+fn cluster(arguments: &Cluster) -> ExitCode {
+    let report = match try_cluster(arguments) {
+        Ok(report) => report,
+        Err(failed) => {
+            eprintln!("{failed}");
+            return ExitCode::FAILURE;
+        }
+    };
+    if arguments.json {
+        eprintln!("{}", report.summary());
+        println!("{}", report.json());
+    } else {
+        println!("{}", report.summary());
+    }
+    if report.is_clean() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+fn try_cluster(arguments: &Cluster) -> Result<cluster::report::Report, Failed> {
+    let program =
+        std::env::current_exe().map_err(Failed::because("this program does not know where it is"))?;
+    let directory = tempfile::tempdir().map_err(Failed::because("no temporary directory"))?;
+    let plan = cluster::run::Plan {
+        nodes: arguments.nodes.max(2),
+        time: Duration::from_secs(60 * arguments.minutes),
+        faults: usize::from(arguments.minutes > 0),
+        log_crashes: arguments.log_crashes,
+        failovers: arguments.failovers,
+        seed: arguments.seed,
+    };
+    let mut count = 0;
+    cluster::run::run(&Roles::played_by(program), directory.path(), plan, |struck| {
+        count += 1;
+        eprintln!("{count:>4}  {struck}");
+    })
 }
 
 fn simulate(arguments: &Simulate) -> ExitCode {

@@ -1,6 +1,11 @@
 //! What every decision log has to pass, whatever it is made of. One test per promise of [`DecisionLog`].
 //!
-//! A log joins with an implementation of [`Store`] and one line: `contract!(MyStore)`.
+//! A log joins with an implementation of [`Store`] and one line: `decision_log_contract!(MyStore)`. Behind the feature
+//! `contract`, for tests in other crates.
+
+#![allow(missing_docs, reason = "the name of each promise is what it says")]
+#![allow(clippy::unwrap_used, clippy::missing_panics_doc, reason = "these are tests")]
+#![allow(async_fn_in_trait, reason = "nothing but these tests calls it")]
 
 use lockstep_proto::{Bqual, Epoch, Gtrid, Incarnation, LogPosition, ResourceManagerId};
 
@@ -13,7 +18,7 @@ use crate::protocol::outcome::{BranchEnd, Heuristic, Outcome};
 use crate::protocol::record::{About, DecisionKind, DecisionRecord, EndRecord};
 
 /// A place where a log is.
-pub(crate) trait Store {
+pub trait Store {
     /// The log.
     type Log: DecisionLog;
 
@@ -25,15 +30,16 @@ pub(crate) trait Store {
 }
 
 /// Makes a test of each promise for one [`Store`].
-macro_rules! contract {
+#[macro_export]
+macro_rules! decision_log_contract {
     ($store:ty: $($promise:ident)*) => {
         $(#[tokio::test]
         async fn $promise() {
-            crate::decision_log::contract::$promise::<$store>().await;
+            $crate::decision_log::contract::$promise::<$store>().await;
         })*
     };
     ($store:ty) => {
-        crate::decision_log::contract::contract! { $store:
+        $crate::decision_log_contract! { $store:
             what_was_forced_is_there_after_a_crash
             a_new_log_knows_nothing
             ends_keep_everything_they_were_given
@@ -66,23 +72,21 @@ macro_rules! contract {
         }
     };
 }
-pub(crate) use contract;
-
 /// A time that gtrids of these tests are around.
-pub(crate) const NOON_MS: u64 = 1_800_000_000_000;
+pub const NOON_MS: u64 = 1_800_000_000_000;
 
 /// A transaction of this epoch, begun `ms` after noon; `n` tells it from others of that moment.
-pub(crate) fn gtrid(epoch: Epoch, ms: u64, n: u8) -> Gtrid {
+pub fn gtrid(epoch: Epoch, ms: u64, n: u8) -> Gtrid {
     Gtrid::new(epoch, NOON_MS + ms, [n; 10])
 }
 
 /// A branch of `manager`; `n` tells it from its others.
-pub(crate) fn bqual(manager: &str, n: u64) -> Bqual {
+pub fn bqual(manager: &str, n: u64) -> Bqual {
     Bqual::new(&manager.parse().unwrap(), n)
 }
 
 /// A commit decision over two databases.
-pub(crate) fn commit(gtrid: Gtrid) -> DecisionRecord {
+pub fn commit(gtrid: Gtrid) -> DecisionRecord {
     DecisionRecord {
         gtrid,
         kind: DecisionKind::Commit,
@@ -93,7 +97,7 @@ pub(crate) fn commit(gtrid: Gtrid) -> DecisionRecord {
 }
 
 /// The end that follows from a decision, when all went well.
-pub(crate) fn committed(decision: &DecisionRecord) -> EndRecord {
+pub fn committed(decision: &DecisionRecord) -> EndRecord {
     EndRecord {
         gtrid: decision.gtrid,
         outcome: Outcome::Committed,
@@ -105,7 +109,7 @@ pub(crate) fn committed(decision: &DecisionRecord) -> EndRecord {
 }
 
 /// The end of a transaction that was rolled back.
-pub(crate) fn rolled_back(gtrid: Gtrid) -> EndRecord {
+pub fn rolled_back(gtrid: Gtrid) -> EndRecord {
     EndRecord {
         gtrid,
         outcome: Outcome::RolledBack,
@@ -121,7 +125,7 @@ pub(crate) fn rolled_back(gtrid: Gtrid) -> EndRecord {
 }
 
 /// A name and two labels.
-pub(crate) fn about(name: &str) -> About {
+pub fn about(name: &str) -> About {
     let labels = [("order", "o-91"), ("customer", "größer als 17")];
     About {
         name: name.to_owned(),
@@ -130,7 +134,7 @@ pub(crate) fn about(name: &str) -> About {
 }
 
 /// A resource manager that has reported `floor`.
-pub(crate) fn manager(name: &str, floor: Option<Gtrid>) -> KnownResourceManager {
+pub fn manager(name: &str, floor: Option<Gtrid>) -> KnownResourceManager {
     KnownResourceManager {
         name: name.parse().unwrap(),
         identity: ResourceManagerId::from_bytes([7; 16]),
@@ -142,12 +146,12 @@ pub(crate) fn manager(name: &str, floor: Option<Gtrid>) -> KnownResourceManager 
 }
 
 /// A batch of decisions.
-pub(crate) fn decisions(decisions: &[DecisionRecord]) -> Batch {
+pub fn decisions(decisions: &[DecisionRecord]) -> Batch {
     Batch { decisions: decisions.to_vec(), ends: Vec::new() }
 }
 
 /// A batch of ends.
-pub(crate) fn ends(ends: &[EndRecord]) -> Batch {
+pub fn ends(ends: &[EndRecord]) -> Batch {
     Batch { decisions: Vec::new(), ends: ends.to_vec() }
 }
 
@@ -163,7 +167,7 @@ fn own<L: DecisionLog>(log: &L) -> Epoch {
     log.position().epoch
 }
 
-pub(crate) async fn what_was_forced_is_there_after_a_crash<S: Store>() {
+pub async fn what_was_forced_is_there_after_a_crash<S: Store>() {
     let store = S::create().await;
     let log = store.open().await;
     let (epoch, cluster) = (own(&log), log.cluster());
@@ -187,7 +191,7 @@ pub(crate) async fn what_was_forced_is_there_after_a_crash<S: Store>() {
     }
 }
 
-pub(crate) async fn a_new_log_knows_nothing<S: Store>() {
+pub async fn a_new_log_knows_nothing<S: Store>() {
     let store = S::create().await;
     let log = store.open().await;
     let answer = look(&log, gtrid(own(&log), 0, 1)).await;
@@ -236,7 +240,7 @@ fn ends_of(decision: &DecisionRecord) -> Vec<EndRecord> {
     ]
 }
 
-pub(crate) async fn ends_keep_everything_they_were_given<S: Store>() {
+pub async fn ends_keep_everything_they_were_given<S: Store>() {
     let store = S::create().await;
     let log = store.open().await;
     let epoch = own(&log);
@@ -260,7 +264,7 @@ pub(crate) async fn ends_keep_everything_they_were_given<S: Store>() {
 }
 
 /// Else the evidence of a branch that was committed by hand is pruned, and nothing tells of it any more.
-pub(crate) async fn a_late_heuristic_outcome_replaces_the_end_and_stays<S: Store>() {
+pub async fn a_late_heuristic_outcome_replaces_the_end_and_stays<S: Store>() {
     let store = S::create().await;
     let log = store.open().await;
     let gtrid = gtrid(own(&log), 0, 1);
@@ -289,7 +293,7 @@ pub(crate) async fn a_late_heuristic_outcome_replaces_the_end_and_stays<S: Store
     }
 }
 
-pub(crate) async fn an_end_without_a_decision_makes_a_row<S: Store>() {
+pub async fn an_end_without_a_decision_makes_a_row<S: Store>() {
     let store = S::create().await;
     let log = store.open().await;
     let epoch = own(&log);
@@ -312,7 +316,7 @@ pub(crate) async fn an_end_without_a_decision_makes_a_row<S: Store>() {
     }
 }
 
-pub(crate) async fn an_end_may_come_with_its_decision<S: Store>() {
+pub async fn an_end_may_come_with_its_decision<S: Store>() {
     let store = S::create().await;
     let log = store.open().await;
     let decision = commit(gtrid(own(&log), 0, 1));
@@ -324,7 +328,7 @@ pub(crate) async fn an_end_may_come_with_its_decision<S: Store>() {
     assert_eq!(recorded(&log, end.gtrid).await, Recorded::Ended(Some(decision), end));
 }
 
-pub(crate) async fn lazy_ends_are_there_after_closing<S: Store>() {
+pub async fn lazy_ends_are_there_after_closing<S: Store>() {
     let store = S::create().await;
     let log = store.open().await;
     let decision = commit(gtrid(own(&log), 0, 1));
@@ -342,7 +346,7 @@ pub(crate) async fn lazy_ends_are_there_after_closing<S: Store>() {
     assert_eq!(recorded(&log, alone.gtrid).await, Recorded::Ended(None, alone));
 }
 
-pub(crate) async fn a_repeated_write_changes_nothing<S: Store>() {
+pub async fn a_repeated_write_changes_nothing<S: Store>() {
     let store = S::create().await;
     let log = store.open().await;
     let decision = commit(gtrid(own(&log), 0, 1));
@@ -358,7 +362,7 @@ pub(crate) async fn a_repeated_write_changes_nothing<S: Store>() {
     assert_eq!(recorded(&log, end.gtrid).await, Recorded::Ended(Some(decision), end));
 }
 
-pub(crate) async fn a_second_decision_is_an_unknown_and_breaks_the_log<S: Store>() {
+pub async fn a_second_decision_is_an_unknown_and_breaks_the_log<S: Store>() {
     let store = S::create().await;
     let log = store.open().await;
     let decision = commit(gtrid(own(&log), 0, 1));
@@ -388,7 +392,7 @@ pub(crate) async fn a_second_decision_is_an_unknown_and_breaks_the_log<S: Store>
     );
 }
 
-pub(crate) async fn an_end_against_the_decision_is_an_unknown<S: Store>() {
+pub async fn an_end_against_the_decision_is_an_unknown<S: Store>() {
     for (decided, outcome) in [
         (true, Outcome::RolledBack),
         (true, Outcome::NothingToCommit),
@@ -410,7 +414,7 @@ pub(crate) async fn an_end_against_the_decision_is_an_unknown<S: Store>() {
     }
 }
 
-pub(crate) async fn every_opening_takes_a_new_epoch_and_seals_the_others<S: Store>() {
+pub async fn every_opening_takes_a_new_epoch_and_seals_the_others<S: Store>() {
     let store = S::create().await;
     let mut seen: Vec<LogPosition> = Vec::new();
     for _ in 0..4 {
@@ -427,7 +431,7 @@ pub(crate) async fn every_opening_takes_a_new_epoch_and_seals_the_others<S: Stor
     }
 }
 
-pub(crate) async fn each_forced_batch_has_the_next_number<S: Store>() {
+pub async fn each_forced_batch_has_the_next_number<S: Store>() {
     let store = S::create().await;
     let log = store.open().await;
     for n in 1..=5 {
@@ -439,7 +443,7 @@ pub(crate) async fn each_forced_batch_has_the_next_number<S: Store>() {
     }
 }
 
-pub(crate) async fn positions_of_a_lost_tail_are_not_reached<S: Store>() {
+pub async fn positions_of_a_lost_tail_are_not_reached<S: Store>() {
     let store = S::create().await;
     let log = store.open().await;
     let start = log.position();
@@ -457,7 +461,7 @@ pub(crate) async fn positions_of_a_lost_tail_are_not_reached<S: Store>() {
     }
 }
 
-pub(crate) async fn looking_up_answers_in_the_order_asked<S: Store>() {
+pub async fn looking_up_answers_in_the_order_asked<S: Store>() {
     let store = S::create().await;
     let log = store.open().await;
     let epoch = own(&log);
@@ -475,7 +479,7 @@ pub(crate) async fn looking_up_answers_in_the_order_asked<S: Store>() {
     }
 }
 
-pub(crate) async fn looking_up_tells_the_epochs<S: Store>() {
+pub async fn looking_up_tells_the_epochs<S: Store>() {
     let store = S::create().await;
     let sealed = own(&store.open().await);
     let log = store.open().await;
@@ -490,7 +494,7 @@ pub(crate) async fn looking_up_tells_the_epochs<S: Store>() {
     }
 }
 
-pub(crate) async fn unfinished_decisions_come_page_by_page<S: Store>() {
+pub async fn unfinished_decisions_come_page_by_page<S: Store>() {
     let store = S::create().await;
     let log = store.open().await;
     let epoch = own(&log);
@@ -513,7 +517,7 @@ pub(crate) async fn unfinished_decisions_come_page_by_page<S: Store>() {
     assert_eq!(found, expected);
 }
 
-pub(crate) async fn ended_transactions_come_newest_first<S: Store>() {
+pub async fn ended_transactions_come_newest_first<S: Store>() {
     let store = S::create().await;
     let log = store.open().await;
     let epoch = own(&log);
@@ -538,7 +542,7 @@ async fn commit_at<L: DecisionLog>(log: &L, times: &[u64]) -> Vec<Gtrid> {
     all.iter().map(|decision| decision.gtrid).collect()
 }
 
-pub(crate) async fn pruning_removes_only_what_is_old_and_ended<S: Store>() {
+pub async fn pruning_removes_only_what_is_old_and_ended<S: Store>() {
     let store = S::create().await;
     let log = store.open().await;
     let epoch = own(&log);
@@ -577,7 +581,7 @@ pub(crate) async fn pruning_removes_only_what_is_old_and_ended<S: Store>() {
     assert_eq!(log.prune(before(epoch, 300)).await.unwrap(), 0);
 }
 
-pub(crate) async fn pruning_stays_below_every_floor<S: Store>() {
+pub async fn pruning_stays_below_every_floor<S: Store>() {
     let store = S::create().await;
     let log = store.open().await;
     let epoch = own(&log);
@@ -591,7 +595,7 @@ pub(crate) async fn pruning_stays_below_every_floor<S: Store>() {
     assert_eq!(log.status().await.unwrap().horizon_ms, NOON_MS + 200);
 }
 
-pub(crate) async fn pruning_waits_for_every_resource_manager<S: Store>() {
+pub async fn pruning_waits_for_every_resource_manager<S: Store>() {
     let store = S::create().await;
     let log = store.open().await;
     let epoch = own(&log);
@@ -606,7 +610,7 @@ pub(crate) async fn pruning_waits_for_every_resource_manager<S: Store>() {
     assert_eq!(log.prune(before(epoch, 800)).await.unwrap(), 1);
 }
 
-pub(crate) async fn pruning_stops_at_its_limit<S: Store>() {
+pub async fn pruning_stops_at_its_limit<S: Store>() {
     let store = S::create().await;
     let log = store.open().await;
     let epoch = own(&log);
@@ -619,7 +623,7 @@ pub(crate) async fn pruning_stops_at_its_limit<S: Store>() {
     assert_eq!(recorded(&log, gtrids[4]).await, Recorded::Absent);
 }
 
-pub(crate) async fn the_horizon_never_goes_down<S: Store>() {
+pub async fn the_horizon_never_goes_down<S: Store>() {
     let store = S::create().await;
     let log = store.open().await;
     let epoch = own(&log);
@@ -631,7 +635,7 @@ pub(crate) async fn the_horizon_never_goes_down<S: Store>() {
     assert_eq!(log.status().await.unwrap().horizon_ms, NOON_MS + 500);
 }
 
-pub(crate) async fn transactions_are_found_by_how_they_begin<S: Store>() {
+pub async fn transactions_are_found_by_how_they_begin<S: Store>() {
     let store = S::create().await;
     let mut all: Vec<Gtrid> = Vec::new();
     // Epochs 1 to 12, so that one number begins another.
@@ -666,7 +670,7 @@ pub(crate) async fn transactions_are_found_by_how_they_begin<S: Store>() {
     }
 }
 
-pub(crate) async fn resource_managers_are_remembered<S: Store>() {
+pub async fn resource_managers_are_remembered<S: Store>() {
     let store = S::create().await;
     let log = store.open().await;
     let stock = KnownResourceManager {
@@ -688,7 +692,7 @@ pub(crate) async fn resource_managers_are_remembered<S: Store>() {
 }
 
 /// An action of this kind, about this transaction.
-pub(crate) fn operation(action: &str, gtrid: Option<Gtrid>, effect: Effect) -> Operation {
+pub fn operation(action: &str, gtrid: Option<Gtrid>, effect: Effect) -> Operation {
     Operation {
         at_ms: NOON_MS,
         who: "kim".to_owned(),
@@ -707,7 +711,7 @@ async fn audit<L: DecisionLog>(log: &L, of: Option<Gtrid>) -> Vec<AuditRecord> {
     log.audit(AuditQuery { of, below: 0, limit: 100 }).await.unwrap()
 }
 
-pub(crate) async fn an_operation_is_on_record_with_what_it_changes<S: Store>() {
+pub async fn an_operation_is_on_record_with_what_it_changes<S: Store>() {
     let store = S::create().await;
     let log = store.open().await;
     let about = gtrid(own(&log), 0, 1);
@@ -737,7 +741,7 @@ pub(crate) async fn an_operation_is_on_record_with_what_it_changes<S: Store>() {
     assert_eq!(log.resource_managers().await.unwrap(), [known]);
 }
 
-pub(crate) async fn a_heuristic_outcome_stays_until_it_is_acknowledged<S: Store>() {
+pub async fn a_heuristic_outcome_stays_until_it_is_acknowledged<S: Store>() {
     let store = S::create().await;
     let log = store.open().await;
     let decision = commit(gtrid(own(&log), 0, 1));
@@ -761,7 +765,7 @@ pub(crate) async fn a_heuristic_outcome_stays_until_it_is_acknowledged<S: Store>
     assert_eq!(audit(&log, Some(decision.gtrid)).await.len(), 1, "what was done stays");
 }
 
-pub(crate) async fn a_retired_resource_manager_stays_retired_and_holds_nothing_up<S: Store>() {
+pub async fn a_retired_resource_manager_stays_retired_and_holds_nothing_up<S: Store>() {
     let store = S::create().await;
     let log = store.open().await;
     let silent = manager("ledger", None);
@@ -778,7 +782,7 @@ pub(crate) async fn a_retired_resource_manager_stays_retired_and_holds_nothing_u
     assert_eq!(log.prune(limits).await, Ok(1));
 }
 
-pub(crate) async fn everything_on_record_is_walked_over<S: Store>() {
+pub async fn everything_on_record_is_walked_over<S: Store>() {
     let store = S::create().await;
     let log = store.open().await;
     let open = commit(gtrid(own(&log), 0, 1));
@@ -790,7 +794,7 @@ pub(crate) async fn everything_on_record_is_walked_over<S: Store>() {
     assert_eq!(second, [(over.gtrid, Recorded::Ended(None, over))]);
 }
 
-pub(crate) async fn a_closed_log_says_so<S: Store>() {
+pub async fn a_closed_log_says_so<S: Store>() {
     let store = S::create().await;
     let log = store.open().await;
     let decision = commit(gtrid(own(&log), 0, 1));

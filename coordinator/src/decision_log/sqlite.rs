@@ -3,7 +3,7 @@
 //! Read in this order:
 //! - `open`: what happens before there is a log, and in which order;
 //! - `transaction`: one SQLite transaction, and what a failure in it means;
-//! - `append`: decisions and ends, written; `rows`: how they lie in rows; `hex`: how many of them go into one statement;
+//! - `append`: decisions and ends, written (the form of a record is in `decision_log/rows.rs`); `hex`: how many of them go into one statement;
 //! - `epochs`, `read`, `find`, `prune`, `checkpoint`; `audit`: what operators do.
 //!
 //! **Connections.** One writes what is forced (`synchronous=FULL`: an fsync in every COMMIT), one what is lazy (`NORMAL`:
@@ -23,7 +23,6 @@ mod hex;
 mod open;
 mod prune;
 mod read;
-mod rows;
 #[cfg(test)]
 pub(crate) mod tests;
 mod transaction;
@@ -47,8 +46,8 @@ use self::transaction::{Broken, Fault, Tx};
 use super::audit::{AuditQuery, AuditRecord, Operation};
 use super::data_dir::DataDir;
 use super::{
-    AppendError, Batch, DecisionLog, KnownResourceManager, LogStatus, LookUp, PruneLimits, ReadError,
-    Recorded,
+    AppendError, Batch, DecisionLog, Epochs, KnownResourceManager, LogStatus, LookUp, PruneLimits, ReadError,
+    Recorded, pruning,
 };
 use crate::protocol::record::{DecisionRecord, EndRecord};
 
@@ -296,7 +295,7 @@ async fn remember_within(
          ON CONFLICT (name) DO UPDATE SET record = excluded.record",
     )
     .bind(now.name.as_str())
-    .bind(rows::encode_resource_manager(&now))
+    .bind(super::rows::encode_resource_manager(&now))
     .execute(connection)
     .await?;
     Ok(())
@@ -377,6 +376,25 @@ impl DecisionLog for SqliteLog {
         limit: u32,
     ) -> BoxFuture<'_, Result<Vec<(Gtrid, Recorded)>, ReadError>> {
         async move { audit::walk(self.readers()?, after, limit).await }.boxed()
+    }
+
+    fn epochs(&self) -> BoxFuture<'_, Result<Epochs, ReadError>> {
+        // One process at a time has the log: every earlier epoch is sealed.
+        let own = self.start.epoch;
+        futures::future::ok(Epochs { sealed_below: own, newest: own }).boxed()
+    }
+
+    fn begins_from_ms(&self) -> BoxFuture<'_, Result<u64, ReadError>> {
+        async move {
+            let horizon_ms = self.status().await?.horizon_ms;
+            Ok(pruning::begins_from_ms(horizon_ms, &self.resource_managers().await?))
+        }
+        .boxed()
+    }
+
+    fn floor(&self, own: Gtrid) -> BoxFuture<'_, Result<Gtrid, ReadError>> {
+        // One process at a time has the log.
+        futures::future::ok(own).boxed()
     }
 
     fn prune(&self, limits: PruneLimits) -> BoxFuture<'_, Result<u64, AppendError>> {

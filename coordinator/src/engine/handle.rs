@@ -85,6 +85,13 @@ pub struct Admission {
     pub horizon_ms: std::sync::atomic::AtomicU64,
 }
 
+impl Admission {
+    /// Nothing that begins from now on is older than this, or exactly as old.
+    pub fn raise_horizon(&self, unix_ms: u64) {
+        self.horizon_ms.fetch_max(unix_ms, Ordering::Relaxed);
+    }
+}
+
 impl Engine {
     /// An engine of these parts.
     #[must_use]
@@ -319,13 +326,22 @@ impl Engine {
         Ok(sum)
     }
 
-    /// No live transaction is older than this, and none that begins later will be.
+    /// No transaction that is live here is older than this, and none that begins later will be.
     ///
     /// # Errors
     /// [`Stopped`].
     pub async fn live_floor(&self) -> Result<Gtrid, Stopped> {
         let sum = self.summarize().await?;
         Ok(sum.floor(self.0.log.position().epoch))
+    }
+
+    /// The same of every node on the log.
+    ///
+    /// # Errors
+    /// [`EngineError`].
+    pub async fn floor(&self) -> Result<Gtrid, EngineError> {
+        let own = self.live_floor().await?;
+        Ok(self.0.log.floor(own).await?)
     }
 
     /// Hands mail to every shard.
@@ -355,6 +371,7 @@ pub fn recorded_outcome(look_up: &LookUp, behind: bool) -> OutcomeAnswer {
         Known::OnePhase => {
             (None, "its only branch commits by itself and has not answered yet".to_owned(), branches)
         }
+        Known::Elsewhere => (None, "it is running at another coordinator: ask that one".to_owned(), 0),
         Known::PresumedRolledBack => {
             let detail =
                 "no commit of it is recorded: it was rolled back, its deadline passed, or it never began";

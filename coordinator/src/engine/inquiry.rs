@@ -46,6 +46,7 @@ impl From<PreparedFate> for BranchAnswer {
         match fate {
             PreparedFate::Commit => Self::Commit,
             PreparedFate::Rollback => Self::Rollback,
+            PreparedFate::StillRunning => Self::StillRunning,
             PreparedFate::Unknown(why) => Self::Unknown(why),
         }
     }

@@ -217,7 +217,7 @@ fn log_answer(done: LogDone) -> LogAnswer {
     match done.result {
         Ok(_position) => LogAnswer::Forced,
         Err(AppendError::Refused(why)) => LogAnswer::Refused(why),
-        Err(AppendError::Unknown(why)) => LogAnswer::Unknown(why),
+        Err(AppendError::Unknown(why) | AppendError::Sealed(why)) => LogAnswer::Unknown(why),
     }
 }
 

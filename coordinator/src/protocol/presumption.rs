@@ -93,6 +93,8 @@ pub enum Known {
     Committing,
     /// A single branch may commit in one phase; only its evidence tells whether it did.
     OnePhase,
+    /// No record, and another coordinator, which has not been sealed, may still write one.
+    Elsewhere,
     /// No record, and none can appear: it is rolled back.
     PresumedRolledBack,
     /// Nothing may be concluded, and why.
@@ -118,7 +120,7 @@ pub fn conclude(look_up: &LookUp, behind: bool) -> Known {
         }
         Recorded::Absent => match look_up.epoch {
             EpochState::Own | EpochState::Sealed => Known::PresumedRolledBack,
-            EpochState::Live => Known::Unknown("another coordinator may still decide it: ask that one"),
+            EpochState::Live => Known::Elsewhere,
             EpochState::Unknown => Known::Unknown("its epoch was never given out by this decision log"),
         },
     }
@@ -131,6 +133,8 @@ pub enum PreparedFate {
     Commit,
     /// Roll it back.
     Rollback,
+    /// Ask again later: its coordinator decides, or is sealed.
+    StillRunning,
     /// Leave it alone, and why: an operator has to look.
     Unknown(&'static str),
 }
@@ -152,6 +156,7 @@ pub fn prepared_fate(look_up: &LookUp, behind: bool, bqual: &Bqual) -> PreparedF
         Known::Ended(Outcome::Heuristic(_) | Outcome::Unknown, _) => PreparedFate::Unknown(
             "its one-phase commit has a heuristic outcome on record: an operator decides",
         ),
+        Known::Elsewhere => PreparedFate::StillRunning,
         Known::Unknown(why) => PreparedFate::Unknown(why),
     }
 }
@@ -180,7 +185,9 @@ pub fn judge(look_up: &LookUp, behind: bool, bqual: &Bqual, applied: Applied) ->
             Some(BranchEnd::Hazard) => Applied::Hazard,
             Some(BranchEnd::RolledBack | BranchEnd::ReadOnly | BranchEnd::Lost) | None => Applied::RolledBack,
         },
-        Known::Committing | Known::OnePhase | Known::Ended(Outcome::Unknown, _) => return Judgement::Open,
+        Known::Committing | Known::OnePhase | Known::Elsewhere | Known::Ended(Outcome::Unknown, _) => {
+            return Judgement::Open;
+        }
         Known::Unknown(_) => return judge_unknown(look_up, behind),
     };
     if applied == expected { Judgement::Agrees } else { Judgement::Differs }

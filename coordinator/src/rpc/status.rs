@@ -102,7 +102,7 @@ pub enum RequestError {
     #[error("the field {0} is too long: at most 1,024 bytes are kept")]
     TooLong(&'static str),
     /// The record could not be made, so that nothing was done.
-    #[error("nothing was done, because it could not be put on record: {0}")]
+    #[error("it was not carried out, because it is not known to be on record: {0}")]
     NotRecorded(AppendError),
     /// It is attached.
     #[error("{name} has {attached} instances attached, so that it is not gone")]

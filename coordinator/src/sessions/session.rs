@@ -351,7 +351,7 @@ async fn note_floor(
         let floor = oldest_held.map_or(before, |oldest| oldest.min(before));
         shared.registry.set_floor(name, floor);
     }
-    shared.engine.live_floor().await.ok()
+    shared.engine.floor().await.ok()
 }
 
 /// The answer, and the branches among these that the log can say nothing about.

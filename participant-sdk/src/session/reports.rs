@@ -32,6 +32,8 @@ pub(super) struct Reports {
     next: u64,
     /// Listings that failed, one after the other.
     failed: u32,
+    /// The next listing is wanted as soon as the one that is being taken is there.
+    hastened: bool,
     /// The store failed to answer since it was last attached to.
     store_doubtful: bool,
     /// The evidence rows that the coordinator was asked about last: nothing else is deleted, whatever an answer names.
@@ -50,6 +52,15 @@ impl Reports {
 
     pub(super) const fn next_wake(&self) -> Option<Duration> {
         self.due
+    }
+
+    /// The store is to be listed now.
+    pub(super) fn hasten(&mut self, now: Duration) {
+        match &mut self.due {
+            Some(due) => *due = now,
+            // A listing that is being taken may have passed by what is meant.
+            None => self.hastened = true,
+        }
     }
 
     /// An answer of the store was not to be had: its connections may be gone, and branches may be prepared that were not.
@@ -82,7 +93,8 @@ impl Session {
             }
             Ok(listing) => {
                 let is_back = listing.attachment.is_some();
-                let soon = self.reports.store_doubtful.then_some(AFTER_A_FAILURE);
+                let hastened = std::mem::take(&mut self.reports.hastened).then_some(Duration::ZERO);
+                let soon = hastened.or(self.reports.store_doubtful.then_some(AFTER_A_FAILURE));
                 self.reports.due = Some(now + soon.unwrap_or(self.reports.interval));
                 self.reports.failed = 0;
                 self.report(listing);

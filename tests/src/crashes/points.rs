@@ -356,7 +356,6 @@ pub const POINTS: &[Point] = &[
     mysql("mysql-before-evidence", BEFORE_THE_DECISION),
     mysql("mysql-before-prepare", PREPARING),
     mysql("mysql-after-prepare", PREPARING),
-    mysql("mysql-after-close", PREPARING),
     mysql("mysql-before-commit-prepared", COMMITTING),
     mysql("mysql-after-commit-prepared", COMMITTING),
     mysql("mysql-before-rollback-prepared", UNDOING),

@@ -129,7 +129,7 @@ pub enum What {
 /// The command line of a client's process.
 #[derive(Debug, clap::Args)]
 pub struct Arguments {
-    /// Where the coordinator is
+    /// Where the coordinators are, with commas between them
     #[arg(long)]
     coordinator: String,
     /// Where each bank is called; a transfer goes from the first to the second
@@ -157,12 +157,13 @@ pub struct Mover {
 }
 
 impl Mover {
-    /// To be made inside a runtime.
+    /// Of this coordinator, or of these, with commas between them. To be made inside a runtime.
     ///
     /// # Errors
     /// If the ledger can't be written, or the coordinator's address is none.
     pub async fn new(coordinator: &str, banks: &[String], ledger: &Path) -> Result<Self> {
-        let client = lockstep::Client::connect(coordinator).await.map_err(Failed::because("no client"))?;
+        let client = lockstep::Client::builder_of(coordinator.split(','));
+        let client = client.connect().map_err(Failed::because("no client"))?;
         let http =
             reqwest::Client::builder().timeout(2 * TIMEOUT).build().map_err(Failed::because("no client"))?;
         let ledger = File::options()

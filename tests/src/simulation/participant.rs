@@ -228,7 +228,9 @@ impl World {
                 let at = self.store_takes();
                 self.plan(at, Happening::Forgets(process, session, branches));
             }
-            Effect::Attached(_) => self.instances[instance].attached = true,
+            // There is one coordinator at a time: nobody tells of another one's epoch.
+            Effect::Sealed(epochs) => unreachable!("epochs {epochs:?} are told to be sealed"),
+            Effect::Attached(..) => self.instances[instance].attached = true,
             Effect::Close(why) => self.close(instance, &why),
             Effect::Warn(text) => say!(self, None, "instance {instance} warns: {text}"),
         }
@@ -422,6 +424,7 @@ fn about(message: &FromCoordinator) -> Option<u32> {
         | FromCoordinator::ReportAnswer(..)
         | FromCoordinator::ReconcileAnswer(_)
         | FromCoordinator::Inspect(..)
+        | FromCoordinator::Sealed(_)
         | FromCoordinator::Drain => None,
     }
 }

@@ -8,8 +8,7 @@ use super::transaction::Fault;
 use super::{epochs, remember_within};
 use crate::decision_log::audit::{AuditQuery, AuditRecord, Effect, Operation};
 use crate::decision_log::sqlite::epochs::OwnEpoch;
-use crate::decision_log::sqlite::rows;
-use crate::decision_log::{ReadError, Recorded};
+use crate::decision_log::{ReadError, Recorded, rows};
 use crate::protocol::record::EndRecord;
 
 /// Writes an action and its effect. Its number, and the own epoch's row as it is then.

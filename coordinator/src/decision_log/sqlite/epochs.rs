@@ -10,8 +10,8 @@ use std::collections::BTreeMap;
 use lockstep_proto::{ClusterId, Epoch, Incarnation, LogPosition};
 use sqlx::SqliteConnection;
 
-use super::rows::{self, EpochRow};
 use super::transaction::Fault;
+use crate::decision_log::rows::{self, EpochRow};
 
 /// The epoch that this process writes under, as its row is now.
 #[derive(Debug, Clone, Copy)]

@@ -7,8 +7,8 @@ use lockstep_proto::{Epoch, Gtrid, LogPosition, ResourceManagerName};
 use sqlx::{SqliteExecutor, SqlitePool};
 
 use super::hex::{Hex, json};
-use super::rows::{self, RowError};
 use super::transaction::Fault;
+use crate::decision_log::rows::{self, RowError};
 use crate::decision_log::{EpochState, KnownResourceManager, LogStatus, LookUp, ReadError, Recorded};
 use crate::protocol::record::{DecisionRecord, EndRecord};
 

@@ -5,7 +5,6 @@ mod crash;
 mod damage;
 mod disk;
 mod opening;
-mod rows;
 mod size;
 
 use sqlx::sqlite::SqliteConnectOptions;
@@ -13,7 +12,7 @@ use sqlx::{ConnectOptions, SqliteConnection};
 use tempfile::TempDir;
 
 use super::{OpenError, Opened, Options, SqliteLog};
-use crate::decision_log::contract::{self, Store};
+use crate::decision_log::contract::Store;
 
 /// A log in a directory of its own.
 pub(crate) struct TempSqlite(pub(crate) TempDir);
@@ -41,4 +40,4 @@ pub(crate) async fn stranger(store: &TempSqlite) -> SqliteConnection {
     SqliteConnectOptions::new().filename(file).connect().await.unwrap()
 }
 
-contract::contract!(TempSqlite);
+crate::decision_log_contract!(TempSqlite);

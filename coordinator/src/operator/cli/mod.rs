@@ -1,7 +1,7 @@
 //! The commands of `lockstep`.
 //!
 //! - [`exit`]: what each exit code means, and how a failure is told.
-//! - [`serve`], [`config_show`], [`status`], [`tx`], [`orphans`], [`participants`], [`audit`], [`export`], [`health`], [`doctor`]: the commands.
+//! - [`serve`], [`migrate`], [`cluster`], [`config_show`], [`status`], [`tx`], [`orphans`], [`participants`], [`audit`], [`export`], [`health`], [`doctor`]: the commands.
 //!   [`act`]: what those share that change something.
 //! - [`remote`]: how they ask a running coordinator, and what a failed question means.
 //! - [`tables`], [`evidence`], [`output`]: how an answer is written: data on stdout, talk on stderr.
@@ -10,12 +10,14 @@
 
 mod act;
 mod audit;
+mod cluster;
 mod config_show;
 mod doctor;
 mod evidence;
 mod exit;
 mod export;
 mod health;
+mod migrate;
 mod orphans;
 mod output;
 mod participants;
@@ -48,6 +50,11 @@ struct Cli {
 enum Command {
     /// Run a coordinator until SIGTERM or SIGINT; a second one ends it at once, which is safe
     Serve(serve::Args),
+    /// Nodes that share a decision log
+    #[command(subcommand, arg_required_else_help = true)]
+    Cluster(cluster::Command),
+    /// Make the schema of a shared decision log, or bring it up to date; safe while coordinators run
+    Migrate(migrate::Args),
     /// What a coordinator would be configured to
     #[command(subcommand, arg_required_else_help = true)]
     Config(ConfigCommand),
@@ -134,6 +141,8 @@ fn dispatch(command: Command) -> Result<Exit, Failure> {
         Command::Config(ConfigCommand::Show(args)) => config_show::run(&args),
         Command::Config(ConfigCommand::Check(args)) => config_show::check(&args),
         Command::Serve(args) => block_on(serve::run(args)),
+        Command::Cluster(command) => block_on(cluster::run(command)),
+        Command::Migrate(args) => block_on(migrate::run(args)),
         Command::Tx(command) => block_on(tx::run(command)),
         Command::Status(args) => block_on(status::run(args)),
         Command::Health(args) => block_on(health::run(args)),

@@ -95,6 +95,7 @@ async fn standing(services: &Services, gtrid: Gtrid) -> Result<(Standing, Census
         Known::Committing => Standing::Committing,
         Known::OnePhase => Standing::OnePhase,
         Known::PresumedRolledBack => Standing::RollingBack,
+        Known::Elsewhere => Standing::Elsewhere,
         Known::Unknown(_) if census.foreign => Standing::Foreign,
         Known::Unknown(_) => Standing::Orphan(census.proof),
     };

@@ -17,6 +17,7 @@ use sqlx::{MySqlPool, Row as _, SqlStr};
 use tokio::time::Instant;
 
 use super::connection::{Failure, Lease, Reply};
+use super::kept::Kept;
 use super::recovery;
 use super::refusal::{NOT_TRIED, WORK_OUTSIDE, words};
 use super::session::{KillOnDrop, Session};
@@ -56,7 +57,7 @@ impl OpenBranch {
         self.lease.run(sql, within).await
     }
 
-    /// For a branch that is prepared or committed: others can finish it only when this session is gone.
+    /// For a branch that has ended, or may have: others find out about it only when this session is gone.
     async fn close(mut self) {
         self.killer.disarm();
         self.lease.close().await;
@@ -254,6 +255,7 @@ async fn record_hazard(
 
 pub(super) async fn prepare(
     own: &MySqlPool,
+    kept: &Kept,
     branch: &BranchId,
     mut open: OpenBranch,
     schema: &Schema,
@@ -282,8 +284,7 @@ pub(super) async fn prepare(
     fail_point!("mysql-after-prepare");
     match answer {
         Ok(_) => {
-            open.close().await;
-            fail_point!("mysql-after-close");
+            kept.keep(branch, open.lease);
             Ok(Prepared::Yes)
         }
         Err(Failure::Lost(why)) => {

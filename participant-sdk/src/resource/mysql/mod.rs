@@ -2,7 +2,8 @@
 //!
 //! Read in this order:
 //! - `branch`: a branch while it is open, and how it is prepared. `session`: how its session is ended from outside.
-//! - `recovery`: how a prepared branch is finished, and what is found out about one that is not there.
+//! - `recovery`: how a prepared branch is finished, and what is found out about one that is not there. `kept`: why the session
+//!   that prepared it should do so.
 //! - `evidence`: the table that proves it, and pruning. `inspect`: what a person is shown.
 //! - `attach`: our tables and our identity. What a server has to be, [`crate::doctor`] judges; `look`: what it sees.
 //! - `sql`: every statement. `refusal`: every refusal in words. `connection`: who holds a connection, and when
@@ -23,8 +24,8 @@
 //! `autocommit` hides them.
 //!
 //! What an operator sees: two tables in the service's database, `lockstep_evidence` and `lockstep_identity`; XA branches with
-//! the format id 1819239275; up to 8 connections beside the service's. A branch's connection is closed at the branch's end,
-//! and the pool opens a new one. XA branches have no owner: whoever can log in to the server and knows a
+//! the format id 1819239275; up to 8 connections beside the service's. A branch's connection is closed at the branch's end, or half a
+//! second after it was prepared, and the pool opens a new one. XA branches have no owner: whoever can log in to the server and knows a
 //! branch's name can end it, so such a name is not to be shown to strangers.
 //!
 //! Tested with MariaDB. Everything here is written for MySQL from 8.0.30 as well, and untested with it. (Its usual way of
@@ -35,6 +36,7 @@ mod branch;
 mod connection;
 mod evidence;
 mod inspect;
+mod kept;
 pub(crate) mod look;
 mod recovery;
 mod refusal;
@@ -48,6 +50,7 @@ use lockstep_proto::{ClusterId, Gtrid, LogPosition, ResourceManagerName, Xid};
 use sqlx::{MySqlConnection, MySqlPool};
 
 pub use self::branch::OpenBranch;
+use self::kept::Kept;
 use self::sql::Schema;
 use super::{
     Attachment, BranchId, EvidenceRow, Fate, Inspection, Prepared, Resource, ResourceError, Room, Unresolved,
@@ -62,6 +65,7 @@ use super::{
 pub struct MySql {
     pool: MySqlPool,
     own: MySqlPool,
+    kept: Kept,
     /// As which it attached.
     name: OnceLock<ResourceManagerName>,
     /// Where our tables are; known after attaching.
@@ -77,7 +81,14 @@ impl MySql {
     #[must_use]
     pub fn new(pool: MySqlPool) -> Self {
         let own = connection::own_pool((*pool.connect_options()).clone());
-        Self { pool, own, name: OnceLock::new(), schema: OnceLock::new(), newest: Mutex::new(None) }
+        Self {
+            pool,
+            own,
+            kept: Kept::default(),
+            name: OnceLock::new(),
+            schema: OnceLock::new(),
+            newest: Mutex::new(None),
+        }
     }
 
     /// As which it attached, and where its tables are.
@@ -148,7 +159,7 @@ impl Resource for MySql {
         position: &LogPosition,
     ) -> Result<Prepared, Unresolved> {
         self.remember(Some(*position));
-        branch::prepare(&self.own, branch, open, self.attached()?.1, position).await
+        branch::prepare(&self.own, &self.kept, branch, open, self.attached()?.1, position).await
     }
 
     async fn commit_one_phase(
@@ -167,12 +178,12 @@ impl Resource for MySql {
 
     async fn commit(&self, branch: &BranchId, position: &LogPosition) -> Result<Fate, Unresolved> {
         self.remember(Some(*position));
-        recovery::commit(&self.own, self.attached()?.1, branch, position).await
+        recovery::commit(&self.own, &self.kept, self.attached()?.1, branch, position).await
     }
 
     async fn rollback(&self, branch: &BranchId, position: &LogPosition) -> Result<Fate, Unresolved> {
         self.remember(Some(*position));
-        recovery::rollback(&self.own, self.attached()?.1, branch, position).await
+        recovery::rollback(&self.own, &self.kept, self.attached()?.1, branch, position).await
     }
 
     /// The same as [`MySql::commit`]: a branch that was told to commit in one phase and is prepared is to be

@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use lockstep_proto::{ClusterId, Gtrid, LogPosition, ResourceManagerName};
 use sqlx::{AssertSqlSafe, SqlSafeStr as _, SqlStr};
+use uuid::Uuid;
 
 use crate::resource::BranchId;
 use crate::resource::inspection::MOST;
@@ -187,6 +188,7 @@ impl Schema {
     /// - The server's clock is the real one, even if the handler has set another.
     /// - What follows has to come within `pause`; otherwise the server ends the session. Whoever is stopped before XA PREPARE
     ///   can't send it much later (P19), and whoever is stopped behind it does not keep others from finishing the branch (P24).
+    /// - The user lock is the session's until it ends, and tells others that it is there ([`session_is_there`]).
     /// - Rolling back to a savepoint that was just made does nothing but warn if something was done that can't be rolled back.
     ///   And it fails, and the evidence is not reached, in a session that is outside of any transaction, because the service has
     ///   ended the branch: there the row would be committed by itself, and lie.
@@ -201,11 +203,13 @@ impl Schema {
         text(format!(
             "SET SESSION timestamp = DEFAULT, wait_timeout = {pause} \
              /*M!100502 , idle_transaction_timeout = {pause} */; \
+             DO GET_LOCK('{lock}', 0); \
              SAVEPOINT lockstep; ROLLBACK TO SAVEPOINT lockstep; SHOW WARNINGS; \
              {COUNTERS}; \
              INSERT INTO {evidence} ({EVIDENCE_COLUMNS}) VALUES ('{branch}', 'branch', \
              IF(UTC_TIMESTAMP(6) < {deadline}, {deadline}, NULL), {fixed})",
             pause = seconds(pause),
+            lock = user_lock(branch),
             evidence = self.evidence_table(),
             fixed = fixed_columns(branch, position),
         ))
@@ -240,6 +244,14 @@ impl Schema {
     /// Of which kind the evidence is.
     pub(super) fn kind(&self, branch: &BranchId) -> SqlStr {
         text(format!("SELECT kind FROM {} WHERE xid = '{branch}'", self.evidence_table()))
+    }
+
+    /// The same as [`Schema::kind`], of a transaction that was not committed as well.
+    pub(super) fn kind_even_if_uncommitted(&self, branch: &BranchId) -> SqlStr {
+        text(format!(
+            "SET TRANSACTION ISOLATION LEVEL READ UNCOMMITTED; SELECT kind FROM {} WHERE xid = '{branch}'",
+            self.evidence_table()
+        ))
     }
 
     /// Whether the server is a replica, then the oldest branch of `cluster` that has evidence.
@@ -432,6 +444,16 @@ pub(super) fn rollback(branch: &BranchId) -> SqlStr {
 /// How long the server has been up, in seconds, and its time in microseconds since 1970.
 pub(super) fn uptime() -> SqlStr {
     text(format!("SHOW GLOBAL STATUS LIKE 'Uptime'; SELECT {NOW} AS now"))
+}
+
+/// Whether the session that prepared this branch, or tried to, is still there, as far as its user lock tells.
+pub(super) fn session_is_there(branch: &BranchId) -> SqlStr {
+    text(format!("SELECT CAST(IS_USED_LOCK('{}') IS NOT NULL AS SIGNED) AS is_there", user_lock(branch)))
+}
+
+/// The name of the user lock that a branch's session holds. Names of at most 64 characters are taken: it is made of the branch's.
+fn user_lock(branch: &BranchId) -> String {
+    format!("lockstep-{}", Uuid::new_v5(&Uuid::NAMESPACE_OID, branch.to_string().as_bytes()).simple())
 }
 
 /// Ends a session.

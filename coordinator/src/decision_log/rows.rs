@@ -485,3 +485,6 @@ pub(super) fn decode_horizon(bytes: &[u8]) -> Result<u64, RowError> {
     let body: HorizonBody = unframe(Kind::Mark, HORIZON.as_bytes(), bytes)?;
     Ok(body.unix_ms)
 }
+
+#[cfg(test)]
+mod tests;
