@@ -2,20 +2,21 @@
 //!
 //! A transaction from top to bottom: [`rpc`] → [`engine`] → [`protocol`] → [`decision_log`] → [`sessions`] → the SDK, and back.
 //! [`cluster`] is what several nodes on one log owe each other.
-//! [`server`] puts the parts together; [`operator`] is what a person sees of them, [`health`] what a machine does, and
-//! [`config`] what they set. [`codes`] names every error that anybody can meet.
+//! [`telemetry`] is what can be measured of it.
+//! [`server`] puts the parts together; [`operator`] is what a person sees of them, and [`config`] what they set. [`codes`] names every
+//! error that anybody can meet.
 
 pub mod cluster;
 pub mod codes;
 pub mod config;
 pub mod decision_log;
 pub mod engine;
-pub mod health;
 mod open_log;
 pub mod operator;
 pub mod protocol;
 pub mod rpc;
 pub mod server;
 pub mod sessions;
+pub mod telemetry;
 
 pub use operator::run;

@@ -28,13 +28,14 @@ use crate::engine::input::Input;
 use crate::engine::shard::{Shard, ShardConfig};
 use crate::engine::shell::{Mail, ShardTask, Shards, Stopped, StrayAcknowledgement};
 use crate::engine::{inquiry, maintenance};
-use crate::health::Drain;
 use crate::open_log::OpenLog;
 use crate::operator::{Ready, Recovered};
 use crate::rpc::Services;
 use crate::sessions::inspections::Inspections;
 use crate::sessions::registry::Registry;
 use crate::sessions::session::{Shared, Terms};
+use crate::telemetry::metrics::Metrics;
+use crate::telemetry::stopwatch::Stopwatch;
 
 /// Acknowledgements of forgotten transactions that wait to be compared with the log.
 const STRAYS: usize = 4096;
@@ -133,6 +134,8 @@ pub async fn serve(
     listener.set_nonblocking(true).map_err(cannot_listen)?;
     let bound = listener.local_addr().map_err(cannot_listen)?;
 
+    // Through all lives: what is counted only grows.
+    let metrics = Arc::new(Metrics::new());
     let mut on_ready = Some(on_ready);
     loop {
         let first = on_ready.is_some();
@@ -142,7 +145,7 @@ pub async fn serve(
             Some(on_ready) => on_ready(ready),
             None => tracing::warn!(epoch = %ready.epoch, recovered = ?ready.recovered, "serving again"),
         };
-        match Box::pin(live(config, &log, listener, &mut told, &shutdown)).await? {
+        match Box::pin(live(config, &log, listener, &metrics, &mut told, &shutdown)).await? {
             Ended::Stopped => return Ok(()),
             Ended::Sealed(why) => tracing::error!("{why}; this node begins again under a new epoch"),
         }
@@ -185,12 +188,13 @@ async fn live(
     config: &Config,
     log: &OpenLog,
     listener: TcpListener,
+    metrics: &Arc<Metrics>,
     on_ready: &mut (dyn FnMut(Ready) + Send),
     shutdown: &CancellationToken,
 ) -> Result<Ended, ServeError> {
     let bound =
         listener.local_addr().map_err(|source| ServeError::Listen { address: config.listen, source })?;
-    let mut parts = Parts::start(config, log.shared()).await?;
+    let mut parts = Parts::start(config, log.shared(), metrics).await?;
     let recovered = parts.recover(log.shared()).await?;
     fail::fail_point!("coordinator-recovered-before-serving");
     parts.run_beside(config, log);
@@ -200,9 +204,9 @@ async fn live(
         .http2_keepalive_interval(Some(PING_EVERY))
         .http2_keepalive_timeout(Some(PING_TIMEOUT))
         .tcp_nodelay(true)
-        .add_routes(
-            Services::new(parts.shared.clone(), config.default_timeout, parts.drain.clone()).router(),
-        );
+        // For /metrics and the probes; gRPC is HTTP/2.
+        .accept_http1(true)
+        .add_routes(Services::new(parts.shared.clone(), config.default_timeout).router());
     let incoming = tonic::transport::server::TcpIncoming::from(listener).with_nodelay(Some(true));
     let stopped = parts.shared.shutdown.clone();
     let mut serving = tokio::spawn(server.serve_with_incoming_shutdown(incoming, stopped.cancelled_owned()));
@@ -253,7 +257,6 @@ fn log_ended(ended: Result<Result<(), AppendError>, JoinError>) -> Result<Ended,
 /// Everything that runs.
 struct Parts {
     shared: Shared,
-    drain: Drain,
     clock: Clock,
     /// What must not end before the process does.
     tasks: JoinSet<()>,
@@ -263,12 +266,16 @@ struct Parts {
 }
 
 impl Parts {
-    async fn start(config: &Config, log: &Arc<dyn DecisionLog>) -> Result<Self, ServeError> {
+    async fn start(
+        config: &Config,
+        log: &Arc<dyn DecisionLog>,
+        metrics: &Arc<Metrics>,
+    ) -> Result<Self, ServeError> {
         let clock = Clock::start();
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
         let count = cores.min(config.max_in_flight / LIVE_PER_SHARD).max(1);
         let (answer_to, answers): (Vec<_>, Vec<_>) = (0..count).map(|_| mpsc::unbounded_channel()).unzip();
-        let (writer, group_commit) = GroupCommit::new(Arc::clone(log), answer_to);
+        let (writer, group_commit) = GroupCommit::new(Arc::clone(log), answer_to, metrics.log.clone());
         let log_task = tokio::spawn(group_commit.run());
         let (stray_sender, strays) = mpsc::channel(STRAYS);
         let known = log.resource_managers().await?;
@@ -282,15 +289,24 @@ impl Parts {
         let mut handles = Vec::new();
         for (number, answers) in answers.into_iter().enumerate() {
             let shard = Shard::new(shard_config);
-            let (task, handle) =
-                ShardTask::new(number, shard, clock, writer.clone(), answers, stray_sender.clone());
+            let stopwatch = Stopwatch::new(Arc::clone(metrics));
+            let (task, handle) = ShardTask::new(
+                number,
+                shard,
+                clock,
+                writer.clone(),
+                answers,
+                stray_sender.clone(),
+                stopwatch,
+            );
             tasks.spawn(task.run());
             handles.push(handle);
         }
         let retired: Vec<_> =
             known.iter().filter(|known| known.retired).map(|known| known.name.clone()).collect();
         let registry = Registry::new(known);
-        let engine = Engine::new(Shards::new(handles), Arc::clone(log), writer, config.max_in_flight);
+        let shards = Shards::new(handles);
+        let engine = Engine::new(shards, Arc::clone(log), writer, Arc::clone(metrics), config.max_in_flight);
         let terms = Terms { retention: config.retention, report_interval: config.report_interval };
         let shared = Shared {
             engine,
@@ -300,7 +316,7 @@ impl Parts {
             shutdown: CancellationToken::new(),
         };
         shared.retire_again(&retired).await.map_err(|Stopped| ServeError::Bug("a shard has ended".into()))?;
-        Ok(Self { shared, drain: Drain::default(), clock, tasks, log_task, strays: Some(strays) })
+        Ok(Self { shared, clock, tasks, log_task, strays: Some(strays) })
     }
 
     /// Gives every unfinished decision to its shard. Reads the decisions of sealed epochs only: the seal is committed, so that
@@ -319,8 +335,15 @@ impl Parts {
                 shard.send(mail).await.map_err(|Stopped| ServeError::Bug("a shard has ended".into()))?;
             }
         }
-        let horizon = log.status().await?.horizon_ms;
-        self.shared.engine.admission().raise_horizon(horizon);
+        let status = log.status().await?;
+        self.shared.engine.admission().raise_horizon(status.horizon_ms);
+        if status.behind {
+            tracing::error!(
+                "the decision log lacks what participants, or a node, had seen: nothing is presumed and nothing is begun \
+                 before every coordinator was stopped and `lockstep restore` was run"
+            );
+            self.shared.engine.presume_nothing();
+        }
         Ok(recovered)
     }
 
@@ -384,7 +407,7 @@ impl Parts {
     /// Begins nothing new, and waits until everything has ended, at most so long. Says what is left.
     async fn drain(&mut self, timeout: Duration) {
         const LOOK_EVERY: Duration = Duration::from_millis(20);
-        self.drain.start(&self.shared);
+        self.shared.start_draining();
         let engine = &self.shared.engine;
         let deadline = self.clock.now().monotonic + timeout;
         loop {

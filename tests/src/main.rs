@@ -118,6 +118,9 @@ struct Cluster {
     /// Coordinators
     #[arg(long, default_value_t = 3)]
     nodes: usize,
+    /// What the participants keep their data in: files, or a PostgreSQL server
+    #[arg(long, value_enum, default_value = "postgres")]
+    database: Database,
     /// After that, SIGKILL and restart of the log's PostgreSQL server, so often
     #[arg(long, default_value_t = 0, value_name = "N")]
     log_crashes: usize,
@@ -127,6 +130,9 @@ struct Cluster {
     /// Chooses who is struck, how and when
     #[arg(long, default_value_t = 1)]
     seed: u64,
+    /// Break nothing, and compare the throughput of two nodes on one log with that of one
+    #[arg(long, conflicts_with_all = ["log_crashes", "failovers"])]
+    throughput: bool,
 }
 
 fn parse_share(text: &str) -> Result<(usize, usize), String> {
@@ -174,6 +180,9 @@ fn crashes(arguments: &Crashes) -> ExitCode {
 }
 
 fn cluster(arguments: &Cluster) -> ExitCode {
+    if arguments.throughput {
+        return throughput(arguments);
+    }
     let report = match try_cluster(arguments) {
         Ok(report) => report,
         Err(failed) => {
@@ -190,20 +199,39 @@ fn cluster(arguments: &Cluster) -> ExitCode {
     if report.is_clean() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
+fn throughput(arguments: &Cluster) -> ExitCode {
+    const ROUND: Duration = Duration::from_secs(10);
+    // Both take turns.
+    let rounds = usize::try_from(60 * arguments.minutes / (2 * ROUND.as_secs())).unwrap_or(usize::MAX).max(3);
+    let plans = cluster::throughput::Plans { rounds, round: ROUND };
+    let measured = tempfile::tempdir()
+        .map_err(Failed::because("no temporary directory"))
+        .and_then(|directory| cluster::throughput::measure(&roles()?, directory.path(), plans));
+    match measured {
+        Ok(measured) => {
+            show(&measured.table(), arguments.json.then(|| measured.json()));
+            if measured.is_enough() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+        }
+        Err(failed) => {
+            eprintln!("{failed}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
 fn try_cluster(arguments: &Cluster) -> Result<cluster::report::Report, Failed> {
-    let program =
-        std::env::current_exe().map_err(Failed::because("this program does not know where it is"))?;
     let directory = tempfile::tempdir().map_err(Failed::because("no temporary directory"))?;
     let plan = cluster::run::Plan {
         nodes: arguments.nodes.max(2),
         time: Duration::from_secs(60 * arguments.minutes),
+        banks: arguments.database,
         faults: usize::from(arguments.minutes > 0),
         log_crashes: arguments.log_crashes,
         failovers: arguments.failovers,
         seed: arguments.seed,
     };
     let mut count = 0;
-    cluster::run::run(&Roles::played_by(program), directory.path(), plan, |struck| {
+    cluster::run::run(&roles()?, directory.path(), plan, |struck| {
         count += 1;
         eprintln!("{count:>4}  {struck}");
     })

@@ -7,9 +7,10 @@
 #![allow(clippy::unwrap_used, clippy::missing_panics_doc, reason = "these are tests")]
 #![allow(async_fn_in_trait, reason = "nothing but these tests calls it")]
 
-use lockstep_proto::{Bqual, Epoch, Gtrid, Incarnation, LogPosition, ResourceManagerId};
+use lockstep_proto::{Bqual, ClusterId, Epoch, Gtrid, Incarnation, LogPosition, ResourceManagerId};
 
 use super::audit::{AuditQuery, AuditRecord, Effect, Operation};
+use super::restore::{Order, Restoration, RestoreError, Step};
 use super::{
     AppendError, Batch, DecisionLog, EpochState, KnownResourceManager, LookUp, PruneLimits, ReadError,
     Recorded,
@@ -27,6 +28,9 @@ pub trait Store {
 
     /// Opens the log, as the only one on it, under a new epoch, sealing all earlier ones.
     async fn open(&self) -> Self::Log;
+
+    /// Has an operator deal with it, while it is closed.
+    async fn restore(&self, order: &Order) -> Result<Restoration, RestoreError>;
 }
 
 /// Makes a test of each promise for one [`Store`].
@@ -53,6 +57,9 @@ macro_rules! decision_log_contract {
             every_opening_takes_a_new_epoch_and_seals_the_others
             each_forced_batch_has_the_next_number
             positions_of_a_lost_tail_are_not_reached
+            a_log_that_is_behind_presumes_nothing_whoever_opens_it
+            a_restored_log_presumes_nothing_of_what_was_before
+            a_restore_is_done_only_as_it_was_confirmed
             looking_up_answers_in_the_order_asked
             looking_up_tells_the_epochs
             unfinished_decisions_come_page_by_page
@@ -459,6 +466,98 @@ pub async fn positions_of_a_lost_tail_are_not_reached<S: Store>() {
     for ahead in [later, future, other, LogPosition { sequence: 1, ..log.position() }] {
         assert!(!log.reaches(ahead).await.unwrap(), "{ahead:?}");
     }
+}
+
+fn order(step: Step, cluster: ClusterId) -> Order {
+    Order { step, confirm: Some(cluster.to_string()), reason: "disk lost".to_owned(), now_ms: NOON_MS }
+}
+
+/// Gives the place free. Whose log it was.
+async fn shut(log: impl DecisionLog) -> ClusterId {
+    log.close().await;
+    log.cluster()
+}
+
+pub async fn a_log_that_is_behind_presumes_nothing_whoever_opens_it<S: Store>() {
+    let store = S::create().await;
+    let log = store.open().await;
+    let absent = gtrid(log.position().epoch, 1, 1);
+    assert_eq!(look(&log, absent).await.epoch, EpochState::Own);
+    assert!(!log.status().await.unwrap().behind);
+    log.note_behind().await.unwrap();
+    log.note_behind().await.unwrap();
+    assert_eq!(look(&log, absent).await.epoch, EpochState::Unknown);
+    shut(log).await;
+    let log = store.open().await;
+    assert!(log.status().await.unwrap().behind);
+    for epoch in [absent.epoch(), log.position().epoch] {
+        assert_eq!(look(&log, gtrid(epoch, 1, 1)).await.epoch, EpochState::Unknown);
+    }
+    // What is on record is on record.
+    let decision = commit(gtrid(log.position().epoch, 2, 2));
+    log.force(&decisions(std::slice::from_ref(&decision))).await.unwrap();
+    assert_eq!(look(&log, decision.gtrid).await.recorded, Recorded::Decided(decision));
+}
+
+pub async fn a_restored_log_presumes_nothing_of_what_was_before<S: Store>() {
+    let store = S::create().await;
+    let log = store.open().await;
+    let before = log.position().epoch;
+    let decision = commit(gtrid(before, 1, 1));
+    log.force(&decisions(std::slice::from_ref(&decision))).await.unwrap();
+    // What a participant has seen of the tail that is lost.
+    let lost = LogPosition { sequence: 99, ..log.position() };
+    let of_a_later_start = LogPosition { epoch: Epoch::new(before.get() + 7).unwrap(), ..lost };
+    assert!(!log.reaches(lost).await.unwrap());
+    log.note_behind().await.unwrap();
+    let cluster = shut(log).await;
+
+    let done = store.restore(&order(Step::Restore, cluster)).await.unwrap();
+    assert_eq!((done.cluster, done.unfinished, done.was_behind), (cluster, 1, true));
+    let log = store.open().await;
+    assert!(log.position().epoch > done.below && done.below > before);
+    assert!(!log.status().await.unwrap().behind);
+    assert!(log.reaches(lost).await.unwrap() && log.reaches(of_a_later_start).await.unwrap());
+    let absent = [gtrid(before, 2, 2), gtrid(of_a_later_start.epoch, 2, 2)];
+    for absent in absent {
+        assert_eq!(look(&log, absent).await.epoch, EpochState::Unknown);
+    }
+    assert_eq!(look(&log, gtrid(log.position().epoch, 3, 3)).await.epoch, EpochState::Own);
+    assert_eq!(log.unfinished(None, 10).await.unwrap(), [decision]);
+    shut(log).await;
+
+    let settled = store.restore(&order(Step::Settle, cluster)).await.unwrap();
+    assert_eq!(settled.below, done.below);
+    let log = store.open().await;
+    for absent in absent {
+        // Still nothing is presumed; and whatever is to be compared with it was compared.
+        let found = look(&log, absent).await;
+        assert_eq!((found.epoch, found.below_horizon), (EpochState::Sealed, true));
+    }
+    // A second one covers what was begun since the first.
+    let between = gtrid(log.position().epoch, 4, 4);
+    shut(log).await;
+    store.restore(&order(Step::Restore, cluster)).await.unwrap();
+    let log = store.open().await;
+    assert_eq!(look(&log, between).await.epoch, EpochState::Unknown);
+}
+
+pub async fn a_restore_is_done_only_as_it_was_confirmed<S: Store>() {
+    let store = S::create().await;
+    let log = store.open().await;
+    let absent = gtrid(log.position().epoch, 1, 1);
+    let cluster = shut(log).await;
+    let wrong = Order { confirm: Some("zzzzzzzz".to_owned()), ..order(Step::Restore, cluster) };
+    let refused = store.restore(&wrong).await.unwrap_err();
+    assert!(matches!(refused, RestoreError::Refused(_)), "{refused}");
+    let settled = store.restore(&order(Step::Settle, cluster)).await.unwrap_err();
+    assert!(settled.to_string().contains("without --settled"), "{settled}");
+    let look_only = Order { confirm: None, ..order(Step::Restore, cluster) };
+    let looked = store.restore(&look_only).await.unwrap();
+    assert!(looked.dry_run && looked.below > absent.epoch());
+    let log = store.open().await;
+    assert_eq!(log.position().epoch.get(), absent.epoch().get() + 1);
+    assert_eq!(look(&log, absent).await.epoch, EpochState::Sealed);
 }
 
 pub async fn looking_up_answers_in_the_order_asked<S: Store>() {

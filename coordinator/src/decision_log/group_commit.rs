@@ -27,6 +27,7 @@ use tokio::time::{Instant, sleep_until, timeout_at};
 
 use super::{AppendError, Batch, DecisionLog};
 use crate::protocol::record::{EndRecord, LogWrite};
+use crate::telemetry::metrics::LogMetrics;
 
 /// Records in one batch. Past some hundred, a larger batch saves no more time per record, and the first in it wait longer;
 /// and with the largest records (256 branches, 16 labels) a full one still is some 30 MiB.
@@ -170,6 +171,7 @@ pub struct GroupCommit {
     shards: Vec<mpsc::UnboundedSender<Vec<LogDone>>>,
     position: watch::Sender<LogPosition>,
     counters: Arc<Counters>,
+    metrics: LogMetrics,
     on_their_way: Arc<OnTheirWay>,
     /// What is forced next, and who waits for it.
     batch: Batch,
@@ -196,6 +198,7 @@ impl GroupCommit {
     pub fn new(
         log: Arc<dyn DecisionLog>,
         shards: Vec<mpsc::UnboundedSender<Vec<LogDone>>>,
+        metrics: LogMetrics,
     ) -> (LogWriter, Self) {
         let (queue, requests) = mpsc::channel(QUEUE);
         let (publish, position) = watch::channel(log.position());
@@ -214,6 +217,7 @@ impl GroupCommit {
             shards,
             position: publish,
             counters,
+            metrics,
             on_their_way,
             batch: Batch::default(),
             waiters: Vec::new(),
@@ -308,11 +312,14 @@ impl GroupCommit {
         let mut batch = std::mem::take(&mut self.batch);
         let forced_ends = batch.ends.len();
         batch.ends.append(&mut self.lazy);
+        fail::fail_point!("log-before-force");
+        let started = Instant::now();
         let result = self.log.force(&batch).await;
         fail::fail_point!("log-before-answer");
         match &result {
             Ok(position) => {
                 let records = (batch.decisions.len() + batch.ends.len()) as u64;
+                self.metrics.forced(records, started.elapsed());
                 self.counters.forces.fetch_add(1, Ordering::Relaxed);
                 self.counters.records.fetch_add(records, Ordering::Relaxed);
                 self.counters.largest_batch.fetch_max(records, Ordering::Relaxed);
@@ -320,6 +327,7 @@ impl GroupCommit {
                 self.have_arrived(&batch.ends[forced_ends..]);
             }
             Err(AppendError::Refused(_)) => {
+                self.metrics.refused();
                 self.counters.refused.fetch_add(1, Ordering::Relaxed);
                 self.lazy = batch.ends.split_off(forced_ends);
             }
@@ -406,7 +414,8 @@ mod tests {
             let store = TempSqlite::create().await;
             let log = Arc::new(store.open().await);
             let (senders, shards) = (0..2).map(|_shard| mpsc::unbounded_channel()).unzip();
-            let (writer, task) = GroupCommit::new(Arc::clone(&log) as Arc<dyn DecisionLog>, senders);
+            let (writer, task) =
+                GroupCommit::new(Arc::clone(&log) as Arc<dyn DecisionLog>, senders, LogMetrics::default());
             Self { store, epoch: log.position().epoch, log, writer, task: Some(task), shards }
         }
 

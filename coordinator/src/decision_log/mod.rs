@@ -19,6 +19,7 @@ mod prefix;
 mod pruning;
 #[cfg(test)]
 mod rerun;
+pub mod restore;
 mod rows;
 pub mod sqlite;
 
@@ -126,6 +127,8 @@ pub struct LogStatus {
     pub bytes: u64,
     /// The newest pruned gtrid's time, milliseconds since 1970; 0 if nothing was ever pruned.
     pub horizon_ms: u64,
+    /// A participant has seen more than the log has, and no operator has dealt with it ([`DecisionLog::note_behind`]).
+    pub behind: bool,
 }
 
 /// A durable decision log, opened under an epoch of its own.
@@ -147,8 +150,12 @@ pub trait DecisionLog: Send + Sync + 'static {
     fn look_up<'a>(&'a self, gtrids: &'a [Gtrid]) -> BoxFuture<'a, Result<Vec<LookUp>, ReadError>>;
 
     /// Whether this position is behind the newest one of this log: its epoch is known under that incarnation, and has come at
-    /// least so far. If not, the log has lost its tail, or is another one, and nothing may be presumed from it (P8).
+    /// least so far; or it is of before a restore that an operator has dealt with. If not, the log has lost its tail, or is another one, and nothing may be presumed from it (P8).
     fn reaches(&self, position: LogPosition) -> BoxFuture<'_, Result<bool, ReadError>>;
+
+    /// Notes in the log that a participant has seen more than it has. From now on [`DecisionLog::look_up`] calls every epoch unknown, here, at
+    /// every other node and after every restart, until an operator has dealt with it ([`restore`]). Forced.
+    fn note_behind(&self) -> BoxFuture<'_, Result<(), AppendError>>;
 
     /// Decisions without an end, in the order of their gtrids, from behind `after`, at most `limit`.
     fn unfinished(

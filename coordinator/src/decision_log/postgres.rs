@@ -4,7 +4,8 @@
 //! - `open`: the schema, a new epoch, what is adopted with it; `schema`, `durability`, `connect`: what is checked before that;
 //! - `append`: a batch in one statement, which is the fence too (P1); `writer`: what is done when its answer does not come (P2);
 //! - `epochs`: leases, sealing, adopting (P5);
-//! - `barrier`: what is read leaves this node only behind a write (P3); `read`, `find`: reading; `upkeep`: pruning (P7); `nodes`: for people; `audit`: what operators do.
+//! - `barrier`: what is read leaves this node only behind a write (P3); `read`, `find`: reading; `upkeep`: pruning (P7); `restore` (P8);
+//!   `nodes`: for people; `audit`: what operators do.
 //!
 //! **Connections.** One writes: what is forced, what is lazy, and the upkeep, one after the other, because overlapping share locks on
 //! the epoch's row would keep a sealer waiting for ever. One keeps the lease and seals. A pool reads. None waits for another.
@@ -22,6 +23,7 @@ mod find;
 mod nodes;
 mod open;
 mod read;
+mod restore;
 mod schema;
 mod upkeep;
 mod writer;
@@ -40,6 +42,7 @@ pub use self::durability::{Accepted, Setting, Unfit};
 pub use self::epochs::Renewal;
 pub use self::nodes::{Node, NodeState};
 pub use self::open::{OpenError, Opened, Options, migrate, nodes};
+pub use self::restore::restore;
 pub use self::schema::SchemaError;
 
 use self::append::Changes;
@@ -150,6 +153,7 @@ impl PostgresLog {
         let writer = open_writer(&mut guard)?;
         let mut connection = writer.line.lend().await.map_err(Failure::from)?;
         let pruned = upkeep::prune(&mut connection, &writer.own, &limits).await?;
+        fail::fail_point!("log-shared-prune-after-commit");
         writer.line.give_back(connection);
         Ok(pruned)
     }
@@ -160,6 +164,7 @@ impl PostgresLog {
         let writer = open_writer(&mut guard)?;
         let mut connection = writer.line.lend().await.map_err(Failure::from)?;
         upkeep::remember(&mut connection, &writer.own, known).await?;
+        fail::fail_point!("log-shared-remember-after-commit");
         writer.line.give_back(connection);
         Ok(())
     }
@@ -321,6 +326,14 @@ impl DecisionLog for PostgresLog {
         async move { read::reaches(self.readers()?, position).await }.boxed()
     }
 
+    fn note_behind(&self) -> BoxFuture<'_, Result<(), AppendError>> {
+        async move {
+            let readers = self.readers().map_err(|error| AppendError::Refused(error.to_string()))?;
+            Ok(upkeep::note_behind(readers).await?)
+        }
+        .boxed()
+    }
+
     fn unfinished(
         &self,
         after: Option<Gtrid>,
@@ -412,7 +425,12 @@ impl DecisionLog for PostgresLog {
     }
 
     fn status(&self) -> BoxFuture<'_, Result<LogStatus, ReadError>> {
-        async move { read::facts(self.readers()?).await }.boxed()
+        async move {
+            let readers = self.readers()?;
+            let behind = read::marks(readers).await?.is_behind();
+            Ok(LogStatus { behind, ..read::facts(readers).await? })
+        }
+        .boxed()
     }
 
     fn close(&self) -> BoxFuture<'_, ()> {

@@ -70,7 +70,7 @@ pub(super) fn frame(kind: Kind, key: &[u8], body: &[u8]) -> Vec<u8> {
     [&[FORMAT], crc.as_slice(), body].concat()
 }
 
-fn unframe<M: Message + Default>(kind: Kind, key: &[u8], bytes: &[u8]) -> Result<M, RowError> {
+pub(super) fn unframe<M: Message + Default>(kind: Kind, key: &[u8], bytes: &[u8]) -> Result<M, RowError> {
     let (header, body) = bytes.split_at_checked(HEADER).ok_or(RowError::Short)?;
     if header[0] > FORMAT {
         return Err(RowError::Newer(header[0]));

@@ -4,7 +4,7 @@
 //! - `open`: what happens before there is a log, and in which order;
 //! - `transaction`: one SQLite transaction, and what a failure in it means;
 //! - `append`: decisions and ends, written (the form of a record is in `decision_log/rows.rs`); `hex`: how many of them go into one statement;
-//! - `epochs`, `read`, `find`, `prune`, `checkpoint`; `audit`: what operators do.
+//! - `epochs`, `read`, `find`, `prune`, `checkpoint`, `restore`; `audit`: what operators do.
 //!
 //! **Connections.** One writes what is forced (`synchronous=FULL`: an fsync in every COMMIT), one what is lazy (`NORMAL`:
 //! none; the next forced commit syncs the same file and takes it along). Two, rather than one whose setting goes back
@@ -23,6 +23,7 @@ mod hex;
 mod open;
 mod prune;
 mod read;
+mod restore;
 #[cfg(test)]
 pub(crate) mod tests;
 mod transaction;
@@ -40,11 +41,13 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 pub use self::open::{OpenError, Opened, Options};
+pub use self::restore::restore;
 
 use self::epochs::OwnEpoch;
 use self::transaction::{Broken, Fault, Tx};
 use super::audit::{AuditQuery, AuditRecord, Operation};
 use super::data_dir::DataDir;
+use super::restore::{BEHIND, encode_behind};
 use super::{
     AppendError, Batch, DecisionLog, Epochs, KnownResourceManager, LogStatus, LookUp, PruneLimits, ReadError,
     Recorded, pruning,
@@ -188,6 +191,17 @@ impl SqliteLog {
         Ok(id)
     }
 
+    async fn note_behind_now(&self) -> Result<(), AppendError> {
+        let mut guard = self.shared.writers.lock().await;
+        let writers = open_writers(&mut guard)?;
+        let mut tx = Tx::begin(&mut writers.forced, &self.shared.broken).await?;
+        let work = match epochs::hold(tx.connection(), &writers.own).await {
+            Ok(()) => epochs::set_mark(tx.connection(), BEHIND, &encode_behind()).await,
+            Err(fault) => Err(fault),
+        };
+        tx.finish(work).await
+    }
+
     /// What may be read: nothing, once the log is broken.
     fn readers(&self) -> Result<&SqlitePool, ReadError> {
         match self.shared.broken.reason() {
@@ -311,11 +325,7 @@ impl DecisionLog for SqliteLog {
     }
 
     fn force<'a>(&'a self, batch: &'a Batch) -> BoxFuture<'a, Result<LogPosition, AppendError>> {
-        async move {
-            fail::fail_point!("log-before-force");
-            self.append(&batch.decisions, &batch.ends, true).await
-        }
-        .boxed()
+        self.append(&batch.decisions, &batch.ends, true).boxed()
     }
 
     fn write_lazily<'a>(&'a self, ends: &'a [EndRecord]) -> BoxFuture<'a, Result<(), AppendError>> {
@@ -328,6 +338,10 @@ impl DecisionLog for SqliteLog {
 
     fn reaches(&self, position: LogPosition) -> BoxFuture<'_, Result<bool, ReadError>> {
         async move { read::reaches(self.readers()?, position).await }.boxed()
+    }
+
+    fn note_behind(&self) -> BoxFuture<'_, Result<(), AppendError>> {
+        self.note_behind_now().boxed()
     }
 
     fn unfinished(
@@ -406,7 +420,8 @@ impl DecisionLog for SqliteLog {
             let readers = self.readers()?;
             let facts = read::facts(readers).await?;
             let bytes = self.dir.log_bytes().map_err(|error| ReadError::Unavailable(error.to_string()))?;
-            Ok(LogStatus { bytes, ..facts })
+            let behind = read::marks(readers).await?.is_behind();
+            Ok(LogStatus { bytes, behind, ..facts })
         }
         .boxed()
     }

@@ -16,6 +16,7 @@ use crate::decision_log::{AppendError, DecisionLog, LookUp, ReadError};
 use crate::protocol::outcome::Outcome;
 use crate::protocol::presumption::{Known, conclude};
 use crate::protocol::record::About;
+use crate::telemetry::metrics::Metrics;
 
 /// What a question to the engine can fail with. Nothing is known then, and nothing was changed.
 #[derive(Debug, thiserror::Error)]
@@ -45,7 +46,7 @@ pub enum BeginError {
     /// Participants have seen decisions that this log has lost (P8).
     #[error(
         "the decision log is behind what participants have seen: it was restored from a backup, \
-         and nothing is begun before an operator has dealt with that"
+         and nothing is begun before an operator has stopped every coordinator and run `lockstep restore`"
     )]
     Behind,
     /// The data directory has too little room left.
@@ -69,6 +70,7 @@ struct Inner {
     shards: Shards,
     log: Arc<dyn DecisionLog>,
     writer: LogWriter,
+    metrics: Arc<Metrics>,
     max_in_flight: usize,
     draining: AtomicBool,
     behind: AtomicBool,
@@ -95,11 +97,18 @@ impl Admission {
 impl Engine {
     /// An engine of these parts.
     #[must_use]
-    pub fn new(shards: Shards, log: Arc<dyn DecisionLog>, writer: LogWriter, max_in_flight: usize) -> Self {
+    pub fn new(
+        shards: Shards,
+        log: Arc<dyn DecisionLog>,
+        writer: LogWriter,
+        metrics: Arc<Metrics>,
+        max_in_flight: usize,
+    ) -> Self {
         Self(Arc::new(Inner {
             shards,
             log,
             writer,
+            metrics,
             max_in_flight,
             draining: AtomicBool::new(false),
             behind: AtomicBool::new(false),
@@ -124,6 +133,20 @@ impl Engine {
     #[must_use]
     pub fn writer(&self) -> &LogWriter {
         &self.0.writer
+    }
+
+    /// What is measured.
+    #[must_use]
+    pub fn metrics(&self) -> &Metrics {
+        &self.0.metrics
+    }
+
+    /// Whether a transaction may begin now.
+    ///
+    /// # Errors
+    /// Why not.
+    pub fn may_begin(&self) -> Result<(), BeginError> {
+        self.admit()
     }
 
     /// What admission looks at.
@@ -167,6 +190,7 @@ impl Engine {
     pub async fn begin(&self, about: About, timeout: Duration) -> Result<Gtrid, BeginError> {
         self.admit()?;
         let random: [u8; 10] = rand::random();
+        let name = about.name.clone();
         // The shard follows from the random bits alone, so any time and epoch give the right one.
         let epoch = self.0.log.position().epoch;
         let shard = self.0.shards.of(&Gtrid::new(epoch, 0, random));
@@ -177,6 +201,7 @@ impl Engine {
         let Answer::Begun(gtrid) = answer else {
             unreachable!("a begin is answered with begun or full, not {answer:?}")
         };
+        self.0.metrics.started(&name);
         Ok(gtrid)
     }
 
@@ -322,6 +347,9 @@ impl Engine {
                 [sum.oldest_undelivered, part.oldest_undelivered].into_iter().flatten().min();
             sum.oldest = [sum.oldest, part.oldest].into_iter().flatten().min();
             sum.begins_from_ms = sum.begins_from_ms.min(part.begins_from_ms);
+            for (name, depth) in part.queued {
+                *sum.queued.entry(name).or_default() += depth;
+            }
         }
         Ok(sum)
     }

@@ -121,7 +121,9 @@ pub fn conclude(look_up: &LookUp, behind: bool) -> Known {
         Recorded::Absent => match look_up.epoch {
             EpochState::Own | EpochState::Sealed => Known::PresumedRolledBack,
             EpochState::Live => Known::Elsewhere,
-            EpochState::Unknown => Known::Unknown("its epoch was never given out by this decision log"),
+            EpochState::Unknown => Known::Unknown(
+                "the decision log does not know all of its epoch: it was restored from a backup, or is another one",
+            ),
         },
     }
 }

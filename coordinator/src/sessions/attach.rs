@@ -206,10 +206,11 @@ pub async fn admit(hello: &Hello, engine: &Engine, registry: &Registry) -> Resul
         None => false,
     };
     if ahead {
-        let problem =
-            "it has seen decisions that this decision log does not have: the log was restored from a backup";
-        tracing::error!(resource_manager = %name, seen = ?hello.seen, "{problem}; nothing is presumed any more");
+        let problem = "it has seen decisions that this decision log does not have: the log was restored from a backup. Nothing \
+             is presumed and nothing is begun any more: stop every coordinator and run `lockstep restore`";
+        tracing::error!(resource_manager = %name, seen = ?hello.seen, "{problem}");
         engine.presume_nothing();
+        engine.log().note_behind().await?;
         registry.set_problem(&name, problem.to_owned());
     }
     Ok(())

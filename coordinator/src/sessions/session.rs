@@ -50,6 +50,15 @@ impl Shared {
         }
         Ok(())
     }
+
+    /// Begins nothing new from now on, by which it is not ready either, and tells the participants. By a signal or an operator;
+    /// a second time changes nothing.
+    pub fn start_draining(&self) {
+        self.engine.start_draining();
+        self.registry.each_outbox(|outbox| {
+            outbox.answer(v1::coordinator_message::Kind::Drain(v1::Drain {}));
+        });
+    }
 }
 
 /// What participants are told in the welcome.

@@ -276,13 +276,18 @@ impl<R: Resource> Branch<R> {
     /// The store ends every wait for a lock shortly before the transaction's deadline, which also ends a deadlock over two databases that neither
     /// of them can see. Its error alone says neither for which lock nor until when; this does, as far as the store tells.
     ///
-    /// ```ignore
-    /// sqlx::query("UPDATE items SET free = free - 1").execute(&mut *branch).await.map_err(|error| branch.explain(&error))?;
+    /// ```
+    /// # #[cfg(feature = "postgres")]
+    /// async fn reserve(branch: &mut lockstep::Branch<lockstep::Postgres>) -> Result<(), lockstep::WorkError> {
+    ///     let sql = sqlx::query("UPDATE items SET free = free - 1 WHERE name = 'chair'");
+    ///     sql.execute(&mut **branch).await.map_err(|error| branch.explain(&error))?;
+    ///     Ok(())
+    /// }
     /// ```
     #[must_use]
     pub fn explain(&self, error: &(dyn std::error::Error + 'static)) -> WorkError {
         let (gtrid, resource_manager) = (self.gtrid(), self.xid.bqual.resource_manager_str().to_owned());
-        match R::awaited_lock(error) {
+        match self.open.as_ref().and_then(|open| R::awaited_lock(open, error)) {
             Some(lock) => {
                 let left = self.deadline.saturating_duration_since(clock::now());
                 WorkError::LockWait { gtrid, resource_manager, lock, within: self.within, left }

@@ -6,6 +6,7 @@
 //!
 //! Evidence goes only after the coordinator has judged it, and only what was asked about in this very session (P19).
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use lockstep_proto::limits::MAX_REPORT_ENTRIES;
@@ -30,6 +31,8 @@ pub(super) struct Reports {
     interval: Duration,
     /// The number of the next one.
     next: u64,
+    /// What was prepared here when the listing began that is being taken.
+    prepared: BTreeSet<Xid>,
     /// Listings that failed, one after the other.
     failed: u32,
     /// The next listing is wanted as soon as the one that is being taken is there.
@@ -78,6 +81,7 @@ impl Session {
         }
         self.reports.due = None;
         let again = std::mem::take(&mut self.reports.store_doubtful);
+        self.reports.prepared = self.prepared_here();
         self.effects.push(Effect::List { session: self.number, cluster: welcome.cluster, again });
     }
 
@@ -97,6 +101,7 @@ impl Session {
                 let soon = hastened.or(self.reports.store_doubtful.then_some(AFTER_A_FAILURE));
                 self.reports.due = Some(now + soon.unwrap_or(self.reports.interval));
                 self.reports.failed = 0;
+                self.forget_what_is_not(&listing.prepared, now);
                 self.report(listing);
                 if is_back {
                     self.ask_again_now(now);
@@ -110,6 +115,16 @@ impl Session {
                 self.reports.store_doubtful = true;
                 self.reports.due = Some(now + wait.min(self.reports.interval));
             }
+        }
+    }
+
+    fn forget_what_is_not(&mut self, listed: &[Xid], now: Duration) {
+        let mut gone = std::mem::take(&mut self.reports.prepared);
+        for xid in listed {
+            gone.remove(xid);
+        }
+        for xid in gone {
+            self.not_listed(now, &xid);
         }
     }
 

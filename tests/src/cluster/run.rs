@@ -10,7 +10,8 @@ use rand::{RngExt as _, SeedableRng as _};
 use rustix::process::Signal;
 
 use super::report::{Outage, Report, Takeover};
-use super::world::World;
+use super::world::{Setup, World};
+use crate::harness::books::Database;
 use crate::harness::client::{Told, What};
 use crate::harness::clock::{self, wait_for};
 use crate::harness::roles::Roles;
@@ -50,6 +51,8 @@ pub struct Plan {
     pub nodes: usize,
     /// For how long; at least `faults` are tried.
     pub time: Duration,
+    /// What the banks keep their accounts in.
+    pub banks: Database,
     /// At least so many.
     pub faults: usize,
     /// After that, crashes of the log's server.
@@ -70,7 +73,8 @@ pub fn run(
     plan: Plan,
     mut tell: impl FnMut(&dyn Display),
 ) -> Result<Report> {
-    let mut world = World::start(roles, directory, plan.nodes, LEASE)?;
+    let mut world =
+        World::start(roles, directory, Setup { nodes: plan.nodes, lease: LEASE, banks: plan.banks })?;
     let mut rng = StdRng::seed_from_u64(plan.seed);
     let started = clock::now();
     // Something has to be under way before anything is broken.
@@ -81,7 +85,7 @@ pub fn run(
         pause(&mut rng);
         let node = rng.random_range(0..plan.nodes);
         let fault = if rng.random_bool(0.5) { Fault::Kill } else { Fault::Stop };
-        let takeover = strike(&mut world, node, fault)
+        let takeover = strike(&mut world, plan, node, fault)
             .map_err(|error| Failed::new(format!("{fault:?} of node {node}: {error}\n{}", world.logs())))?;
         tell(&takeover);
         takeovers.push(takeover);
@@ -113,7 +117,7 @@ fn pause(rng: &mut StdRng) {
 }
 
 /// Breaks one, waits until the others have finished what it left, and mends it.
-fn strike(world: &mut World, node: usize, fault: Fault) -> Result<Takeover> {
+fn strike(world: &mut World, plan: Plan, node: usize, fault: Fault) -> Result<Takeover> {
     let epoch = world.epoch_of(node)?;
     match fault {
         Fault::Kill => {
@@ -125,8 +129,11 @@ fn strike(world: &mut World, node: usize, fault: Fault) -> Result<Takeover> {
     let (sealed, _) = wait_for("its epoch to be sealed", PATIENCE, || {
         Ok(world.left_by(epoch)?.sealed.then(|| begun.elapsed()))
     })?;
+    let before = committed(world)?;
     let (settled, _) = wait_for("what it left to be finished", PATIENCE, || {
-        Ok((world.left_by(epoch)?.prepared == 0).then(|| begun.elapsed()))
+        // As long as something is prepared in a SQLite file, nobody else writes to it.
+        let free = plan.banks != Database::Sqlite || committed(world)? > before;
+        Ok((free && world.left_by(epoch)?.prepared == 0).then(|| begun.elapsed()))
     })?;
     match fault {
         Fault::Kill => {

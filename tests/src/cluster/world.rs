@@ -7,7 +7,7 @@ use std::time::Duration;
 use sqlx::{Connection as _, PgConnection};
 
 use crate::harness::bank::Bank;
-use crate::harness::books::Books;
+use crate::harness::books::{Books, Database};
 use crate::harness::client::{Entry, Told, read_ledger};
 use crate::harness::clock::wait_for;
 use crate::harness::coordinator::Coordinator;
@@ -41,21 +41,46 @@ pub struct World {
     runtime: tokio::runtime::Runtime,
 }
 
+/// What it is made of.
+#[derive(Debug, Clone, Copy)]
+pub struct Setup {
+    /// Coordinators.
+    pub nodes: usize,
+    /// The lease of each.
+    pub lease: Duration,
+    /// What the banks keep their accounts in: in files, or on one PostgreSQL server.
+    pub banks: Database,
+}
+
 /// What an epoch has left that others may have to wait for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Left {
     /// It is sealed.
     pub sealed: bool,
-    /// Prepared branches of it in all banks.
+    /// Prepared branches of it in all banks. SQLite does not tell whose an entry of its journal is.
     pub prepared: usize,
 }
 
 impl World {
-    /// With so many coordinators, all of which serve when this returns.
+    /// With so many coordinators, and clients that are at work.
     ///
     /// # Errors
     /// If something can't be made or started.
-    pub fn start(roles: &Roles, directory: &Path, nodes: usize, lease: Duration) -> Result<Self> {
+    pub fn start(roles: &Roles, directory: &Path, setup: Setup) -> Result<Self> {
+        let mut world = Self::start_idle(roles, directory, setup)?;
+        let urls: Vec<String> = world.coordinators.iter().map(Coordinator::url).collect();
+        for number in 0..CLIENTS {
+            let client = world.start_client(number, &urls.join(","))?;
+            world.clients.push(client);
+        }
+        Ok(world)
+    }
+
+    /// With so many coordinators, all of which serve when this returns, and no client.
+    ///
+    /// # Errors
+    /// If something can't be made or started.
+    pub fn start_idle(roles: &Roles, directory: &Path, setup: Setup) -> Result<Self> {
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
             .build()
@@ -63,9 +88,9 @@ impl World {
         let (log_server, bank_server) = (PostgresServer::start()?, PostgresServer::start()?);
         log_server.create_database(LOG)?;
         let (log, lease) =
-            (format!("--log={}", log_server.url(LOG)), format!("--lease={}ms", lease.as_millis()));
+            (format!("--log={}", log_server.url(LOG)), format!("--lease={}ms", setup.lease.as_millis()));
         let mut coordinators = Vec::new();
-        for node in 0..nodes {
+        for node in 0..setup.nodes {
             let directory = directory.join(format!("node-{node}"));
             std::fs::create_dir_all(&directory).map_err(Failed::because("no directory"))?;
             let name = format!("--node={}", node_name(node));
@@ -78,11 +103,21 @@ impl World {
         let urls: Vec<String> = coordinators.iter().map(Coordinator::url).collect();
         let mut banks = Vec::new();
         for bank in BANKS {
-            let books = runtime.block_on(Books::in_postgres(bank, &bank_server, &bank.replace('-', "_")))?;
+            let books = runtime.block_on(async {
+                match setup.banks {
+                    Database::Sqlite => Books::in_sqlite(bank, directory.join(format!("{bank}.db"))).await,
+                    Database::Postgres => {
+                        Books::in_postgres(bank, &bank_server, &bank.replace('-', "_")).await
+                    }
+                    other @ (Database::MariaDb | Database::Own) => {
+                        Err(Failed::new(format!("there are no banks over {} here", other.name())))
+                    }
+                }
+            })?;
             banks.push(Bank::start(roles, directory, books, &urls.join(","), None)?);
         }
         let (directory, roles) = (directory.to_owned(), roles.clone());
-        let mut world = Self {
+        Ok(Self {
             directory,
             roles,
             clients: Vec::new(),
@@ -92,12 +127,7 @@ impl World {
             standby: None,
             _bank_server: bank_server,
             runtime,
-        };
-        for number in 0..CLIENTS {
-            let client = world.start_client(number, &urls.join(","))?;
-            world.clients.push(client);
-        }
-        Ok(world)
+        })
     }
 
     fn start_client(&self, number: usize, coordinators: &str) -> Result<Process> {
@@ -110,6 +140,12 @@ impl World {
             command.args(["--plan", plan]);
         }
         Process::start("client", command, &self.directory.join(format!("client-{number}.log")))
+    }
+
+    /// Where each bank is called.
+    #[must_use]
+    pub fn addresses(&self) -> Vec<String> {
+        self.banks.iter().map(Bank::address).collect()
     }
 
     fn ledger(&self, number: usize) -> PathBuf {

@@ -132,6 +132,31 @@ async fn what_somebody_did_by_hand_is_told_as_it_is() {
     assert_eq!((site.amount(1).await, site.amount(2).await), (100, 99));
 }
 
+/// Prepared branches have no owner: whoever can log in and knows the name ends one, without any privilege for its tables. It is told
+/// as it is; that nobody guesses a name is all that protects it.
+#[tokio::test]
+async fn a_user_without_privileges_can_end_a_branch_and_it_is_told_as_it_is() {
+    let site = Site::new().await;
+    let branch = site.prepared(1).await;
+    let database = site.database.as_ref().unwrap();
+    let user = format!("stranger_{}", database.name);
+    database.sql(&format!("CREATE USER {user}@'127.0.0.1'; GRANT SELECT ON account TO {user}@'127.0.0.1'"));
+    let mut stranger = sqlx::MySqlConnection::connect(&database.url_as(&user)).await.unwrap();
+    assert!(stranger.execute("UPDATE account SET amount = 0").await.is_err());
+    let commit = format!("XA COMMIT {}", xid_of(&branch));
+    let session = "SELECT CAST(IS_USED_LOCK(?) IS NOT NULL AS SIGNED)";
+    let has_ended = async || {
+        let is_there = sqlx::query_scalar::<_, i64>(session).bind(user_lock(&branch));
+        is_there.fetch_one(&site.pool).await.unwrap() == 0
+    };
+    eventually("the session that has prepared it ends", has_ended).await;
+    // It has let its lock go, and nothing shows when it has let the branch go as well.
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    stranger.execute(AssertSqlSafe(commit)).await.unwrap();
+    assert_eq!(site.amount(1).await, 99);
+    assert_eq!(site.rollback(&branch).await, Ok(Fate::Committed));
+}
+
 #[tokio::test]
 async fn instances_that_finish_the_same_branch_at_once_agree() {
     let site = Site::new().await;

@@ -18,7 +18,8 @@ mod unknown_results;
 use std::time::Duration;
 
 use lockstep_coordinator::decision_log::contract::{Store, decisions};
-use lockstep_coordinator::decision_log::postgres::{Accepted, Options, PostgresLog};
+use lockstep_coordinator::decision_log::postgres::{self, Accepted, Options, PostgresLog};
+use lockstep_coordinator::decision_log::restore::{Order, Restoration, RestoreError};
 use lockstep_coordinator::decision_log::{DecisionLog, LookUp};
 use lockstep_coordinator::engine::clock::unix_ms;
 use lockstep_coordinator::protocol::record::DecisionRecord;
@@ -40,6 +41,10 @@ impl Store for TempPostgres {
 
     async fn open(&self) -> PostgresLog {
         open(&options(&self.0.url(), "node")).await
+    }
+
+    async fn restore(&self, order: &Order) -> Result<Restoration, RestoreError> {
+        postgres::restore(&self.0.url(), Accepted::default(), order).await
     }
 }
 

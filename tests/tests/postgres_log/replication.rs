@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use lockstep_coordinator::decision_log::contract::{commit, gtrid};
 use lockstep_coordinator::decision_log::postgres::{Options, PostgresLog};
-use lockstep_coordinator::decision_log::{DecisionLog, EpochState, Recorded};
+use lockstep_coordinator::decision_log::{AppendError, DecisionLog, EpochState, Recorded};
 use lockstep_coordinator::protocol::record::DecisionRecord;
 use lockstep_tests::harness::postgres::PostgresServer;
 
@@ -148,4 +148,45 @@ async fn a_record_that_the_standby_does_not_have_is_told_to_nobody() {
     assert_eq!(recorded(&reader, &decision).await, Recorded::Absent);
     let answer = super::look(&reader, decision.gtrid).await;
     assert_eq!(answer.epoch, EpochState::Live);
+}
+
+/// What an asynchronous standby loses: decisions that were acknowledged. The node that made them notices at its next write, ends, and leaves word.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_failover_that_lost_acknowledged_decisions_is_noticed_by_the_node_that_made_them() {
+    let (mut primary, mut standby) = blocking(|| {
+        let primary = PostgresServer::start().unwrap();
+        let standby = primary.start_standby().unwrap();
+        (primary, standby)
+    })
+    .await;
+    let options = Options { patience: Duration::from_secs(2), ..leased(&primary.url("postgres"), "a") };
+    let log = super::open(&options).await;
+    let kept = commit(gtrid(own(&log), 0, 1));
+    decide(&log, &kept).await.unwrap();
+    let has_it = "SELECT count(*) > 0 FROM lockstep_log.transactions";
+    let deadline = tokio::time::Instant::now() + LONG;
+    while standby.psql("postgres", has_it).ok().as_deref() != Some("t") {
+        assert!(tokio::time::Instant::now() < deadline, "the standby does not follow");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    standby.freeze().unwrap();
+    let lost = commit(gtrid(own(&log), 1, 2));
+    decide(&log, &lost).await.unwrap();
+    standby = blocking(move || {
+        primary.kill().unwrap();
+        standby.kill().unwrap();
+        standby.restart().unwrap();
+        standby.promote_in_place_of(&primary).unwrap();
+        standby
+    })
+    .await;
+    let next = commit(gtrid(own(&log), 2, 3));
+    let over = decide(&log, &next).await.unwrap_err();
+    assert!(matches!(&over, AppendError::Unknown(why) if why.contains("lockstep restore")), "{over}");
+    assert!(log.look_up(&[kept.gtrid]).await.is_err(), "this life is over");
+    let reader = super::open(&options).await;
+    assert!(reader.status().await.unwrap().behind);
+    assert_eq!(super::look(&reader, lost.gtrid).await.epoch, EpochState::Unknown);
+    assert_eq!(recorded(&reader, &kept).await, Recorded::Decided(kept));
+    drop(standby);
 }

@@ -236,6 +236,7 @@ pub(super) async fn seal(
     sealed: &Expired,
 ) -> Result<Sealed, Failure> {
     let result = try_to_seal(connection, own, sealed.epoch).await;
+    fail::fail_point!("log-shared-seal-before-commit");
     let end = match &result {
         Ok(Sealed::Now) => "COMMIT",
         Ok(Sealed::Before | Sealed::OwnIsOver) | Err(_) => "ROLLBACK",

@@ -111,13 +111,13 @@ pub enum OpenError {
 }
 
 /// Says of every failure where it was.
-struct Opening {
+pub(super) struct Opening {
     place: String,
     connector: Connector,
 }
 
 impl Opening {
-    fn new(url: &str, accepted: Accepted) -> Result<Self, OpenError> {
+    pub(super) fn new(url: &str, accepted: Accepted) -> Result<Self, OpenError> {
         let wrong = || OpenError::Url(without_password(url));
         if !url.starts_with("postgres://") && !url.starts_with("postgresql://") {
             return Err(wrong());
@@ -128,7 +128,7 @@ impl Opening {
         Ok(Self { place, connector: Connector::new(options.application_name("lockstep"), accepted) })
     }
 
-    async fn connect(&self) -> Result<PgConnection, OpenError> {
+    pub(super) async fn connect(&self) -> Result<PgConnection, OpenError> {
         let place = self.place.clone();
         self.connector.connect().await.map_err(|failure| match failure {
             ConnectFailure::Failed(failure) => OpenError::Unreachable { place, why: failure.to_string() },
@@ -143,11 +143,11 @@ impl Opening {
         migrated.map_err(|error| self.schema(error))
     }
 
-    fn schema(&self, source: SchemaError) -> OpenError {
+    pub(super) fn schema(&self, source: SchemaError) -> OpenError {
         OpenError::Schema { place: self.place.clone(), source }
     }
 
-    fn failed(&self, doing: &'static str, why: &dyn std::fmt::Display) -> OpenError {
+    pub(super) fn failed(&self, doing: &'static str, why: &dyn std::fmt::Display) -> OpenError {
         OpenError::Failed { doing, place: self.place.clone(), why: why.to_string() }
     }
 
@@ -218,6 +218,11 @@ async fn cluster(connection: &mut PgConnection) -> Result<ClusterId, ReadError> 
     .bind(rows::HORIZON)
     .bind(rows::encode_horizon(0));
     answer(PATIENCE, insert.execute(&mut *connection)).await.map_err(ReadError::from)?;
+    known_cluster(connection).await
+}
+
+/// The cluster id of a log that a node has opened.
+pub(super) async fn known_cluster(connection: &mut PgConnection) -> Result<ClusterId, ReadError> {
     let select =
         sqlx::query_scalar("SELECT record FROM lockstep_log.marks WHERE name = $1").bind(rows::CLUSTER);
     let records: Vec<Vec<u8>> =
@@ -240,9 +245,12 @@ impl PostgresLog {
         schema::check(&mut connection).await.map_err(|error| opening.schema(error))?;
         opening.check_clock(&mut connection, options.now_ms).await?;
         let cluster = cluster(&mut connection).await.map_err(|error| opening.failed("read", &error))?;
+        fail::fail_point!("log-shared-open-before-epoch");
         let own = opening.take_epoch(&mut connection, options).await?;
         let log = Self::new(cluster, own, &opening.connector, options);
+        fail::fail_point!("log-shared-open-before-seal");
         let adopted = log.take_over().await.map_err(|error| opening.failed("adopt in", &error))?;
+        fail::fail_point!("log-shared-open-after-seal");
         let accepted = options.accepted.to_string();
         let durability = if accepted.is_empty() {
             "PostgreSQL, synchronous_commit=on".to_owned()

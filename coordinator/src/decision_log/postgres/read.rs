@@ -9,6 +9,7 @@ use lockstep_proto::{Epoch, Gtrid, LogPosition};
 use sqlx::{PgConnection, PgExecutor, PgPool};
 
 use super::connect::answer;
+use crate::decision_log::restore::Marks;
 use crate::decision_log::rows::{self, RowError};
 use crate::decision_log::{EpochState, Epochs, KnownResourceManager, LogStatus, LookUp, ReadError, Recorded};
 use crate::protocol::record::{DecisionRecord, EndRecord};
@@ -71,6 +72,8 @@ struct LookUpRow {
     ending: Option<Vec<u8>>,
     sealed: Option<bool>,
     horizon: Option<Vec<u8>>,
+    behind: Option<Vec<u8>>,
+    restored: Option<Vec<u8>>,
     in_recovery: bool,
 }
 
@@ -81,6 +84,8 @@ pub(super) async fn look_up(pool: &PgPool, own: Epoch, gtrids: &[Gtrid]) -> Resu
     let statement = sqlx::query_as(
         "SELECT t.decision, t.ended_ms, t.ending, e.sealed, \
              (SELECT record FROM lockstep_log.marks WHERE name = 'horizon') AS horizon, \
+             (SELECT record FROM lockstep_log.marks WHERE name = 'behind') AS behind, \
+             (SELECT record FROM lockstep_log.marks WHERE name = 'restored') AS restored, \
              pg_is_in_recovery() AS in_recovery \
          FROM unnest($1::bytea[], $2::bigint[]) WITH ORDINALITY AS asked (gtrid, epoch, place) \
          LEFT JOIN lockstep_log.transactions AS t ON t.gtrid = asked.gtrid \
@@ -107,6 +112,8 @@ impl LookUpRow {
             Some(false) => EpochState::Live,
         };
         let below_horizon = gtrid.unix_ms() <= horizon(self.horizon)?;
+        let marks = decode_marks(self.behind.as_deref(), self.restored.as_deref())?;
+        let (epoch, below_horizon) = marks.weigh(&gtrid, epoch, below_horizon);
         Ok(LookUp { recorded, epoch, below_horizon })
     }
 }
@@ -115,6 +122,24 @@ impl LookUpRow {
 pub(super) fn horizon(record: Option<Vec<u8>>) -> Result<u64, ReadError> {
     let record = record.ok_or_else(|| ReadError::Damaged("the horizon is missing".to_owned()))?;
     rows::decode_horizon(&record).map_err(|error| damaged("the horizon", error))
+}
+
+fn decode_marks(behind: Option<&[u8]>, restored: Option<&[u8]>) -> Result<Marks, ReadError> {
+    Marks::decode(behind, restored).map_err(|error| damaged("a restore", error))
+}
+
+/// Of the log being behind, and of its restore.
+type MarkRecords = (Option<Vec<u8>>, Option<Vec<u8>>);
+
+/// What is noted of a restore.
+pub(super) async fn marks(pool: &PgPool) -> Result<Marks, ReadError> {
+    let statement = sqlx::query_as(
+        "SELECT (SELECT record FROM lockstep_log.marks WHERE name = 'behind'), \
+             (SELECT record FROM lockstep_log.marks WHERE name = 'restored')",
+    );
+    let found: Vec<MarkRecords> = answer(PATIENCE, statement.fetch_all(pool)).await?;
+    let (behind, restored) = found.into_iter().next().expect("a SELECT without FROM has one row");
+    decode_marks(behind.as_deref(), restored.as_deref())
 }
 
 /// Those of these transactions that have a row, and their decisions.
@@ -140,6 +165,9 @@ pub(super) async fn decisions(
 
 /// Whether the log has this position behind it.
 pub(super) async fn reaches(pool: &PgPool, position: LogPosition) -> Result<bool, ReadError> {
+    if marks(pool).await?.covers(position) {
+        return Ok(true);
+    }
     let statement = sqlx::query_scalar(
         "SELECT p.sequence FROM lockstep_log.epochs AS e JOIN lockstep_log.positions AS p ON p.epoch = e.number \
          WHERE e.number = $1 AND e.incarnation = $2",
@@ -267,5 +295,6 @@ pub(super) async fn facts(pool: &PgPool) -> Result<LogStatus, ReadError> {
         heuristic_open: heuristic.saturating_sub(acknowledged).cast_unsigned(),
         bytes: bytes.cast_unsigned(),
         horizon_ms: horizon(record)?,
+        behind: false,
     })
 }

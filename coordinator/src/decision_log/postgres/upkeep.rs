@@ -5,13 +5,14 @@
 //! raises the horizon.
 
 use lockstep_proto::Gtrid;
-use sqlx::PgConnection;
+use sqlx::{PgConnection, PgExecutor};
 
 use super::connect::{Failure, answer, run};
 use super::epochs::{self, Own};
 use super::read::{self, PATIENCE, Row};
 use super::writer::execute;
 use crate::decision_log::pruning::{first_kept_ms, first_key_at};
+use crate::decision_log::restore::{BEHIND, encode_behind};
 use crate::decision_log::{AppendError, KnownResourceManager, PruneLimits, ReadError, rows};
 
 /// A transaction of the log's own upkeep that was not done. The connection is of no use any more.
@@ -84,6 +85,7 @@ pub(super) async fn prune(
             .bind(rows::encode_horizon(horizon.max(newest_ms)));
         execute(connection, PATIENCE, raise).await?;
     }
+    fail::fail_point!("log-shared-prune-before-commit");
     run(connection, PATIENCE, "COMMIT").await?;
     Ok(pruned)
 }
@@ -112,6 +114,16 @@ async fn candidates(
     found.into_iter().map(|row| Ok(row.recorded()?.0)).collect()
 }
 
+/// Notes that the log lacks what somebody has seen. Whoever says so need not hold an epoch: it is true for all of them.
+pub(super) async fn note_behind(executor: impl PgExecutor<'_>) -> Result<(), Failure> {
+    let note = sqlx::query(
+        "INSERT INTO lockstep_log.marks (name, record) VALUES ($1, $2) ON CONFLICT (name) DO NOTHING",
+    )
+    .bind(BEHIND)
+    .bind(encode_behind());
+    answer(PATIENCE, note.execute(executor)).await.map(drop)
+}
+
 /// Writes what is new of a resource manager. Its identity is fixed, and the highest timeline stays.
 pub(super) async fn remember(
     connection: &mut PgConnection,
@@ -120,6 +132,7 @@ pub(super) async fn remember(
 ) -> Result<(), Undone> {
     begin(connection, own).await?;
     remember_within(connection, known).await?;
+    fail::fail_point!("log-shared-remember-before-commit");
     run(connection, PATIENCE, "COMMIT").await?;
     Ok(())
 }

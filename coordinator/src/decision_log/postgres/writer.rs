@@ -16,7 +16,7 @@ use tokio::time::Instant;
 use super::append::{Appended, Changes, MISFIT, SECOND_DECISION, append, contradiction};
 use super::connect::{ConnectFailure, Connector, Failure, answer};
 use super::epochs::{self, Own};
-use super::{barrier, read};
+use super::{barrier, read, upkeep};
 use crate::decision_log::{AppendError, ReadError};
 
 /// Between two attempts to connect.
@@ -112,6 +112,9 @@ impl Writer {
             if self.unsettled {
                 match self.settle(&mut connection, &changes, sent).await {
                     Ok(Settled::Sealed) => return Err(WriteError::Sealed),
+                    Ok(Settled::TailLost) => {
+                        return Err(lost_tail(&mut connection, self.own.sequence).await);
+                    }
                     Ok(Settled::Written) => {
                         self.line.give_back(connection);
                         return Ok(self.own.position());
@@ -129,6 +132,10 @@ impl Writer {
             let appended = append(&mut connection, self.patience, &self.own, &changes, forced).await;
             match appended {
                 Ok(Appended::Written(sequence)) => {
+                    let before = self.own.sequence;
+                    if sequence < before + u64::from(forced) {
+                        return Err(lost_tail(&mut connection, before).await);
+                    }
                     self.own.sequence = sequence;
                     self.settled(connection);
                     return Ok(self.own.position());
@@ -168,6 +175,9 @@ impl Writer {
         sent: bool,
     ) -> Result<Settled, ReadError> {
         let Some(own) = epochs::fence(connection, &self.own).await? else { return Ok(Settled::Sealed) };
+        if own.sequence < self.own.sequence {
+            return Ok(Settled::TailLost);
+        }
         self.own = own;
         let written = sent && is_on_record(connection, self.patience, changes).await?;
         if written {
@@ -183,6 +193,19 @@ enum Settled {
     Written,
     Absent,
     Sealed,
+    TailLost,
+}
+
+/// The log has fewer batches of this epoch than were acknowledged (P8): it is on another server by now, or was put back. Said in the log
+/// itself before this life ends, so that the next one, and every other node, presumes nothing.
+async fn lost_tail(connection: &mut PgConnection, acknowledged: u64) -> WriteError {
+    if let Err(error) = upkeep::note_behind(&mut *connection).await {
+        tracing::error!(%error, "that the decision log has lost its tail could not be noted in it");
+    }
+    WriteError::Contradiction(format!(
+        "the decision log lacks batches that it had acknowledged (up to number {acknowledged}): its server has failed over to a \
+         standby that did not have them, or was restored from a backup. Stop every coordinator and run `lockstep restore`"
+    ))
 }
 
 /// Whether the log has every decision of these. Ends alone may be written again without harm.

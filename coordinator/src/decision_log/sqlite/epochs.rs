@@ -105,6 +105,22 @@ pub(super) async fn mark(connection: &mut SqliteConnection, name: &str) -> Resul
     Ok(record)
 }
 
+/// Writes a mark, whether or not it is there.
+pub(super) async fn set_mark(
+    connection: &mut SqliteConnection,
+    name: &str,
+    record: &[u8],
+) -> Result<(), Fault> {
+    sqlx::query(
+        "INSERT INTO marks (name, record) VALUES (?1, ?2) ON CONFLICT (name) DO UPDATE SET record = excluded.record",
+    )
+    .bind(name)
+    .bind(record)
+    .execute(connection)
+    .await?;
+    Ok(())
+}
+
 /// Changes an epoch's row, if it is still what it was.
 async fn change(
     connection: &mut SqliteConnection,

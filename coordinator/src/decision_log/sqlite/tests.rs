@@ -11,8 +11,9 @@ use sqlx::sqlite::SqliteConnectOptions;
 use sqlx::{ConnectOptions, SqliteConnection};
 use tempfile::TempDir;
 
-use super::{OpenError, Opened, Options, SqliteLog};
+use super::{OpenError, Opened, Options, SqliteLog, restore};
 use crate::decision_log::contract::Store;
+use crate::decision_log::restore::{Order, Restoration, RestoreError};
 
 /// A log in a directory of its own.
 pub(crate) struct TempSqlite(pub(crate) TempDir);
@@ -26,6 +27,10 @@ impl Store for TempSqlite {
 
     async fn open(&self) -> SqliteLog {
         open(self).await.unwrap().0
+    }
+
+    async fn restore(&self, order: &Order) -> Result<Restoration, RestoreError> {
+        restore(self.0.path(), order).await
     }
 }
 

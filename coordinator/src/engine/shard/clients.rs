@@ -109,6 +109,7 @@ impl<R> Shard<R> {
         let oldest_undelivered = decided.next().map(|(gtrid, _)| *gtrid);
         let oldest = self.live.keys().next().copied();
         let begins_from_ms = self.begins_from_ms;
+        let queued = self.deliveries.depths().map(|(name, depth)| (name.clone(), depth)).collect();
         let summary = Summary {
             live: self.live.len(),
             undecided,
@@ -117,6 +118,7 @@ impl<R> Shard<R> {
             oldest_undelivered,
             oldest,
             begins_from_ms,
+            queued,
         };
         self.reply(reply, Answer::Summary(summary));
     }

@@ -1,7 +1,7 @@
 //! The commands of `lockstep`.
 //!
 //! - [`exit`]: what each exit code means, and how a failure is told.
-//! - [`serve`], [`migrate`], [`cluster`], [`config_show`], [`status`], [`tx`], [`orphans`], [`participants`], [`audit`], [`export`], [`health`], [`doctor`]: the commands.
+//! - [`serve`], [`migrate`], [`restore`], [`cluster`], [`config_show`], [`status`], [`tx`], [`orphans`], [`participants`], [`audit`], [`export`], [`health`], [`doctor`]: the commands.
 //!   [`act`]: what those share that change something.
 //! - [`remote`]: how they ask a running coordinator, and what a failed question means.
 //! - [`tables`], [`evidence`], [`output`]: how an answer is written: data on stdout, talk on stderr.
@@ -22,6 +22,7 @@ mod orphans;
 mod output;
 mod participants;
 mod remote;
+mod restore;
 mod serve;
 mod status;
 mod tables;
@@ -55,6 +56,8 @@ enum Command {
     Cluster(cluster::Command),
     /// Make the schema of a shared decision log, or bring it up to date; safe while coordinators run
     Migrate(migrate::Args),
+    /// Deal with a decision log that was restored from a backup, or has failed over with a loss
+    Restore(restore::Args),
     /// What a coordinator would be configured to
     #[command(subcommand, arg_required_else_help = true)]
     Config(ConfigCommand),
@@ -143,6 +146,7 @@ fn dispatch(command: Command) -> Result<Exit, Failure> {
         Command::Serve(args) => block_on(serve::run(args)),
         Command::Cluster(command) => block_on(cluster::run(command)),
         Command::Migrate(args) => block_on(migrate::run(args)),
+        Command::Restore(args) => block_on(restore::run(args)),
         Command::Tx(command) => block_on(tx::run(command)),
         Command::Status(args) => block_on(status::run(args)),
         Command::Health(args) => block_on(health::run(args)),

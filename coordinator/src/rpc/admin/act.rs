@@ -93,6 +93,7 @@ pub(in crate::rpc) async fn act(
     };
     let log = services.shared.engine.log();
     response.audit_id = log.operate(&operation).await.map_err(RequestError::NotRecorded)?;
+    services.shared.engine.metrics().acted(&operation.action);
     tracing::warn!(
         audit = response.audit_id,
         action = operation.action,
@@ -316,7 +317,7 @@ async fn carry_out(services: &Services, plan: Plan, operation: &Operation) -> Re
             engine.broadcast(retired).await.map_err(EngineError::Stopped)?;
         }
         Deed::Rebind(known) => registry.remember(known, false),
-        Deed::Drain => services.drain.start(&services.shared),
+        Deed::Drain => services.shared.start_draining(),
         Deed::Orphans(resolution) => orphans::carry_out(services, resolution).await?,
     }
     Ok(())

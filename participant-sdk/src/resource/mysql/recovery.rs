@@ -25,6 +25,7 @@ use super::evidence;
 use super::kept::{KEPT_FOR, Kept};
 use super::refusal::{DUPLICATE_KEY, UNKNOWN_XID, words_for_finishing};
 use super::sql::{self, Schema};
+use crate::resource::newest::Newest;
 use crate::resource::{BranchId, Fate, Unresolved};
 
 /// How long a row is kept whose branch's deadline is not known: once for the longest time that the branch may have left, and
@@ -39,6 +40,21 @@ const GLANCES: u128 = 20 + KEPT_FOR.as_millis() / GLANCE.as_millis();
 /// What the server is given to end a session of which it has let the user lock go.
 const SESSION_ENDS_WITHIN: Duration = Duration::from_millis(10);
 
+/// Makes the position durable: of a decision, before it is carried out (P8).
+pub(super) async fn keep_position(
+    own: &MySqlPool,
+    schema: &Schema,
+    name: &ResourceManagerName,
+    newest: &Newest,
+    position: &LogPosition,
+) -> Result<(), Unresolved> {
+    if !newest.is_kept(position) {
+        run(own, schema.keep_position(name, position)).await?;
+        newest.kept(position);
+    }
+    Ok(())
+}
+
 /// XA COMMIT; else as [`fence`] finds.
 pub(super) async fn commit(
     own: &MySqlPool,
@@ -48,20 +64,13 @@ pub(super) async fn commit(
     position: &LogPosition,
 ) -> Result<Fate, Unresolved> {
     fail_point!("mysql-before-commit-prepared");
-    if finish_where_prepared(kept, branch, sql::commit).await {
-        fail_point!("mysql-after-commit-prepared");
-        return Ok(Fate::Committed);
-    }
-    let mut lease = lease(own).await?;
-    let is_done = finish(&mut lease, branch, sql::commit).await?;
-    if is_done {
-        check(&mut lease, branch, schema.kind(branch), true, "XA COMMIT").await?;
-    }
+    let is_done = finish_where_prepared(kept, branch, sql::commit).await
+        || finish_elsewhere(own, branch, sql::commit, schema.kind(branch), true).await?;
     fail_point!("mysql-after-commit-prepared");
     if is_done {
         return Ok(Fate::Committed);
     }
-    fence(lease, schema, branch, position).await
+    fence(lease(own).await?, schema, branch, position).await
 }
 
 /// XA ROLLBACK; else as [`fence`] finds.
@@ -73,20 +82,14 @@ pub(super) async fn rollback(
     position: &LogPosition,
 ) -> Result<Fate, Unresolved> {
     fail_point!("mysql-before-rollback-prepared");
-    if finish_where_prepared(kept, branch, sql::rollback).await {
-        fail_point!("mysql-after-rollback-prepared");
-        return Ok(Fate::RolledBack);
-    }
-    let mut lease = lease(own).await?;
-    let is_done = finish(&mut lease, branch, sql::rollback).await?;
-    if is_done {
-        check(&mut lease, branch, schema.kind_even_if_uncommitted(branch), false, "XA ROLLBACK").await?;
-    }
+    let is_done = finish_where_prepared(kept, branch, sql::rollback).await
+        || finish_elsewhere(own, branch, sql::rollback, schema.kind_even_if_uncommitted(branch), false)
+            .await?;
     fail_point!("mysql-after-rollback-prepared");
     if is_done {
         return Ok(Fate::RolledBack);
     }
-    fence(lease, schema, branch, position).await
+    fence(lease(own).await?, schema, branch, position).await
 }
 
 /// Whether the branch was finished in the session that prepared it. `false`: that is not kept any more, or did not do it.
@@ -100,24 +103,28 @@ async fn finish_where_prepared(kept: &Kept, branch: &BranchId, statement: fn(&Br
     answer.is_ok()
 }
 
-/// Makes sure that a statement that another session was told OK for has done something: whether the branch's own evidence is there
-/// then.
-async fn check(
-    lease: &mut Lease,
+/// Whether the branch was finished in another session than the one that prepared it; `false` if it is not among the prepared ones.
+/// `evidence` asks for the branch's own evidence, which has to be there afterwards, or not.
+async fn finish_elsewhere(
+    own: &MySqlPool,
     branch: &BranchId,
+    statement: fn(&BranchId) -> SqlStr,
     evidence: SqlStr,
-    expected: bool,
-    statement: &str,
-) -> Result<(), Unresolved> {
+    is_there_then: bool,
+) -> Result<bool, Unresolved> {
+    let mut lease = lease(own).await?;
+    if !finish(&mut lease, branch, statement).await? {
+        return Ok(false);
+    }
     let reply = lease.run(evidence, OWN_ANSWER_TIMEOUT).await.map_err(unresolved)?;
     let kind = reply.rows.first().map(|row| text(row, "kind")).transpose().map_err(unreadable)?;
-    if (kind.as_deref() == Some(evidence::BRANCH)) == expected {
-        return Ok(());
+    if (kind.as_deref() == Some(evidence::BRANCH)) == is_there_then {
+        return Ok(true);
     }
     let why = format!(
-        "the server answered {statement} of {branch} with OK and did not do it, which MariaDB does when the session that prepared a \
-         branch is just ending; it stays prepared, with its locks, and is not listed: restart the database server, and it is \
-         finished then"
+        "the server answered {} with OK and did not do it, which MariaDB does when the session that prepared a branch is just \
+         ending; {branch} stays prepared, with its locks, and is not listed: restart the database server, and it is finished then",
+        statement(branch).as_str()
     );
     tracing::error!("{why}");
     Err(Unresolved(why))

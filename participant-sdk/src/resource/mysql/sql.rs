@@ -241,6 +241,22 @@ impl Schema {
         ))
     }
 
+    /// Keeps the position unless a newer one is kept.
+    pub(super) fn keep_position(&self, name: &ResourceManagerName, position: &LogPosition) -> SqlStr {
+        text(self.raise_position(name, position))
+    }
+
+    fn raise_position(&self, name: &ResourceManagerName, position: &LogPosition) -> String {
+        let LogPosition { epoch, incarnation, sequence } = position;
+        format!(
+            "UPDATE {identity} \
+             SET seen_epoch = {epoch}, seen_incarnation = '{incarnation}', seen_sequence = {sequence} \
+             WHERE resource_manager = '{name}' \
+             AND (seen_epoch IS NULL OR (seen_epoch, seen_sequence) < ({epoch}, {sequence}))",
+            identity = self.identity_table(),
+        )
+    }
+
     /// Of which kind the evidence is.
     pub(super) fn kind(&self, branch: &BranchId) -> SqlStr {
         text(format!("SELECT kind FROM {} WHERE xid = '{branch}'", self.evidence_table()))
@@ -315,14 +331,7 @@ impl Schema {
         branches: &[BranchId],
         newest: &LogPosition,
     ) -> SqlStr {
-        let LogPosition { epoch, incarnation, sequence } = newest;
-        let mut sql = format!(
-            "START TRANSACTION; UPDATE {identity} \
-             SET seen_epoch = {epoch}, seen_incarnation = '{incarnation}', seen_sequence = {sequence} \
-             WHERE resource_manager = '{name}' \
-             AND (seen_epoch IS NULL OR (seen_epoch, seen_sequence) < ({epoch}, {sequence})); ",
-            identity = self.identity_table(),
-        );
+        let mut sql = format!("START TRANSACTION; {}; ", self.raise_position(name, newest));
         for branch in branches {
             sql.push_str(&format!("DELETE FROM {} WHERE xid = '{branch}'; ", self.evidence_table()));
         }
@@ -396,6 +405,29 @@ pub(super) fn begin(branch: &BranchId, limits: Limits) -> SqlStr {
         millis = limits.activity.as_millis(),
         xid = xid(branch),
     ))
+}
+
+/// What a session waits for, and who has it: no row if it waits for nothing. Others that wait for the same, and came before, are
+/// in the way too, and are named only if nobody else is. Needs PROCESS; MySQL keeps the waits elsewhere.
+pub(super) fn awaited(session: u64) -> SqlStr {
+    text(format!(
+        "SELECT l.lock_table AS object, COALESCE(l.lock_index, '') AS part, \
+         COALESCE(CONCAT('page ', l.lock_page, ', record ', l.lock_rec), '') AS place, \
+         CAST(b.trx_mysql_thread_id AS SIGNED) AS holder \
+         FROM information_schema.INNODB_TRX AS r \
+         JOIN information_schema.INNODB_LOCK_WAITS AS w ON w.requesting_trx_id = r.trx_id \
+         JOIN information_schema.INNODB_TRX AS b ON b.trx_id = w.blocking_trx_id \
+         JOIN information_schema.INNODB_LOCKS AS l ON l.lock_id = w.requested_lock_id \
+         WHERE r.trx_mysql_thread_id = {session} ORDER BY b.trx_wait_started IS NOT NULL LIMIT 1"
+    ))
+}
+
+/// How many rows were written in this session so far: a row for each way to do that.
+pub(super) fn rows_written() -> SqlStr {
+    text(
+        "SHOW SESSION STATUS WHERE Variable_name IN ('Handler_write', 'Handler_update', 'Handler_delete')"
+            .to_owned(),
+    )
 }
 
 /// [`COUNTERS`] alone.

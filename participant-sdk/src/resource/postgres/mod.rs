@@ -35,14 +35,15 @@ mod recovery;
 mod refusal;
 pub(crate) mod sql;
 
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
 use lockstep_proto::{ClusterId, Gtrid, LogPosition, ResourceManagerName, Xid};
 use sqlx::{PgConnection, PgPool};
 
 pub use self::branch::OpenBranch;
+use super::newest::Newest;
 use super::{
     Attachment, BranchId, EvidenceRow, Fate, Inspection, Prepared, Resource, ResourceError, Room, Unresolved,
 };
@@ -66,9 +67,7 @@ pub struct Postgres {
     name: OnceLock<ResourceManagerName>,
     /// Whether the server can notice that its client is gone while a statement runs; known after attaching.
     can_watch_client: AtomicBool,
-    /// The newest position that this process has been told. The evidence rows know only what was the newest
-    /// when their branches were prepared, which is older than the decisions about them.
-    newest: Mutex<Option<LogPosition>>,
+    newest: Newest,
 }
 
 impl Postgres {
@@ -82,20 +81,12 @@ impl Postgres {
             own,
             name: OnceLock::new(),
             can_watch_client: AtomicBool::new(false),
-            newest: Mutex::new(None),
+            newest: Newest::default(),
         }
     }
 
     fn name(&self) -> Result<&ResourceManagerName, Unresolved> {
         self.name.get().ok_or_else(|| Unresolved("the database was not attached yet".to_owned()))
-    }
-
-    /// Remembers `position` if it is the newest, and returns the newest.
-    fn remember(&self, position: Option<LogPosition>) -> Option<LogPosition> {
-        let mut newest = self.newest.lock().unwrap_or_else(PoisonError::into_inner);
-        let order = |position: &LogPosition| (position.epoch, position.sequence);
-        *newest = newest.take().into_iter().chain(position).max_by_key(order);
-        *newest
     }
 }
 
@@ -114,7 +105,7 @@ impl Resource for Postgres {
         self.own.set_connect_options((*self.pool.connect_options()).clone());
         let found = attach::attach(&self.own, name).await?;
         self.can_watch_client.store(found.can_watch_client, Ordering::Relaxed);
-        Ok(Attachment { seen: self.remember(found.attachment.seen), ..found.attachment })
+        Ok(Attachment { seen: self.newest.found(found.attachment.seen), ..found.attachment })
     }
 
     async fn bind(&self, cluster: ClusterId) -> Result<(), Unresolved> {
@@ -133,7 +124,7 @@ impl Resource for Postgres {
         open.lease.connection_ref()
     }
 
-    fn awaited_lock(error: &(dyn std::error::Error + 'static)) -> Option<String> {
+    fn awaited_lock(_open: &OpenBranch, error: &(dyn std::error::Error + 'static)) -> Option<String> {
         refusal::awaited_lock(error)
     }
 
@@ -147,7 +138,7 @@ impl Resource for Postgres {
         open: OpenBranch,
         position: &LogPosition,
     ) -> Result<Prepared, Unresolved> {
-        self.remember(Some(*position));
+        self.newest.told(position);
         branch::prepare(&self.own, branch, open, position).await
     }
 
@@ -157,7 +148,7 @@ impl Resource for Postgres {
         open: OpenBranch,
         position: &LogPosition,
     ) -> Result<Fate, Unresolved> {
-        self.remember(Some(*position));
+        self.newest.told(position);
         branch::commit_one_phase(&self.own, branch, open, position).await
     }
 
@@ -166,12 +157,12 @@ impl Resource for Postgres {
     }
 
     async fn commit(&self, branch: &BranchId, position: &LogPosition) -> Result<Fate, Unresolved> {
-        self.remember(Some(*position));
-        recovery::commit(&self.own, branch, position).await
+        self.newest.told(position);
+        recovery::commit(&self.own, self.name()?, &self.newest, branch, position).await
     }
 
     async fn rollback(&self, branch: &BranchId, position: &LogPosition) -> Result<Fate, Unresolved> {
-        self.remember(Some(*position));
+        self.newest.told(position);
         recovery::rollback(&self.own, branch, position).await
     }
 
