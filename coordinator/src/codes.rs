@@ -1,4 +1,5 @@
-//! Every error that a person can meet has a code, and a page in `docs/errors` that says what happened, why, and what to do.
+//! What a coordinator refuses or ends with, and what keeps a command from asking one, has a code, and a page in `docs/errors` that says
+//! what happened, why, and what to do.
 //!
 //! A code is a promise: its number is never given to another error. The first digit tells the kind: 1 a coordinator that does not
 //! start or cannot go on, 2 what was asked for is malformed, 3 the coordinator could not be asked or does not know, 4 refused, 5 a

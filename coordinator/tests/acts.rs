@@ -269,7 +269,7 @@ async fn an_undelivered_decision_is_retried_paused_and_given_up_and_never_revers
         until(&coordinator, &["tx", "show", id], |shown| shown["transaction"]["outcome"] == "heuristic")
             .await;
     assert_eq!(shown["transaction"]["situation"], "heuristic", "{shown}");
-    coordinator.refused(&["tx", "retry", id, "--dry-run"], "LS0421", "runbook").await;
+    coordinator.refused(&["tx", "retry", id, "--dry-run"], "LS0421", "lockstep tx ack").await;
 
     // It is on record, over a crash too, with who, when, why, before and after.
     coordinator.restart().await;
@@ -360,7 +360,11 @@ async fn what_databases_say_is_shown_and_what_does_not_answer_too() {
 #[tokio::test]
 async fn a_drained_coordinator_begins_nothing() {
     let coordinator = Coordinator::start().await;
+    assert_eq!(coordinator.json(&["health"]).await["ready"], true);
     coordinator.json(&["drain", "--reason", "maintenance"]).await;
+    let ran = coordinator.ask(&["health"]).await;
+    assert_eq!(ran.code, 6, "{ran:?}");
+    assert!(ran.stdout.contains("fails begins") && ran.stdout.contains("draining"), "{ran:?}");
     let refused = coordinator.client().await.begin(v1::BeginRequest::default()).await.unwrap_err();
     assert_eq!(refused.code(), tonic::Code::Unavailable, "{refused}");
     let status = coordinator.json(&["status"]).await;

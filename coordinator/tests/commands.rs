@@ -252,15 +252,15 @@ async fn where_nobody_listens_each_command_says_so_and_asks_whether_a_coordinato
         assert_eq!(
             ran.stderr,
             format!(
-                "error: nothing answers at http://{address}\n  is `lockstep serve` running? --server or \
-                 LOCKSTEP_SERVER names another address\n"
+                "error[LS0301]: nothing answers at http://{address}\n  is `lockstep serve` running? --server or \
+                 LOCKSTEP_SERVER names another address\n  docs/errors/LS0301.md\n"
             )
         );
     }
     let ran = ask(address, dir.path(), &["tx", "wait", GTRID, "--timeout=1s"]).await;
     assert_eq!((ran.code, ran.stdout.as_str()), (7, ""), "{ran:?}");
     assert!(ran.stderr.starts_with(&format!("nothing answers at http://{address}; asking again\n")));
-    assert!(ran.stderr.contains(&format!("error: no answer from http://{address} in 1s")), "{ran:?}");
+    assert!(ran.stderr.contains(&format!("error[LS0302]: no answer from http://{address} in 1s")), "{ran:?}");
 }
 
 #[tokio::test]

@@ -114,8 +114,10 @@ fn restored(place: impl FnOnce(&PostgresServer) -> LogPlace) {
     let looked: serde_json::Value = serde_json::from_str(&looked).unwrap();
     assert_eq!((&looked["was_behind"], &looked["dry_run"]), (&true.into(), &true.into()));
     let cluster = looked["cluster"].as_str().unwrap();
-    let (how, _) =
-        world.coordinator.run_offline(&["restore", "--confirm", "zzzzzzzz", "--reason", "disk lost"]).unwrap();
+    let (how, _) = world
+        .coordinator
+        .run_offline(&["restore", "--confirm", "zzzzzzzz", "--reason", "disk lost"])
+        .unwrap();
     assert_eq!(how, REFUSED);
     let (how, _) =
         world.coordinator.run_offline(&["restore", "--confirm", cluster, "--reason", "disk lost"]).unwrap();
@@ -128,8 +130,13 @@ fn restored(place: impl FnOnce(&PostgresServer) -> LogPlace) {
     stays_prepared(&world, &half);
     assert_eq!(told(&world, &half), Told::Unknown);
     // An operator compares, and finds the other database's evidence.
-    let gid = prepared(&world).into_iter().find(|name| name.contains(&half)).unwrap();
-    server.psql("books_1", &format!("COMMIT PREPARED '{gid}'")).unwrap();
+    let resolve = ["orphans", "resolve", &half, "--commit", "--reason", "its evidence", "--confirm", &half];
+    // Refused until both participants are attached.
+    let resolved = wait_for("the orphan's commit", PATIENCE, || {
+        let ran = world.coordinator.run(&resolve)?;
+        Ok((ran.code == 0).then_some(()))
+    });
+    resolved.unwrap();
     world.stop_the_coordinator().unwrap();
     let settled = ["restore", "--settled", "--confirm", cluster, "--reason", "all resolved"];
     assert_eq!(world.coordinator.run_offline(&settled).unwrap().0, Reaped::Exit(0));

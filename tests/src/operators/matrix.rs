@@ -3,7 +3,8 @@
 use std::time::Duration;
 
 use super::report::{Cell, Report};
-use super::stage::{HELD_UP, LEDGER, SHORT, Servers, World};
+use super::runbook;
+use super::stage::{HELD_UP, LEDGER, ORDERS, SHORT, Servers, World};
 use crate::harness::coordinator::Ran;
 use crate::harness::roles::Roles;
 use crate::harness::{Failed, Result};
@@ -73,7 +74,7 @@ fn undecided(servers: &Servers, roles: &Roles, report: &mut Report) -> Result<()
     let id = gtrid.as_str();
     let expected = ["LS0417", "LS0417", "LS0417", "done", "LS0415", "LS0417", "LS0419", "LS0422", "LS0422"];
     try_all(&world, report, "undecided", id, expected)?;
-    act(&world, &["tx", "rollback", id, "--reason", "its application hangs", "--confirm", id])?;
+    runbook::UNDECIDED.follow(&world, id, ORDERS)?;
     let ended = |shown: &serde_json::Value| shown["transaction"]["outcome"] == "rolled-back";
     world.until("the rollback", &["tx", "show", id], ended)?;
     report.claims.insert("an undecided transaction is rolled back", true);
@@ -140,11 +141,34 @@ fn heuristic(servers: &Servers, roles: &Roles, report: &mut Report) -> Result<()
     world.until("the heuristic outcome", &["tx", "show", id], torn)?;
     let expected = ["LS0421", "LS0421", "LS0421", "LS0421", "LS0421", "LS0421", "done", "LS0421", "LS0421"];
     try_all(&world, report, "heuristic", id, expected)?;
-    act(&world, &["tx", "ack", id, "--reason", "orders corrected by hand"])?;
+    let counted = world.metric("lockstep_unresolved_transactions{situation=\"heuristic\"}")?;
+    runbook::HEURISTIC.follow(&world, id, ORDERS)?;
     let status = world.lockstep(&["status", "--exit-code"])?;
     report.claims.insert("an acknowledged heuristic outcome is not unresolved", status.code == 0);
+    let left = world.metric("lockstep_unresolved_transactions{situation=\"heuristic\"}")?;
+    let noted = world.metric("lockstep_operator_actions_total{action=\"ack\"}")?;
+    let counts = [counted.as_str(), &left, &noted] == ["1", "0", "1"];
+    report.claims.insert("the metrics count a heuristic outcome until it is acknowledged", counts);
     let expected = ["LS0421", "LS0421", "LS0421", "LS0421", "LS0421", "LS0421", "LS0420", "LS0421", "LS0421"];
-    try_all(&world, report, "heuristic, acknowledged", id, expected)
+    try_all(&world, report, "heuristic, acknowledged", id, expected)?;
+    lost(&mut world, report)
+}
+
+/// A database that never comes back: all of the runbook's page, to the last resort.
+fn lost(world: &mut World<'_>, report: &mut Report) -> Result<()> {
+    let gtrid = world.commit_in_the_background(Duration::from_secs(60))?.to_string();
+    let id = gtrid.as_str();
+    world.wait_until_prepared()?;
+    world.stop_orders();
+    let undelivered = |shown: &serde_json::Value| shown["transaction"]["situation"] == "undelivered";
+    world.until("the decision", &["tx", "show", id, "--offline"], undelivered)?;
+    runbook::UNDELIVERED.follow(world, id, ORDERS)?;
+    let given_up = |shown: &serde_json::Value| shown["transaction"]["situation"] == "heuristic";
+    world.until("the heuristic outcome", &["tx", "show", id, "--offline"], given_up)?;
+    runbook::HEURISTIC.follow(world, id, ORDERS)?;
+    let status = world.lockstep(&["status", "--exit-code"])?;
+    report.claims.insert("a branch that is lost for good is given up, and noted", status.code == 0);
+    Ok(())
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -178,15 +202,13 @@ fn orphan(servers: &Servers, roles: &Roles, report: &mut Report, how: Orphaned) 
         let gid = world.in_orders("SELECT gid FROM pg_prepared_xacts WHERE database = current_database()")?;
         world.in_orders(&format!("COMMIT PREPARED '{}'", gid.trim()))?;
     }
-    let (expected, end) = match how {
-        Orphaned::CommittedElsewhere => (
-            ["LS0423", "LS0423", "LS0423", "LS0424", "LS0423", "LS0423", "LS0423", "done", "LS0424"],
-            "--commit",
-        ),
-        Orphaned::NotCommitted => (
-            ["LS0423", "LS0423", "LS0423", "LS0423", "LS0425", "LS0423", "LS0423", "LS0425", "done"],
-            "--rollback",
-        ),
+    let expected = match how {
+        Orphaned::CommittedElsewhere => {
+            ["LS0423", "LS0423", "LS0423", "LS0424", "LS0423", "LS0423", "LS0423", "done", "LS0424"]
+        }
+        Orphaned::NotCommitted => {
+            ["LS0423", "LS0423", "LS0423", "LS0423", "LS0425", "LS0423", "LS0423", "LS0425", "done"]
+        }
     };
     try_all(&world, report, situation, id, expected)?;
     if how == Orphaned::NotCommitted {
@@ -199,7 +221,14 @@ fn orphan(servers: &Servers, roles: &Roles, report: &mut Report, how: Orphaned) 
         world.attach_ledger()?;
         world.wait_until_attached()?;
     }
-    act(&world, &["orphans", "resolve", id, end, "--reason", "its log was lost", "--confirm", id])?;
+    let counted = world.metric("lockstep_unresolved_transactions{situation=\"orphan\"}")?;
+    report.claims.insert("the metrics count an orphaned transaction once", counted == "1");
+    match how {
+        Orphaned::CommittedElsewhere => {
+            act(&world, &["orphans", "resolve", id, "--commit", "--reason", "evidence", "--confirm", id])?;
+        }
+        Orphaned::NotCommitted => runbook::ORPHAN.follow(&world, id, ORDERS)?,
+    }
     let none = |scan: &serde_json::Value| scan.to_string().matches(id).count() == 0;
     world.until("no orphan", &["orphans", "scan"], none)?;
     let changed = (how == Orphaned::CommittedElsewhere).then_some("98").unwrap_or("99");

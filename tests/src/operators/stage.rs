@@ -258,6 +258,18 @@ impl<'a> World<'a> {
         self.coordinator.run(arguments)
     }
 
+    /// What the coordinator's metrics say of this series, as text.
+    ///
+    /// # Errors
+    /// If they can't be had, or do not have it.
+    pub fn metric(&self, series: &str) -> Result<String> {
+        let url = format!("{}/metrics", self.coordinator.url());
+        let page = self.runtime.block_on(async { reqwest::get(url).await?.text().await });
+        let page = page.map_err(failed("the metrics"))?;
+        let found = page.lines().find_map(|line| line.strip_prefix(series)?.strip_prefix(' '));
+        found.map(str::to_owned).ok_or_else(|| Failed::new(format!("no {series} in {page}")))
+    }
+
     /// Asks until what is answered is so.
     ///
     /// # Errors

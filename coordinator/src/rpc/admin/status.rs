@@ -43,5 +43,6 @@ pub(in crate::rpc) async fn status(services: &Services) -> Result<v1::StatusResp
         draining: engine.is_draining(),
         log_behind: engine.is_behind(),
         now_ms,
+        begins_refused: engine.may_begin().map_or_else(|error| error.to_string(), |()| String::new()),
     })
 }

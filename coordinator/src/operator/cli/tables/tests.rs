@@ -224,6 +224,7 @@ fn troubled() -> v1::StatusResponse {
         heuristic_open: 1,
         draining: true,
         log_behind: true,
+        begins_refused: "it is draining".into(),
         now_ms: NOW_MS,
         participants: vec![
             participant("orders-db", 2, ""),
