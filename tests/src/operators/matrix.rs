@@ -146,7 +146,7 @@ fn heuristic(servers: &Servers, roles: &Roles, report: &mut Report) -> Result<()
     let status = world.lockstep(&["status", "--exit-code"])?;
     report.claims.insert("an acknowledged heuristic outcome is not unresolved", status.code == 0);
     let left = world.metric("lockstep_unresolved_transactions{situation=\"heuristic\"}")?;
-    let noted = world.metric("lockstep_operator_actions_total{action=\"ack\"}")?;
+    let noted = world.metric("lockstep_operator_actions_total{action=\"acknowledge\"}")?;
     let counts = [counted.as_str(), &left, &noted] == ["1", "0", "1"];
     report.claims.insert("the metrics count a heuristic outcome until it is acknowledged", counts);
     let expected = ["LS0421", "LS0421", "LS0421", "LS0421", "LS0421", "LS0421", "LS0420", "LS0421", "LS0421"];

@@ -267,7 +267,7 @@ impl<'a> World<'a> {
         let page = self.runtime.block_on(async { reqwest::get(url).await?.text().await });
         let page = page.map_err(failed("the metrics"))?;
         let found = page.lines().find_map(|line| line.strip_prefix(series)?.strip_prefix(' '));
-        found.map(str::to_owned).ok_or_else(|| Failed::new(format!("no {series} in {page}")))
+        found.map(str::to_owned).ok_or_else(|| Failed::new(format!("the metrics have no {series}")))
     }
 
     /// Asks until what is answered is so.
