@@ -127,6 +127,8 @@ codes! {
     NothingToRebind = 431,
     /// The participants were told, and it is still prepared.
     OrphanNotEnded = 432,
+    /// See [`Forbidden::NotOnRecord`].
+    NotOnRecord = 433,
     /// What attached does not speak the protocol.
     NotAParticipant = 501,
     /// It speaks another version of it.
@@ -162,6 +164,7 @@ impl Code {
             Forbidden::NotDecided => Self::NotDecided,
             Forbidden::Ended => Self::Ended,
             Forbidden::NotHeuristic => Self::NotHeuristic,
+            Forbidden::NotOnRecord => Self::NotOnRecord,
             Forbidden::AcknowledgedBefore => Self::AcknowledgedBefore,
             Forbidden::HeuristicIsFinal => Self::HeuristicIsFinal,
             Forbidden::NoOrphan => Self::NoOrphan,

@@ -121,6 +121,8 @@ pub enum Standing {
     RollingBack,
     /// It ended as it was decided.
     Ended,
+    /// A branch ended differently from the decision, and that is on its way to the log.
+    Recording,
     /// A branch ended differently from the decision.
     Heuristic {
         /// A person has noted that it was dealt with.
@@ -145,7 +147,7 @@ impl Standing {
             State::Committing => Self::Committing,
             State::CommittingOnePhase => Self::OnePhase,
             State::RollbackOnly(_) | State::RollingBack(_) => Self::RollingBack,
-            State::Recording(_) => Self::Heuristic { acknowledged: false },
+            State::Recording(_) => Self::Recording,
             State::Ended(outcome, _) => Self::of_ended(*outcome, false),
         }
     }
@@ -168,7 +170,7 @@ impl Standing {
             Self::Open { overdue: true } => Some(Situation::Undecided),
             Self::Deciding if overdue => Some(Situation::Undecided),
             Self::Committing | Self::OnePhase | Self::RollingBack => Some(Situation::Undelivered),
-            Self::Heuristic { acknowledged: false } => Some(Situation::Heuristic),
+            Self::Recording | Self::Heuristic { acknowledged: false } => Some(Situation::Heuristic),
             Self::Orphan(_) | Self::Foreign => Some(Situation::Orphan),
             Self::Open { overdue: false }
             | Self::Deciding
@@ -215,18 +217,9 @@ impl Standing {
                 | Action::CommitOrphan
                 | Action::RollbackOrphan => Err(Forbidden::Ended),
             },
-            Self::Heuristic { acknowledged } => match action {
-                Action::Acknowledge if acknowledged => Err(Forbidden::AcknowledgedBefore),
-                Action::Acknowledge => Ok(()),
-                Action::Retry
-                | Action::Pause
-                | Action::Resume
-                | Action::Rollback
-                | Action::Commit
-                | Action::Abandon
-                | Action::CommitOrphan
-                | Action::RollbackOrphan => Err(Forbidden::HeuristicIsFinal),
-            },
+            Self::Recording => heuristic(Err(Forbidden::NotOnRecord), action),
+            Self::Heuristic { acknowledged: true } => heuristic(Err(Forbidden::AcknowledgedBefore), action),
+            Self::Heuristic { acknowledged: false } => heuristic(Ok(()), action),
             Self::Orphan(proof) => orphan(proof, action),
             Self::Foreign => Err(Forbidden::OtherCluster),
             Self::Elsewhere => Err(Forbidden::OtherCoordinator),
@@ -241,6 +234,21 @@ fn undelivered(action: Action, against: Forbidden) -> Result<(), Forbidden> {
         Action::Rollback | Action::Commit => Err(against),
         Action::Acknowledge => Err(Forbidden::NotHeuristic),
         Action::CommitOrphan | Action::RollbackOrphan => Err(Forbidden::NoOrphan),
+    }
+}
+
+/// `acknowledge`: whether it may be acknowledged now.
+fn heuristic(acknowledge: Result<(), Forbidden>, action: Action) -> Result<(), Forbidden> {
+    match action {
+        Action::Acknowledge => acknowledge,
+        Action::Retry
+        | Action::Pause
+        | Action::Resume
+        | Action::Rollback
+        | Action::Commit
+        | Action::Abandon
+        | Action::CommitOrphan
+        | Action::RollbackOrphan => Err(Forbidden::HeuristicIsFinal),
     }
 }
 
@@ -284,6 +292,8 @@ pub enum Forbidden {
     Ended,
     /// No heuristic outcome.
     NotHeuristic,
+    /// Its heuristic outcome is not in the log yet.
+    NotOnRecord,
     /// It was acknowledged before.
     AcknowledgedBefore,
     /// What has happened in a database stays.
@@ -306,7 +316,7 @@ pub enum Forbidden {
 
 impl Forbidden {
     /// All of them.
-    pub const ALL: [Self; 17] = [
+    pub const ALL: [Self; 18] = [
         Self::CommitIsDurable,
         Self::OnePhaseUnderWay,
         Self::RollbackIsDecided,
@@ -315,6 +325,7 @@ impl Forbidden {
         Self::NotDecided,
         Self::Ended,
         Self::NotHeuristic,
+        Self::NotOnRecord,
         Self::AcknowledgedBefore,
         Self::HeuristicIsFinal,
         Self::NoOrphan,
@@ -353,6 +364,7 @@ impl Forbidden {
             }
             Self::Ended => "look at it: `lockstep tx show ID`; to undo its effects takes a new transaction",
             Self::NotHeuristic => "look at it: `lockstep tx show ID` lists what can be done now",
+            Self::NotOnRecord => "ask again in a moment; `lockstep health` says whether the log answers",
             Self::AcknowledgedBefore => "nothing: `lockstep audit ls ID` tells who did, when and why",
             Self::HeuristicIsFinal => {
                 "look at the evidence with `lockstep tx show ID`, mend the data by hand in the database that is wrong, and \
@@ -396,6 +408,7 @@ impl fmt::Display for Forbidden {
             Self::NotDecided => "nothing is decided yet, so that there is nothing to deliver or to give up",
             Self::Ended => "it has ended as it was decided",
             Self::NotHeuristic => "it has no heuristic outcome",
+            Self::NotOnRecord => "its heuristic outcome is still on its way to the decision log",
             Self::AcknowledgedBefore => "its heuristic outcome was acknowledged before",
             Self::HeuristicIsFinal => {
                 "its branches have ended, and differently: nothing in Lockstep may undo what a database has committed"

@@ -165,6 +165,9 @@ fn lost(world: &mut World<'_>, report: &mut Report) -> Result<()> {
     runbook::UNDELIVERED.follow(world, id, ORDERS)?;
     let given_up = |shown: &serde_json::Value| shown["transaction"]["situation"] == "heuristic";
     world.until("the heuristic outcome", &["tx", "show", id, "--offline"], given_up)?;
+    // It is on its way to a slow log.
+    let on_record = |plan: &serde_json::Value| plan["situation"] == "heuristic";
+    world.until("its record", &["tx", "ack", id, "--dry-run"], on_record)?;
     runbook::HEURISTIC.follow(world, id, ORDERS)?;
     let status = world.lockstep(&["status", "--exit-code"])?;
     report.claims.insert("a branch that is lost for good is given up, and noted", status.code == 0);

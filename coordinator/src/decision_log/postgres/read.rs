@@ -277,6 +277,7 @@ pub(super) async fn newest_floor_ms(pool: &PgPool) -> Result<u64, ReadError> {
 
 /// Numbers for people.
 pub(super) async fn facts(pool: &PgPool) -> Result<LogStatus, ReadError> {
+    type Facts = (i64, i64, i64, i64, Option<Vec<u8>>);
     let statement = sqlx::query_as(
         "SELECT (SELECT count(*) FROM lockstep_log.transactions WHERE ended_ms IS NULL), \
              (SELECT count(*) FROM lockstep_log.transactions WHERE heuristic), \
@@ -284,8 +285,7 @@ pub(super) async fn facts(pool: &PgPool) -> Result<LogStatus, ReadError> {
              pg_total_relation_size('lockstep_log.transactions'), \
              (SELECT record FROM lockstep_log.marks WHERE name = 'horizon')",
     );
-    let rows: Vec<(i64, i64, i64, i64, Option<Vec<u8>>)> =
-        answer(PATIENCE, statement.fetch_all(pool)).await?;
+    let rows: Vec<Facts> = answer(PATIENCE, statement.fetch_all(pool)).await?;
     let row = rows.into_iter().next();
     let (unfinished, heuristic, acknowledged, bytes, record) =
         row.expect("a SELECT without FROM has one row");

@@ -7,7 +7,7 @@ use crate::protocol::transaction::State;
 
 /// A column for each of [`Action::ALL`]: retry, pause, resume, rollback, commit, abandon, acknowledge, commit and rollback an orphan.
 /// `y` is yes; the letters are those of [`letter`].
-const TABLE: [(Standing, &str); 14] = [
+const TABLE: [(Standing, &str); 15] = [
     (Standing::Open { overdue: false }, "uuuyfunoo"),
     (Standing::Open { overdue: true }, "uuuyfunoo"),
     (Standing::Deciding, "wwwwfwnoo"),
@@ -15,6 +15,7 @@ const TABLE: [(Standing, &str); 14] = [
     (Standing::OnePhase, "yyy11ynoo"),
     (Standing::RollingBack, "yyyrrynoo"),
     (Standing::Ended, "eeeeeenee"),
+    (Standing::Recording, "hhhhhhRhh"),
     (Standing::Heuristic { acknowledged: false }, "hhhhhhyhh"),
     (Standing::Heuristic { acknowledged: true }, "hhhhhhahh"),
     (Standing::Orphan(Proof::Committed), "iiiCiiiyC"),
@@ -35,6 +36,7 @@ fn letter(answer: Result<(), Forbidden>) -> char {
         Err(Forbidden::NotDecided) => 'u',
         Err(Forbidden::Ended) => 'e',
         Err(Forbidden::NotHeuristic) => 'n',
+        Err(Forbidden::NotOnRecord) => 'R',
         Err(Forbidden::AcknowledgedBefore) => 'a',
         Err(Forbidden::HeuristicIsFinal) => 'h',
         Err(Forbidden::NoOrphan) => 'o',
@@ -101,6 +103,7 @@ fn each_state_has_its_standing_and_its_situation() {
     let heuristic = Outcome::Heuristic(Heuristic::Mixed);
     let open = Standing::Heuristic { acknowledged: false };
     assert_eq!(live(State::Ended(heuristic, String::new()), false), (open, Some(H)));
+    assert_eq!(Standing::Recording.situation(false), Some(H));
     assert_eq!(Standing::of_ended(heuristic, true).situation(false), None, "it was dealt with");
     assert_eq!(Standing::of_ended(Outcome::Committed, false).situation(false), None);
     assert_eq!(Standing::Orphan(Proof::Incomplete).situation(false), Some(Situation::Orphan));
