@@ -16,8 +16,8 @@ use lockstep_proto::v1::participant_service_client::ParticipantServiceClient;
 use lockstep_proto::{limits, v1};
 use serde_json::Value;
 use tempfile::TempDir;
-use tokio::io::{AsyncBufReadExt as _, BufReader};
-use tokio::process::Child;
+use tokio::io::{AsyncBufReadExt as _, BufReader, Lines};
+use tokio::process::{Child, ChildStdout};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::{Channel, Endpoint};
@@ -27,6 +27,11 @@ const PATIENCE: Duration = Duration::from_secs(120);
 
 async fn soon<T>(what: impl Future<Output = T>) -> T {
     tokio::time::timeout(PATIENCE, what).await.expect("it does not take that long")
+}
+
+/// So that the pipe stays open and empty.
+async fn read_on(mut lines: Lines<BufReader<ChildStdout>>) {
+    while let Ok(Some(_)) = lines.next_line().await {}
 }
 
 struct Coordinator {
@@ -51,7 +56,7 @@ impl Coordinator {
             let line = soon(banner.next_line()).await.unwrap().expect("it goes on until it serves");
             if let Some(url) = line.strip_prefix("lockstep listening on ") {
                 let url = url.to_owned();
-                tokio::spawn(async move { while let Ok(Some(_)) = banner.next_line().await {} });
+                tokio::spawn(read_on(banner));
                 return (child, url);
             }
         }
@@ -125,16 +130,14 @@ impl Participant {
         let answer_over = out.downgrade();
         tokio::spawn(async move {
             while let Ok(Some(frame)) = stream.message().await {
-                for message in frame.messages {
-                    match message.kind.unwrap() {
-                        Kind::Inspect(asked) => {
-                            let answer = v1::Inspection { question: asked.question, ..inspection.clone() };
-                            if let Some(out) = answer_over.upgrade() {
-                                send(&out, ToKind::Inspection(answer)).await;
-                            }
-                        }
-                        other => drop(heard.send(other)),
-                    }
+                for kind in frame.messages.into_iter().filter_map(|message| message.kind) {
+                    let Kind::Inspect(asked) = kind else {
+                        drop(heard.send(kind));
+                        continue;
+                    };
+                    let answer = v1::Inspection { question: asked.question, ..inspection.clone() };
+                    let Some(out) = answer_over.upgrade() else { return };
+                    send(&out, ToKind::Inspection(answer)).await;
                 }
             }
         });

@@ -234,7 +234,7 @@ fn orphan(servers: &Servers, roles: &Roles, report: &mut Report, how: Orphaned) 
     }
     let none = |scan: &serde_json::Value| scan.to_string().matches(id).count() == 0;
     world.until("no orphan", &["orphans", "scan"], none)?;
-    let changed = (how == Orphaned::CommittedElsewhere).then_some("98").unwrap_or("99");
+    let changed = if how == Orphaned::CommittedElsewhere { "98" } else { "99" };
     let orders = world.in_orders("SELECT amount FROM account")?;
     let ledger = world.in_ledger("SELECT amount FROM account")?;
     let whole = orders.trim() == changed && ledger.split_whitespace().last() == Some(changed);
