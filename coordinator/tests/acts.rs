@@ -20,6 +20,7 @@ use tokio::io::{AsyncBufReadExt as _, BufReader, Lines};
 use tokio::process::{Child, ChildStdout};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
+use tonic::Streaming;
 use tonic::transport::{Channel, Endpoint};
 
 /// Nothing here takes that long; what would hang fails instead.
@@ -124,23 +125,10 @@ impl Participant {
         };
         send(&out, ToKind::Hello(hello)).await;
         let mut client = ParticipantServiceClient::new(coordinator.channel().await);
-        let mut stream = client.attach(ReceiverStream::new(frames)).await.unwrap().into_inner();
+        let stream = client.attach(ReceiverStream::new(frames)).await.unwrap().into_inner();
         let (heard, decisions) = mpsc::unbounded_channel();
         // Weak: when the participant is dropped, its stream ends.
-        let answer_over = out.downgrade();
-        tokio::spawn(async move {
-            while let Ok(Some(frame)) = stream.message().await {
-                for kind in frame.messages.into_iter().filter_map(|message| message.kind) {
-                    let Kind::Inspect(asked) = kind else {
-                        drop(heard.send(kind));
-                        continue;
-                    };
-                    let answer = v1::Inspection { question: asked.question, ..inspection.clone() };
-                    let Some(out) = answer_over.upgrade() else { return };
-                    send(&out, ToKind::Inspection(answer)).await;
-                }
-            }
-        });
+        tokio::spawn(listen(stream, inspection, out.downgrade(), heard));
         let mut participant = Self { name, out, decisions };
         participant.hear(|kind| matches!(kind, Kind::Welcome(_))).await;
         participant
@@ -178,6 +166,26 @@ impl Participant {
         let (xid, applied) = (Some(self.xid(gtrid)), applied.into());
         let detail = String::new();
         send(&self.out, ToKind::Acknowledge(v1::Acknowledge { xid, applied, detail })).await;
+    }
+}
+
+/// Answers inspections, and passes on what else the coordinator says.
+async fn listen(
+    mut stream: Streaming<v1::CoordinatorFrame>,
+    inspection: v1::Inspection,
+    out: mpsc::WeakSender<v1::ParticipantFrame>,
+    heard: mpsc::UnboundedSender<Kind>,
+) {
+    while let Ok(Some(frame)) = stream.message().await {
+        for kind in frame.messages.into_iter().filter_map(|message| message.kind) {
+            let Kind::Inspect(asked) = kind else {
+                drop(heard.send(kind));
+                continue;
+            };
+            let Some(out) = out.upgrade() else { return };
+            let answer = v1::Inspection { question: asked.question, ..inspection.clone() };
+            send(&out, ToKind::Inspection(answer)).await;
+        }
     }
 }
 

@@ -12,7 +12,7 @@ use prometheus::{
 use crate::protocol::outcome::Outcome;
 
 /// Distinct names of transactions that get a label of their own. Applications choose them, and one that puts an id into the name must not
-/// fill the memory of whoever scrapes: the names after these are counted as [`OTHER`].
+/// fill the memory of whoever scrapes: the names after these are counted as `other`.
 pub const MAX_NAMES: usize = 100;
 /// The label of transactions whose name came too late.
 const OTHER: &str = "other";
