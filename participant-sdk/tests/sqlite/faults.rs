@@ -129,7 +129,7 @@ async fn is_not_prepared(database: &Database, case: &str) {
 async fn tried(database: &Database, journal: &[u8], case: &str) -> Option<Sqlite> {
     std::fs::write(database.journal(), journal).unwrap();
     let resource = database.resource().await;
-    match resource.attach(&name()).await {
+    match crate::harness::attach(&resource).await {
         Ok(_attachment) => Some(resource),
         // Another byte in the magic or the version: it says that it does not know what this is.
         Err(ResourceError::Unfit(why)) => {

@@ -8,7 +8,7 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use lockstep::resource::sqlite::{OpenBranch, Sqlite};
-use lockstep::resource::{BranchId, Prepared, Resource, ResourceError};
+use lockstep::resource::{Attachment, BranchId, Prepared, Resource, ResourceError};
 use lockstep_proto::{Bqual, ClusterId, Epoch, Gtrid, Incarnation, LogPosition, ResourceManagerName, Xid};
 use sqlx::sqlite::{SqliteConnectOptions, SqlitePoolOptions};
 use sqlx::{AssertSqlSafe, ConnectOptions, Connection, Row, SqliteConnection, SqlitePool};
@@ -43,6 +43,22 @@ pub(crate) fn position(sequence: u64) -> LogPosition {
 /// A database file in a directory of its own.
 pub(crate) struct Database {
     directory: tempfile::TempDir,
+}
+
+/// Attaches, once whoever had the file before has let it go: a child that another test is just starting holds all files of this
+/// process, until it runs its own program.
+pub(crate) async fn attach(resource: &Sqlite) -> Result<Attachment, ResourceError> {
+    let patience = tokio::time::Instant::now() + Duration::from_secs(30);
+    loop {
+        match resource.attach(&name()).await {
+            Err(ResourceError::Unavailable(why))
+                if why.contains("another instance") && tokio::time::Instant::now() < patience =>
+            {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+            attached => return attached,
+        }
+    }
 }
 
 impl Database {
@@ -80,7 +96,7 @@ impl Database {
     /// The resource on it, attached.
     pub(crate) async fn attached(&self) -> Sqlite {
         let resource = self.resource().await;
-        resource.attach(&name()).await.unwrap();
+        attach(&resource).await.unwrap();
         resource
     }
 
