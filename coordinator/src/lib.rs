@@ -3,9 +3,11 @@
 //! A transaction from top to bottom: [`rpc`] → [`engine`] → [`protocol`] → [`decision_log`] → [`sessions`] → the SDK, and back.
 //! [`cluster`] is what several nodes on one log owe each other.
 //! [`telemetry`] is what can be measured of it.
-//! [`server`] puts the parts together; [`operator`] is what a person sees of them, and [`config`] what they set.
+//! [`server`] puts the parts together; [`operator`] is what a person sees of them, and [`config`] what they set. [`codes`] names every
+//! error that anybody can meet.
 
 pub mod cluster;
+pub mod codes;
 pub mod config;
 pub mod decision_log;
 pub mod engine;

@@ -18,6 +18,7 @@ use tokio::task::{JoinError, JoinHandle, JoinSet};
 use tokio_util::sync::CancellationToken;
 
 use crate::cluster::Keeper;
+use crate::codes::Code;
 use crate::config::Config;
 use crate::decision_log::group_commit::GroupCommit;
 use crate::decision_log::{AppendError, DecisionLog, ReadError, postgres, sqlite};
@@ -30,6 +31,7 @@ use crate::engine::{inquiry, maintenance};
 use crate::open_log::OpenLog;
 use crate::operator::{Ready, Recovered};
 use crate::rpc::Services;
+use crate::sessions::inspections::Inspections;
 use crate::sessions::registry::Registry;
 use crate::sessions::session::{Shared, Terms};
 use crate::telemetry::metrics::Metrics;
@@ -77,6 +79,20 @@ pub enum ServeError {
 }
 
 impl ServeError {
+    /// Its code: docs/errors has a page for it.
+    #[must_use]
+    pub fn code(&self) -> Code {
+        match self {
+            Self::Listen { .. } | Self::Serve(_) => Code::CannotListen,
+            Self::Open(error) => error.code(),
+            Self::OpenShared(_) => Code::CannotOpenLog,
+            Self::Read(ReadError::Unavailable(_)) => Code::CannotOpenLog,
+            Self::Read(ReadError::Damaged(_)) => Code::LogDamaged,
+            Self::LogFailed(_) => Code::LogFailed,
+            Self::Bug(_) => Code::Bug,
+        }
+    }
+
     /// What to do about it.
     #[must_use]
     pub fn remedy(&self) -> String {
@@ -286,11 +302,20 @@ impl Parts {
             tasks.spawn(task.run());
             handles.push(handle);
         }
+        let retired: Vec<_> =
+            known.iter().filter(|known| known.retired).map(|known| known.name.clone()).collect();
         let registry = Registry::new(known);
         let shards = Shards::new(handles);
         let engine = Engine::new(shards, Arc::clone(log), writer, Arc::clone(metrics), config.max_in_flight);
         let terms = Terms { retention: config.retention, report_interval: config.report_interval };
-        let shared = Shared { engine, registry, terms: Arc::new(terms), shutdown: CancellationToken::new() };
+        let shared = Shared {
+            engine,
+            registry,
+            inspections: Inspections::default(),
+            terms: Arc::new(terms),
+            shutdown: CancellationToken::new(),
+        };
+        shared.retire_again(&retired).await.map_err(|Stopped| ServeError::Bug("a shard has ended".into()))?;
         Ok(Self { shared, clock, tasks, log_task, strays: Some(strays) })
     }
 
@@ -382,11 +407,8 @@ impl Parts {
     /// Begins nothing new, and waits until everything has ended, at most so long. Says what is left.
     async fn drain(&mut self, timeout: Duration) {
         const LOOK_EVERY: Duration = Duration::from_millis(20);
+        self.shared.start_draining();
         let engine = &self.shared.engine;
-        engine.start_draining();
-        self.shared.registry.each_outbox(|outbox| {
-            outbox.answer(lockstep_proto::v1::coordinator_message::Kind::Drain(lockstep_proto::v1::Drain {}));
-        });
         let deadline = self.clock.now().monotonic + timeout;
         loop {
             let Ok(left) = engine.summarize().await else { return };

@@ -56,6 +56,42 @@ impl Scripted {
 
 #[tonic::async_trait]
 impl AdminService for Scripted {
+    type ExportStream = tokio_stream::Empty<Result<v1::ExportResponse, Status>>;
+
+    async fn act(&self, request: Request<v1::ActRequest>) -> Result<Response<v1::ActResponse>, Status> {
+        let request = request.into_inner();
+        let question = format!("act {} {} {}", request.action, request.target, request.dry_run);
+        Ok(Response::new(self.asked(question, |_| v1::ActResponse::default()).await))
+    }
+
+    async fn list_audit(
+        &self,
+        _request: Request<v1::ListAuditRequest>,
+    ) -> Result<Response<v1::ListAuditResponse>, Status> {
+        Ok(Response::new(v1::ListAuditResponse::default()))
+    }
+
+    async fn list_participants(
+        &self,
+        _request: Request<v1::ListParticipantsRequest>,
+    ) -> Result<Response<v1::ListParticipantsResponse>, Status> {
+        Ok(Response::new(v1::ListParticipantsResponse { now_ms: NOW_MS, ..Default::default() }))
+    }
+
+    async fn inspect(
+        &self,
+        _request: Request<v1::InspectRequest>,
+    ) -> Result<Response<v1::InspectResponse>, Status> {
+        Ok(Response::new(v1::InspectResponse { now_ms: NOW_MS, ..Default::default() }))
+    }
+
+    async fn export(
+        &self,
+        _request: Request<v1::ExportRequest>,
+    ) -> Result<Response<Self::ExportStream>, Status> {
+        Ok(Response::new(tokio_stream::empty()))
+    }
+
     async fn list_transactions(
         &self,
         request: Request<v1::ListTransactionsRequest>,
@@ -88,6 +124,7 @@ impl AdminService for Scripted {
             cluster: CLUSTER.into(),
             epoch: 12,
             uptime_ms: 1000,
+            now_ms: NOW_MS,
             ..Default::default()
         };
         Ok(Response::new(self.asked("status".into(), |_| status).await))
@@ -215,15 +252,15 @@ async fn where_nobody_listens_each_command_says_so_and_asks_whether_a_coordinato
         assert_eq!(
             ran.stderr,
             format!(
-                "error: nothing answers at http://{address}\n  is `lockstep serve` running? --server or \
-                 LOCKSTEP_SERVER names another address\n"
+                "error[LS0301]: nothing answers at http://{address}\n  is `lockstep serve` running? --server or \
+                 LOCKSTEP_SERVER names another address\n  docs/errors/LS0301.md\n"
             )
         );
     }
     let ran = ask(address, dir.path(), &["tx", "wait", GTRID, "--timeout=1s"]).await;
     assert_eq!((ran.code, ran.stdout.as_str()), (7, ""), "{ran:?}");
     assert!(ran.stderr.starts_with(&format!("nothing answers at http://{address}; asking again\n")));
-    assert!(ran.stderr.contains(&format!("error: no answer from http://{address} in 1s")), "{ran:?}");
+    assert!(ran.stderr.contains(&format!("error[LS0302]: no answer from http://{address} in 1s")), "{ran:?}");
 }
 
 #[tokio::test]
@@ -342,7 +379,11 @@ async fn a_reader_that_had_enough_is_no_error() {
 
 #[tokio::test]
 async fn show_finds_by_prefix_and_says_when_nothing_begins_so() {
-    let one = v1::ShowTransactionResponse { transaction: Some(transaction(GTRID)), now_ms: NOW_MS };
+    let one = v1::ShowTransactionResponse {
+        transaction: Some(transaction(GTRID)),
+        now_ms: NOW_MS,
+        ..Default::default()
+    };
     let coordinator = Coordinator::with(Script { show: Some(one), ..Script::default() });
     let ran = coordinator.ask(&["tx", "show", "0192f0c1"]).await;
     assert_eq!((ran.code, ran.stderr.as_str()), (0, ""), "{ran:?}");
@@ -362,7 +403,7 @@ async fn show_finds_by_prefix_and_says_when_nothing_begins_so() {
 async fn an_answer_of_a_newer_coordinator_is_not_guessed_at() {
     let mut newer = transaction(GTRID);
     newer.state = 99;
-    let show = v1::ShowTransactionResponse { transaction: Some(newer), now_ms: NOW_MS };
+    let show = v1::ShowTransactionResponse { transaction: Some(newer), now_ms: NOW_MS, ..Default::default() };
     let coordinator = Coordinator::with(Script { show: Some(show), ..Script::default() });
     let ran = coordinator.ask(&["tx", "show", GTRID]).await;
     assert_eq!((ran.code, ran.stdout.as_str()), (1, ""), "{ran:?}");
@@ -407,7 +448,11 @@ async fn wait_asks_until_there_is_an_outcome() {
 
 #[tokio::test]
 async fn wait_finds_the_transaction_by_prefix_and_asks_for_the_cluster_that_it_is_told() {
-    let show = v1::ShowTransactionResponse { transaction: Some(transaction(GTRID)), now_ms: NOW_MS };
+    let show = v1::ShowTransactionResponse {
+        transaction: Some(transaction(GTRID)),
+        now_ms: NOW_MS,
+        ..Default::default()
+    };
     let script =
         Script { show: Some(show), outcomes: vec![inquired(Outcome::Committed)], ..Script::default() };
     let coordinator = Coordinator::with(script);

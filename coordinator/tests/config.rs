@@ -154,12 +154,13 @@ async fn a_wrong_configuration_ends_serve_and_show_alike_with_all_that_is_wrong(
         assert_eq!((ran.code, ran.stdout.as_str()), (2, ""), "{ran:?}");
         assert_eq!(
             ran.stderr,
-            "error: the configuration has 3 problems\n  \
+            "error[LS0202]: the configuration has 3 problems\n  \
              ./lockstep.toml:2: there is no key `retentoin`; did you mean `retention`?\n  \
              LOCKSTEP_APPLY_WAIT: apply-wait = `5` is no duration: write a number with its unit, such as \"500ms\", \
              \"30s\" or \"1h\"\n  \
              --log-format: log-format = `xml` is no log format: write \"text\" or \"json\"\n  \
-             `lockstep serve --help` and docs/configuration.md list every key\n"
+             `lockstep serve --help` and docs/configuration.md list every key\n  \
+             docs/errors/LS0202.md\n"
         );
     }
 }
@@ -181,7 +182,7 @@ async fn a_wrong_value_of_a_variable_is_named_with_the_variable() {
         command.env(variable, value);
         let ran = run(command).await;
         assert_eq!(ran.code, 2, "{ran:?}");
-        assert!(ran.stderr.starts_with(&format!("error: {expected}")), "{ran:?}");
+        assert!(ran.stderr.starts_with(&format!("error[LS0202]: {expected}")), "{ran:?}");
     }
 }
 

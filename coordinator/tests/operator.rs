@@ -173,7 +173,7 @@ async fn a_data_directory_in_use_is_told_in_one_message_with_what_to_do() {
     let coordinator = Coordinator::start().await;
     let ran = coordinator.ask(&["serve", "--listen=127.0.0.1:0"]).await;
     assert_eq!((ran.code, ran.stdout.as_str()), (1, ""), "{ran:?}");
-    let told: Vec<&str> = ran.stderr.lines().filter(|line| line.starts_with("error: ")).collect();
+    let told: Vec<&str> = ran.stderr.lines().filter(|line| line.starts_with("error[LS0102]: ")).collect();
     assert_eq!(told.len(), 1, "{ran:?}");
     assert!(told[0].contains("lockstep-data") && told[0].contains("in use"), "{ran:?}");
 }

@@ -136,7 +136,7 @@ async fn an_address_in_use_is_told_with_what_to_do() {
     let listen = format!("--listen={address}");
     let ran = run(lockstep(dir.path(), &["serve", &listen])).await;
     assert_eq!((ran.code, ran.stdout.as_str()), (1, ""), "{ran:?}");
-    let expected = format!("error: cannot listen on {address}: ");
+    let expected = format!("error[LS0101]: cannot listen on {address}: ");
     assert!(ran.stderr.contains(&expected) && ran.stderr.contains("--listen"), "{ran:?}");
 }
 

@@ -3,6 +3,7 @@
 pub mod cluster;
 pub mod crashes;
 pub mod harness;
+pub mod operators;
 pub mod resources;
 pub mod simulation;
 pub mod trial;

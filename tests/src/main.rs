@@ -40,6 +40,8 @@ enum What {
     Simulate(Simulate),
     /// Every kind of database, every way of a transaction, every fault: SIGKILL of participant or server, connections cut
     Resources(Resources),
+    /// The four situations, every operator's action in each, and its resolution as the runbook says, on real databases
+    Operators(Operators),
     /// SIGKILL or SIGSTOP of a random coordinator every few seconds, several of them on one PostgreSQL log, under load
     Cluster(Cluster),
     /// What a process of the harness plays
@@ -99,6 +101,13 @@ struct Resources {
 }
 
 #[derive(Debug, clap::Args)]
+struct Operators {
+    /// End with one line of JSON on stdout
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Debug, clap::Args)]
 struct Cluster {
     /// End with one line of JSON on stdout
     #[arg(long)]
@@ -137,6 +146,7 @@ fn main() -> ExitCode {
         What::Crashes(arguments) => crashes(&arguments),
         What::Simulate(arguments) => simulate(&arguments),
         What::Resources(arguments) => resources(&arguments),
+        What::Operators(arguments) => operators(&arguments),
         What::Cluster(arguments) => cluster(&arguments),
         What::Role { role } => play(role),
     }
@@ -296,4 +306,16 @@ fn try_resources(cells: &[matrix::Cell], seed: u64) -> Result<Vec<Verdict>, Fail
     let verdicts = cell::run_all(&stage, cells, seed, |done, verdict| progress.cell(done, verdict));
     progress.finish();
     verdicts
+}
+
+fn operators(arguments: &Operators) -> ExitCode {
+    let report = match roles().and_then(|roles| lockstep_tests::operators::matrix::run(&roles)) {
+        Ok(report) => report,
+        Err(failed) => {
+            eprintln!("{failed}");
+            return ExitCode::FAILURE;
+        }
+    };
+    show(&report.text(), arguments.json.then(|| report.json()));
+    if report.is_clean() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }

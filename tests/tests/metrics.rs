@@ -110,6 +110,8 @@ async fn what_happened_is_counted_once_and_what_stands_is_told_as_it_is() {
 async fn every_metric_is_well_formed_and_documented() {
     let stage = Stage::set().await;
     stage.write("pay").await.commit().await.unwrap();
+    // What nobody has done has no series.
+    assert_eq!(stage.coordinator.run(&["drain", "--reason", "a test"]).unwrap().code, 0);
     let (_, text) = stage.get("/metrics").await;
     promtool(&["check", "metrics"], stage.directory.path(), &text).unwrap();
 

@@ -109,16 +109,18 @@ fn restored(place: impl FnOnce(&PostgresServer) -> LogPlace) {
     backup.put_back();
 
     is_noticed(&mut world, &half);
-    let (how, looked) = world.coordinator.run(&["restore", "--dry-run", "--json"]).unwrap();
+    let (how, looked) = world.coordinator.run_offline(&["restore", "--dry-run", "--json"]).unwrap();
     assert_eq!(how, Reaped::Exit(0));
     let looked: serde_json::Value = serde_json::from_str(&looked).unwrap();
     assert_eq!((&looked["was_behind"], &looked["dry_run"]), (&true.into(), &true.into()));
     let cluster = looked["cluster"].as_str().unwrap();
-    let (how, _) =
-        world.coordinator.run(&["restore", "--confirm", "zzzzzzzz", "--reason", "disk lost"]).unwrap();
+    let (how, _) = world
+        .coordinator
+        .run_offline(&["restore", "--confirm", "zzzzzzzz", "--reason", "disk lost"])
+        .unwrap();
     assert_eq!(how, REFUSED);
     let (how, _) =
-        world.coordinator.run(&["restore", "--confirm", cluster, "--reason", "disk lost"]).unwrap();
+        world.coordinator.run_offline(&["restore", "--confirm", cluster, "--reason", "disk lost"]).unwrap();
     assert_eq!(how, Reaped::Exit(0));
 
     // New transactions begin; of the old one nothing is presumed.
@@ -128,11 +130,16 @@ fn restored(place: impl FnOnce(&PostgresServer) -> LogPlace) {
     stays_prepared(&world, &half);
     assert_eq!(told(&world, &half), Told::Unknown);
     // An operator compares, and finds the other database's evidence.
-    let gid = prepared(&world).into_iter().find(|name| name.contains(&half)).unwrap();
-    server.psql("books_1", &format!("COMMIT PREPARED '{gid}'")).unwrap();
+    let resolve = ["orphans", "resolve", &half, "--commit", "--reason", "its evidence", "--confirm", &half];
+    // Refused until both participants are attached.
+    let resolved = wait_for("the orphan's commit", PATIENCE, || {
+        let ran = world.coordinator.run(&resolve)?;
+        Ok((ran.code == 0).then_some(()))
+    });
+    resolved.unwrap();
     world.stop_the_coordinator().unwrap();
     let settled = ["restore", "--settled", "--confirm", cluster, "--reason", "all resolved"];
-    assert_eq!(world.coordinator.run(&settled).unwrap().0, Reaped::Exit(0));
+    assert_eq!(world.coordinator.run_offline(&settled).unwrap().0, Reaped::Exit(0));
     world.restart(Who::Coordinator, None).unwrap();
     world.coordinator.expect_it_serves().unwrap();
     commits_again(&world);
@@ -151,7 +158,7 @@ fn is_noticed(world: &mut World, half: &str) {
     world.restart(Who::Bank(1), None).unwrap();
     stays_prepared(world, half);
     // Not while it runs.
-    let (how, _) = world.coordinator.run(&["restore", "--confirm", "x", "--reason", "y"]).unwrap();
+    let (how, _) = world.coordinator.run_offline(&["restore", "--confirm", "x", "--reason", "y"]).unwrap();
     assert_ne!(how, Reaped::Exit(0));
     // It is still known after a restart, before any participant says it again.
     world.process(Who::Coordinator).unwrap().kill().unwrap();

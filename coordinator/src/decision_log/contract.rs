@@ -9,6 +9,7 @@
 
 use lockstep_proto::{Bqual, ClusterId, Epoch, Gtrid, Incarnation, LogPosition, ResourceManagerId};
 
+use super::audit::{AuditQuery, AuditRecord, Effect, Operation};
 use super::restore::{Order, Restoration, RestoreError, Step};
 use super::{
     AppendError, Batch, DecisionLog, EpochState, KnownResourceManager, LookUp, PruneLimits, ReadError,
@@ -70,6 +71,10 @@ macro_rules! decision_log_contract {
             the_horizon_never_goes_down
             transactions_are_found_by_how_they_begin
             resource_managers_are_remembered
+            an_operation_is_on_record_with_what_it_changes
+            a_heuristic_outcome_stays_until_it_is_acknowledged
+            a_retired_resource_manager_stays_retired_and_holds_nothing_up
+            everything_on_record_is_walked_over
             a_closed_log_says_so
         }
     };
@@ -143,6 +148,7 @@ pub fn manager(name: &str, floor: Option<Gtrid>) -> KnownResourceManager {
         location: String::new(),
         timeline: 1,
         floor,
+        retired: false,
     }
 }
 
@@ -782,6 +788,109 @@ pub async fn resource_managers_are_remembered<S: Store>() {
     drop(log);
     let log = store.open().await;
     assert_eq!(log.resource_managers().await.unwrap(), [manager("ledger", None), moved]);
+}
+
+/// An action of this kind, about this transaction.
+pub fn operation(action: &str, gtrid: Option<Gtrid>, effect: Effect) -> Operation {
+    Operation {
+        at_ms: NOON_MS,
+        who: "kim".to_owned(),
+        action: action.to_owned(),
+        subject: gtrid.map_or("stock-db".to_owned(), |gtrid| gtrid.to_string()),
+        gtrid,
+        reason: "größer als 17".to_owned(),
+        before: "before".to_owned(),
+        after: "after".to_owned(),
+        effect,
+    }
+}
+
+/// All of the audit, or what there is of one transaction.
+async fn audit<L: DecisionLog>(log: &L, of: Option<Gtrid>) -> Vec<AuditRecord> {
+    log.audit(AuditQuery { of, below: 0, limit: 100 }).await.unwrap()
+}
+
+pub async fn an_operation_is_on_record_with_what_it_changes<S: Store>() {
+    let store = S::create().await;
+    let log = store.open().await;
+    let about = gtrid(own(&log), 0, 1);
+    let before = log.position().sequence;
+    let first = operation("retry", Some(about), Effect::None);
+    assert_eq!(log.operate(&first).await, Ok(1));
+    let known = manager("stock-db", None);
+    let second = operation("rebind", None, Effect::Remember(known.clone()));
+    assert_eq!(log.operate(&second).await, Ok(2));
+    // A log that was restored to before it is noticed (P8).
+    assert_eq!(log.position().sequence, before + 2);
+    let third = operation("acknowledge", Some(about), Effect::Acknowledge);
+    let refused = log.operate(&third).await;
+    assert!(matches!(refused, Err(AppendError::Refused(_))), "there is nothing to acknowledge: {refused:?}");
+    drop(log);
+
+    let log = store.open().await;
+    let record = |id, operation: &Operation| AuditRecord {
+        id,
+        operation: Operation { effect: Effect::None, ..operation.clone() },
+    };
+    assert_eq!(audit(&log, None).await, [record(2, &second), record(1, &first)]);
+    assert_eq!(audit(&log, Some(about)).await, [record(1, &first)]);
+    assert_eq!(audit(&log, Some(gtrid(own(&log), 0, 9))).await, []);
+    let page = log.audit(AuditQuery { of: None, below: 2, limit: 1 }).await.unwrap();
+    assert_eq!(page, [record(1, &first)]);
+    assert_eq!(log.resource_managers().await.unwrap(), [known]);
+}
+
+pub async fn a_heuristic_outcome_stays_until_it_is_acknowledged<S: Store>() {
+    let store = S::create().await;
+    let log = store.open().await;
+    let decision = commit(gtrid(own(&log), 0, 1));
+    let outcome = Outcome::Heuristic(Heuristic::Hazard);
+    let end = EndRecord { outcome, ..committed(&decision) };
+    let batch = Batch { decisions: vec![decision.clone()], ends: vec![end.clone()] };
+    log.force(&batch).await.unwrap();
+    let limits = PruneLimits { ended_before_ms: u64::MAX, below: gtrid(own(&log), 1000, 0), limit: 10 };
+    assert_eq!(log.prune(limits).await, Ok(0), "nobody has dealt with it");
+    assert_eq!(log.open_heuristics(10).await.unwrap(), [end]);
+    assert_eq!(log.status().await.unwrap().heuristic_open, 1);
+
+    let acknowledge = operation("acknowledge", Some(decision.gtrid), Effect::Acknowledge);
+    log.operate(&acknowledge).await.unwrap();
+    assert!(matches!(log.operate(&acknowledge).await, Err(AppendError::Refused(_))), "it was acknowledged");
+    assert!(log.is_acknowledged(decision.gtrid).await.unwrap());
+    assert_eq!(log.open_heuristics(10).await.unwrap(), []);
+    let status = log.status().await.unwrap();
+    assert_eq!((status.heuristic, status.heuristic_open), (1, 0));
+    assert_eq!(log.prune(limits).await, Ok(1));
+    assert_eq!(audit(&log, Some(decision.gtrid)).await.len(), 1, "what was done stays");
+}
+
+pub async fn a_retired_resource_manager_stays_retired_and_holds_nothing_up<S: Store>() {
+    let store = S::create().await;
+    let log = store.open().await;
+    let silent = manager("ledger", None);
+    log.remember(&silent).await.unwrap();
+    let decision = commit(gtrid(own(&log), 0, 1));
+    let batch = Batch { decisions: vec![decision.clone()], ends: vec![committed(&decision)] };
+    log.force(&batch).await.unwrap();
+    let limits = PruneLimits { ended_before_ms: u64::MAX, below: gtrid(own(&log), 1000, 0), limit: 10 };
+    assert_eq!(log.prune(limits).await, Ok(0), "it has not said what it holds");
+    let retired = KnownResourceManager { retired: true, ..silent.clone() };
+    log.operate(&operation("retire", None, Effect::Remember(retired.clone()))).await.unwrap();
+    log.remember(&silent).await.unwrap();
+    assert_eq!(log.resource_managers().await.unwrap(), [retired]);
+    assert_eq!(log.prune(limits).await, Ok(1));
+}
+
+pub async fn everything_on_record_is_walked_over<S: Store>() {
+    let store = S::create().await;
+    let log = store.open().await;
+    let open = commit(gtrid(own(&log), 0, 1));
+    let over = rolled_back(gtrid(own(&log), 5, 2));
+    log.force(&Batch { decisions: vec![open.clone()], ends: vec![over.clone()] }).await.unwrap();
+    let first = log.walk(None, 1).await.unwrap();
+    assert_eq!(first, [(open.gtrid, Recorded::Decided(open.clone()))]);
+    let second = log.walk(Some(open.gtrid), 10).await.unwrap();
+    assert_eq!(second, [(over.gtrid, Recorded::Ended(None, over))]);
 }
 
 pub async fn a_closed_log_says_so<S: Store>() {

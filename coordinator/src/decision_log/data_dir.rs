@@ -13,6 +13,8 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{FlockOperation, flock, statvfs};
 use rustix::io::Errno;
 
+use crate::codes::Code;
+
 /// The version of the directory's format that this code writes and reads.
 pub const FORMAT_VERSION: u32 = 1;
 /// Free space below which a directory is not opened, unless asked otherwise: room for some 500,000 transactions.
@@ -106,6 +108,20 @@ pub enum DataDirError {
         /// What the system said.
         source: io::Error,
     },
+}
+
+impl DataDirError {
+    /// Its code: docs/errors has a page for it.
+    #[must_use]
+    pub fn code(&self) -> Code {
+        match self {
+            Self::Locked { .. } => Code::DataDirInUse,
+            Self::Newer { .. } => Code::NewerLog,
+            Self::VersionLost { .. } => Code::LogDamaged,
+            Self::NotADirectory { .. } | Self::NotWritable { .. } | Self::Io { .. } => Code::CannotOpenLog,
+            Self::NearlyFull { .. } | Self::Full { .. } => Code::NoRoom,
+        }
+    }
 }
 
 /// A data directory that belongs to this process until this is dropped.

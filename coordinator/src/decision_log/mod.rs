@@ -8,6 +8,7 @@
 //! [`AppendError::Unknown`] may have written, and nobody may conclude anything before the log was read again. A form of a record
 //! (`rows`), and what may follow on what (`ends`, `pruning`), is the same in every log.
 
+pub mod audit;
 #[cfg(any(test, feature = "contract"))]
 pub mod contract;
 pub mod data_dir;
@@ -27,6 +28,7 @@ use lockstep_proto::{ClusterId, Epoch, Gtrid, LogPosition, ResourceManagerId, Re
 
 pub use crate::protocol::presumption::{EpochState, LookUp, Recorded};
 use crate::protocol::record::{DecisionRecord, EndRecord};
+use audit::{AuditQuery, AuditRecord, Operation};
 
 /// What one forced write carries, in this order. Decisions of one batch are of different transactions; an end may be of
 /// a transaction whose decision is in the same batch.
@@ -88,6 +90,8 @@ pub struct KnownResourceManager {
     /// Nothing of this resource manager is older than this transaction: neither a prepared branch nor evidence that was
     /// not reconciled (P7). `None` before its first complete report.
     pub floor: Option<Gtrid>,
+    /// It is gone for good (P28): nothing waits for it, and its identity is refused for ever.
+    pub retired: bool,
 }
 
 /// The epochs that a log has given out.
@@ -117,6 +121,8 @@ pub struct LogStatus {
     pub unfinished: u64,
     /// Transactions with a heuristic outcome on record.
     pub heuristic: u64,
+    /// Those of them that nobody has acknowledged.
+    pub heuristic_open: u64,
     /// Bytes on disk.
     pub bytes: u64,
     /// The newest pruned gtrid's time, milliseconds since 1970; 0 if nothing was ever pruned.
@@ -182,8 +188,29 @@ pub trait DecisionLog: Send + Sync + 'static {
     /// nodes are told first.
     fn floor(&self, own: Gtrid) -> BoxFuture<'_, Result<Gtrid, ReadError>>;
 
-    /// Removes records that ended long enough ago and raises the horizon in the same write, which stays below every known
-    /// resource manager's floor (one without a floor stops pruning) and every node's. How many rows went.
+    /// Forces an operator's action together with what it changes in the log: both or neither. The action's number. Does not
+    /// overlap with [`DecisionLog::force`].
+    fn operate<'a>(&'a self, operation: &'a Operation) -> BoxFuture<'a, Result<u64, AppendError>>;
+
+    /// Operators' actions, newest first.
+    fn audit(&self, query: AuditQuery) -> BoxFuture<'_, Result<Vec<AuditRecord>, ReadError>>;
+
+    /// Heuristic outcomes that nobody has acknowledged, newest first by gtrid, at most `limit`.
+    fn open_heuristics(&self, limit: u32) -> BoxFuture<'_, Result<Vec<EndRecord>, ReadError>>;
+
+    /// Whether this transaction's heuristic outcome was acknowledged.
+    fn is_acknowledged(&self, gtrid: Gtrid) -> BoxFuture<'_, Result<bool, ReadError>>;
+
+    /// Everything on record, in the order of the gtrids, from behind `after`, at most `limit`. For people.
+    fn walk(
+        &self,
+        after: Option<Gtrid>,
+        limit: u32,
+    ) -> BoxFuture<'_, Result<Vec<(Gtrid, Recorded)>, ReadError>>;
+
+    /// Removes records that ended long enough ago (a heuristic outcome only once it is acknowledged) and raises the horizon in the
+    /// same write, which stays below every known resource manager's floor (one without a floor stops pruning) and every node's.
+    /// How many rows went.
     fn prune(&self, limits: PruneLimits) -> BoxFuture<'_, Result<u64, AppendError>>;
 
     /// Numbers for people.

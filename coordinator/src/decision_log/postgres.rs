@@ -4,7 +4,8 @@
 //! - `open`: the schema, a new epoch, what is adopted with it; `schema`, `durability`, `connect`: what is checked before that;
 //! - `append`: a batch in one statement, which is the fence too (P1); `writer`: what is done when its answer does not come (P2);
 //! - `epochs`: leases, sealing, adopting (P5);
-//! - `barrier`: what is read leaves this node only behind a write (P3); `read`, `find`: reading; `upkeep`: pruning (P7); `restore` (P8); `nodes`: for people.
+//! - `barrier`: what is read leaves this node only behind a write (P3); `read`, `find`: reading; `upkeep`: pruning (P7); `restore` (P8);
+//!   `nodes`: for people; `audit`: what operators do.
 //!
 //! **Connections.** One writes: what is forced, what is lazy, and the upkeep, one after the other, because overlapping share locks on
 //! the epoch's row would keep a sealer waiting for ever. One keeps the lease and seals. A pool reads. None waits for another.
@@ -13,6 +14,7 @@
 //! told is sealed; and it never cancels a write: a synchronous standby is waited for as long as it takes.
 
 mod append;
+mod audit;
 mod barrier;
 mod connect;
 mod durability;
@@ -48,9 +50,10 @@ use self::barrier::Barrier;
 use self::connect::{Connector, Failure};
 use self::epochs::{Own, Sealed};
 use self::writer::{Line, WriteError, Writer};
+use super::audit::{AuditQuery, AuditRecord, Operation};
 use super::{
     AppendError, Batch, DecisionLog, Epochs, KnownResourceManager, LogStatus, LookUp, PruneLimits, ReadError,
-    pruning,
+    Recorded, pruning,
 };
 use crate::protocol::record::{DecisionRecord, EndRecord};
 
@@ -164,6 +167,18 @@ impl PostgresLog {
         fail::fail_point!("log-shared-remember-after-commit");
         writer.line.give_back(connection);
         Ok(())
+    }
+
+    async fn operate_now(&self, operation: &Operation) -> Result<u64, AppendError> {
+        let mut guard = self.writer.lock().await;
+        self.goes_on()?;
+        let writer = open_writer(&mut guard)?;
+        let mut connection = writer.line.lend().await.map_err(Failure::from)?;
+        let (id, sequence) = audit::operate(&mut connection, &writer.own, operation).await?;
+        writer.line.give_back(connection);
+        writer.own.sequence = sequence;
+        self.sequence.store(sequence, Ordering::Release);
+        Ok(id)
     }
 
     /// Renews the lease, and publishes what prunes of other nodes stay below (P7).
@@ -381,6 +396,30 @@ impl DecisionLog for PostgresLog {
         .boxed()
     }
 
+    fn operate<'a>(&'a self, operation: &'a Operation) -> BoxFuture<'a, Result<u64, AppendError>> {
+        self.operate_now(operation).boxed()
+    }
+
+    fn audit(&self, query: AuditQuery) -> BoxFuture<'_, Result<Vec<AuditRecord>, ReadError>> {
+        async move { audit::audit(self.readers()?, &query).await }.boxed()
+    }
+
+    fn open_heuristics(&self, limit: u32) -> BoxFuture<'_, Result<Vec<EndRecord>, ReadError>> {
+        async move { audit::open_heuristics(self.readers()?, limit).await }.boxed()
+    }
+
+    fn is_acknowledged(&self, gtrid: Gtrid) -> BoxFuture<'_, Result<bool, ReadError>> {
+        async move { audit::is_acknowledged(self.readers()?, gtrid).await }.boxed()
+    }
+
+    fn walk(
+        &self,
+        after: Option<Gtrid>,
+        limit: u32,
+    ) -> BoxFuture<'_, Result<Vec<(Gtrid, Recorded)>, ReadError>> {
+        async move { audit::walk(self.readers()?, after, limit).await }.boxed()
+    }
+
     fn prune(&self, limits: PruneLimits) -> BoxFuture<'_, Result<u64, AppendError>> {
         self.prune_now(limits).boxed()
     }
@@ -388,9 +427,8 @@ impl DecisionLog for PostgresLog {
     fn status(&self) -> BoxFuture<'_, Result<LogStatus, ReadError>> {
         async move {
             let readers = self.readers()?;
-            let (unfinished, heuristic, bytes, horizon_ms) = read::facts(readers).await?;
             let behind = read::marks(readers).await?.is_behind();
-            Ok(LogStatus { unfinished, heuristic, bytes, horizon_ms, behind })
+            Ok(LogStatus { behind, ..read::facts(readers).await? })
         }
         .boxed()
     }

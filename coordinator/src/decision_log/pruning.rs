@@ -5,8 +5,10 @@ use super::{KnownResourceManager, PruneLimits};
 /// The first time, in milliseconds, of which transactions are kept. `None` while a resource manager has not yet said what
 /// it holds.
 pub(super) fn first_kept_ms(limits: &PruneLimits, known: &[KnownResourceManager]) -> Option<u64> {
+    // What was retired holds nothing that anybody waits for (P28).
     known
         .iter()
+        .filter(|manager| !manager.retired)
         .map(|manager| manager.floor.map(|floor| floor.unix_ms()))
         .try_fold(limits.below.unix_ms().min(limits.ended_before_ms), |ms, floor| Some(ms.min(floor?)))
 }

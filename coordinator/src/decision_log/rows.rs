@@ -14,6 +14,7 @@ use lockstep_proto::{Bqual, ClusterId, Gtrid, Incarnation, ResourceManagerId, Re
 use prost::Message;
 
 use crate::decision_log::KnownResourceManager;
+use crate::decision_log::audit::{Effect, Operation};
 use crate::protocol::outcome::{BranchEnd, Heuristic, Outcome};
 use crate::protocol::record::{About, DecisionKind, DecisionRecord, EndRecord};
 
@@ -52,6 +53,8 @@ pub(super) enum Kind {
     ResourceManager = 4,
     /// A single fact.
     Mark = 5,
+    /// What an operator did.
+    Operation = 6,
 }
 
 fn checksum(kind: Kind, key: &[u8], body: &[u8]) -> u32 {
@@ -354,6 +357,8 @@ struct ResourceManagerBody {
     /// A gtrid's 20 bytes; empty if there is none.
     #[prost(bytes = "vec", tag = "4")]
     floor: Vec<u8>,
+    #[prost(bool, tag = "5")]
+    retired: bool,
 }
 
 /// The record of a resource manager, for the row of its name.
@@ -363,6 +368,7 @@ pub(super) fn encode_resource_manager(known: &KnownResourceManager) -> Vec<u8> {
         location: known.location.clone(),
         timeline: known.timeline,
         floor: known.floor.map(|gtrid| gtrid.to_bytes().to_vec()).unwrap_or_default(),
+        retired: known.retired,
     };
     frame(Kind::ResourceManager, known.name.as_str().as_bytes(), &body.encode_to_vec())
 }
@@ -380,6 +386,64 @@ pub(super) fn decode_resource_manager(name: &str, bytes: &[u8]) -> Result<KnownR
         location: body.location,
         timeline: body.timeline,
         floor,
+        retired: body.retired,
+    })
+}
+
+#[derive(Clone, PartialEq, Message)]
+struct OperationBody {
+    #[prost(uint64, tag = "1")]
+    at_ms: u64,
+    #[prost(string, tag = "2")]
+    who: String,
+    #[prost(string, tag = "3")]
+    action: String,
+    #[prost(string, tag = "4")]
+    subject: String,
+    #[prost(string, tag = "5")]
+    reason: String,
+    #[prost(string, tag = "6")]
+    before: String,
+    #[prost(string, tag = "7")]
+    after: String,
+}
+
+/// The key that an operation's checksum covers: its number, and the transaction that stands in a column beside it.
+fn operation_key(id: u64, gtrid: Option<&[u8]>) -> Vec<u8> {
+    [id.to_be_bytes().as_slice(), gtrid.unwrap_or_default()].concat()
+}
+
+/// The record of an operator's action, for the row of its number. What it changes in the log is in other rows.
+pub(super) fn encode_operation(id: u64, operation: &Operation) -> Vec<u8> {
+    let body = OperationBody {
+        at_ms: operation.at_ms,
+        who: operation.who.clone(),
+        action: operation.action.clone(),
+        subject: operation.subject.clone(),
+        reason: operation.reason.clone(),
+        before: operation.before.clone(),
+        after: operation.after.clone(),
+    };
+    let gtrid = operation.gtrid.map(|gtrid| gtrid.to_bytes());
+    let key = operation_key(id, gtrid.as_ref().map(<[u8; Gtrid::BYTES]>::as_slice));
+    frame(Kind::Operation, &key, &body.encode_to_vec())
+}
+
+/// The reverse of [`encode_operation`].
+pub(super) fn decode_operation(id: u64, gtrid: Option<&[u8]>, bytes: &[u8]) -> Result<Operation, RowError> {
+    let body: OperationBody = unframe(Kind::Operation, &operation_key(id, gtrid), bytes)?;
+    let gtrid =
+        gtrid.map(|bytes| Gtrid::from_bytes(bytes).ok_or(RowError::Malformed("gtrid"))).transpose()?;
+    Ok(Operation {
+        at_ms: body.at_ms,
+        who: body.who,
+        action: body.action,
+        subject: body.subject,
+        gtrid,
+        reason: body.reason,
+        before: body.before,
+        after: body.after,
+        effect: Effect::None,
     })
 }
 

@@ -4,7 +4,7 @@
 //! - `open`: what happens before there is a log, and in which order;
 //! - `transaction`: one SQLite transaction, and what a failure in it means;
 //! - `append`: decisions and ends, written (the form of a record is in `decision_log/rows.rs`); `hex`: how many of them go into one statement;
-//! - `epochs`, `read`, `find`, `prune`, `checkpoint`, `restore`.
+//! - `epochs`, `read`, `find`, `prune`, `checkpoint`, `restore`; `audit`: what operators do.
 //!
 //! **Connections.** One writes what is forced (`synchronous=FULL`: an fsync in every COMMIT), one what is lazy (`NORMAL`:
 //! none; the next forced commit syncs the same file and takes it along). Two, rather than one whose setting goes back
@@ -15,6 +15,7 @@
 //! reads too, because what they would show may not be on disk. The process has to end and open the log again (P6).
 
 mod append;
+mod audit;
 mod checkpoint;
 mod epochs;
 mod find;
@@ -44,11 +45,12 @@ pub use self::restore::restore;
 
 use self::epochs::OwnEpoch;
 use self::transaction::{Broken, Fault, Tx};
+use super::audit::{AuditQuery, AuditRecord, Operation};
 use super::data_dir::DataDir;
 use super::restore::{BEHIND, encode_behind};
 use super::{
     AppendError, Batch, DecisionLog, Epochs, KnownResourceManager, LogStatus, LookUp, PruneLimits, ReadError,
-    pruning,
+    Recorded, pruning,
 };
 use crate::protocol::record::{DecisionRecord, EndRecord};
 
@@ -177,6 +179,18 @@ impl SqliteLog {
         Ok(())
     }
 
+    async fn operate_now(&self, operation: &Operation) -> Result<u64, AppendError> {
+        let mut guard = self.shared.writers.lock().await;
+        let writers = open_writers(&mut guard)?;
+        let mut tx = Tx::begin(&mut writers.forced, &self.shared.broken).await?;
+        let work = audit::operate(tx.connection(), operation, &writers.own).await;
+        let (id, own) = tx.finish(work).await?;
+        writers.own = own;
+        self.sequence.store(own.row.sequence, Ordering::Release);
+        self.shared.grew(writers, 0);
+        Ok(id)
+    }
+
     async fn note_behind_now(&self) -> Result<(), AppendError> {
         let mut guard = self.shared.writers.lock().await;
         let writers = open_writers(&mut guard)?;
@@ -259,13 +273,21 @@ async fn own_epoch(
     Ok(*own)
 }
 
-/// Writes what is new of a resource manager. Its identity is fixed, and the highest timeline stays.
+/// Writes what is new of a resource manager. Its identity is fixed, the highest timeline stays, and so does that it is retired.
 async fn remember(
     connection: &mut SqliteConnection,
     known: &KnownResourceManager,
     own: &OwnEpoch,
 ) -> Result<(), Fault> {
     epochs::hold(connection, own).await?;
+    remember_within(connection, known).await
+}
+
+/// The same in a transaction that has compared the own epoch already.
+async fn remember_within(
+    connection: &mut SqliteConnection,
+    known: &KnownResourceManager,
+) -> Result<(), Fault> {
     let before = read::resource_manager(&mut *connection, &known.name).await?;
     let mut now = known.clone();
     if let Some(before) = &before {
@@ -277,6 +299,7 @@ async fn remember(
             )));
         }
         now.timeline = now.timeline.max(before.timeline);
+        now.retired |= before.retired;
     }
     if before.as_ref() == Some(&now) {
         return Ok(());
@@ -345,6 +368,30 @@ impl DecisionLog for SqliteLog {
         self.remember_now(known).boxed()
     }
 
+    fn operate<'a>(&'a self, operation: &'a Operation) -> BoxFuture<'a, Result<u64, AppendError>> {
+        self.operate_now(operation).boxed()
+    }
+
+    fn audit(&self, query: AuditQuery) -> BoxFuture<'_, Result<Vec<AuditRecord>, ReadError>> {
+        async move { audit::audit(self.readers()?, &query).await }.boxed()
+    }
+
+    fn open_heuristics(&self, limit: u32) -> BoxFuture<'_, Result<Vec<EndRecord>, ReadError>> {
+        async move { audit::open_heuristics(self.readers()?, limit).await }.boxed()
+    }
+
+    fn is_acknowledged(&self, gtrid: Gtrid) -> BoxFuture<'_, Result<bool, ReadError>> {
+        async move { audit::is_acknowledged(self.readers()?, gtrid).await }.boxed()
+    }
+
+    fn walk(
+        &self,
+        after: Option<Gtrid>,
+        limit: u32,
+    ) -> BoxFuture<'_, Result<Vec<(Gtrid, Recorded)>, ReadError>> {
+        async move { audit::walk(self.readers()?, after, limit).await }.boxed()
+    }
+
     fn epochs(&self) -> BoxFuture<'_, Result<Epochs, ReadError>> {
         // One process at a time has the log: every earlier epoch is sealed.
         let own = self.start.epoch;
@@ -371,10 +418,10 @@ impl DecisionLog for SqliteLog {
     fn status(&self) -> BoxFuture<'_, Result<LogStatus, ReadError>> {
         async move {
             let readers = self.readers()?;
-            let (unfinished, heuristic, horizon_ms) = read::facts(readers).await?;
+            let facts = read::facts(readers).await?;
             let bytes = self.dir.log_bytes().map_err(|error| ReadError::Unavailable(error.to_string()))?;
             let behind = read::marks(readers).await?.is_behind();
-            Ok(LogStatus { unfinished, heuristic, bytes, horizon_ms, behind })
+            Ok(LogStatus { bytes, behind, ..facts })
         }
         .boxed()
     }

@@ -1,7 +1,7 @@
 //! Delivering decisions: to each resource manager in its own queue, until each is acknowledged.
 //!
 //! A decision that is durable must arrive, whatever breaks on the way; so a delivery leaves its queue only when its branch has
-//! ended. Until then it is in exactly one of three places:
+//! ended. Until then it is in exactly one of four places, of which an operator alone uses *paused*:
 //!
 //! ```text
 //!               a session has room                 acknowledged
@@ -11,6 +11,8 @@
 //!     │   session broke                       ▼
 //!     └──────── its time has come ─────── backing off
 //!               or an instance attached
+//!
+//!   any of them ── pause ──▶ paused ── resume ──▶ ready
 //! ```
 //!
 //! A queue sends at most [`WINDOW`] decisions ahead of their acknowledgements, so that ten thousand in-doubt branches after a
@@ -53,6 +55,8 @@ enum Place {
     InFlight(SessionId, Monotonic),
     /// Failed; to be tried again at this time.
     BackingOff(Monotonic),
+    /// Held back by an operator.
+    Paused,
 }
 
 #[derive(Debug, Clone)]
@@ -112,6 +116,7 @@ struct Queue {
     next_turn: u64,
     in_flight: BTreeSet<(SessionId, Xid)>,
     backing_off: BTreeSet<Xid>,
+    paused: BTreeSet<Xid>,
 }
 
 impl Deliveries {
@@ -180,6 +185,42 @@ impl Deliveries {
         }
     }
 
+    /// Sends it with the next [`Deliveries::pump`], whatever it was waiting for, unless it is paused. Whether there is a delivery
+    /// to send.
+    pub fn retry(&mut self, xid: &Xid) -> bool {
+        self.move_to_ready(xid, |place| place != Place::Paused)
+    }
+
+    /// Holds it back until [`Deliveries::resume`]. One that is in flight may have arrived; its acknowledgement is still taken.
+    /// Whether there is a delivery to hold back.
+    pub fn pause(&mut self, xid: &Xid) -> bool {
+        let name = xid.bqual.resource_manager();
+        let Some(queue) = self.queues.get_mut(&name) else { return false };
+        if !queue.deliveries.contains_key(xid) {
+            return false;
+        }
+        queue.pause(xid, &mut self.timers);
+        // It may have made room in the window.
+        self.touched.insert(name);
+        true
+    }
+
+    /// Sends what was held back with the next [`Deliveries::pump`]. Whether it was.
+    pub fn resume(&mut self, xid: &Xid) -> bool {
+        self.move_to_ready(xid, |place| place == Place::Paused)
+    }
+
+    fn move_to_ready(&mut self, xid: &Xid, from: impl Fn(Place) -> bool) -> bool {
+        let name = xid.bqual.resource_manager();
+        let Some(queue) = self.queues.get_mut(&name) else { return false };
+        if !queue.deliveries.get(xid).is_some_and(|delivery| from(delivery.place)) {
+            return false;
+        }
+        queue.make_ready(xid, &mut self.timers);
+        self.touched.insert(name);
+        true
+    }
+
     /// When [`Deliveries::pump`] has to be called again though nothing else happened.
     #[must_use]
     pub fn next_timer(&self) -> Option<Monotonic> {
@@ -221,6 +262,7 @@ impl Deliveries {
         let (next_in, waits) = match delivery.place {
             Place::Ready(_) => (None, queue.sessions.is_empty()),
             Place::InFlight(_, at) | Place::BackingOff(at) => (Some(at.saturating_sub(now)), false),
+            Place::Paused => (None, false),
         };
         let last_error = if waits { "no instance attached" } else { &delivery.last_error };
         Some(DeliveryView { attempts: delivery.attempts, next_in, last_error: last_error.to_owned() })
@@ -275,6 +317,9 @@ impl Queue {
                 self.backing_off.remove(xid);
                 timers.remove(&(at, xid.clone()));
             }
+            Some(Place::Paused) => {
+                self.paused.remove(xid);
+            }
         }
     }
 
@@ -295,6 +340,12 @@ impl Queue {
         self.backing_off.insert(xid.clone());
         timers.insert((until, xid.clone()));
         self.arrive(xid, Place::BackingOff(until));
+    }
+
+    fn pause(&mut self, xid: &Xid, timers: &mut Timers) {
+        self.leave_place(xid, timers);
+        self.paused.insert(xid.clone());
+        self.arrive(xid, Place::Paused);
     }
 
     fn put_in_flight(&mut self, xid: &Xid, session: SessionId, until: Monotonic, timers: &mut Timers) {
@@ -375,7 +426,7 @@ impl Deliveries {
     pub(super) fn assert_whole(&self) {
         let mut timers = Timers::new();
         for (name, queue) in &self.queues {
-            let mut places = (BTreeMap::new(), BTreeSet::new(), BTreeSet::new());
+            let mut places = (BTreeMap::new(), BTreeSet::new(), BTreeSet::new(), BTreeSet::new());
             for (xid, delivery) in &queue.deliveries {
                 assert_eq!(
                     xid.bqual.resource_manager(),
@@ -393,11 +444,14 @@ impl Deliveries {
                         places.2.insert(xid.clone());
                         timers.insert((at, xid.clone()));
                     }
+                    Place::Paused => {
+                        places.3.insert(xid.clone());
+                    }
                 }
             }
             assert_eq!(
-                (&queue.ready, &queue.in_flight, &queue.backing_off),
-                (&places.0, &places.1, &places.2)
+                (&queue.ready, &queue.in_flight, &queue.backing_off, &queue.paused),
+                (&places.0, &places.1, &places.2, &places.3)
             );
             assert!(queue.in_flight.len() <= WINDOW, "no more than a window is in flight");
             let idle_for_nothing =

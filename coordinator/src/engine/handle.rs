@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use lockstep_proto::Gtrid;
 
-use super::input::{Answer, Input, OutcomeAnswer, Summary, TransactionView, Wait};
+use super::input::{Act, Answer, Input, OutcomeAnswer, Summary, TransactionView, Wait};
 use super::shell::{Mail, Shards, Stopped};
 use crate::decision_log::group_commit::LogWriter;
 use crate::decision_log::{AppendError, DecisionLog, LookUp, ReadError};
@@ -158,6 +158,12 @@ impl Engine {
         self.0.draining.store(true, Ordering::Relaxed);
     }
 
+    /// Whether nothing is begun any more.
+    #[must_use]
+    pub fn is_draining(&self) -> bool {
+        self.0.draining.load(Ordering::Relaxed)
+    }
+
     /// A participant has seen decisions that the log does not have: nothing is presumed any more (P8).
     pub fn presume_nothing(&self) {
         self.0.behind.store(true, Ordering::Relaxed);
@@ -253,6 +259,25 @@ impl Engine {
             unreachable!("a question for an outcome is answered with one, not {answer:?}")
         };
         Ok(outcome)
+    }
+
+    /// An operator's act on a decision's deliveries. On how many branches it was carried out; `None` if the transaction is not
+    /// live here.
+    ///
+    /// # Errors
+    /// [`Stopped`].
+    pub async fn act(&self, gtrid: Gtrid, act: Act) -> Result<Option<usize>, Stopped> {
+        let answer = self.0.shards.of(&gtrid).ask(|reply| Input::Act { gtrid, act, reply }).await?;
+        match answer {
+            Answer::Acted(branches) => Ok(Some(branches)),
+            Answer::NotLive => Ok(None),
+            other @ (Answer::Begun(_)
+            | Answer::Full
+            | Answer::Outcome(_)
+            | Answer::Prepared(_)
+            | Answer::Listing(_)
+            | Answer::Summary(_)) => unreachable!("an act is answered with what was done, not {other:?}"),
+        }
     }
 
     /// What the log knows of a transaction.

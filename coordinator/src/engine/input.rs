@@ -115,6 +115,21 @@ pub enum Input<R> {
         /// Where to.
         reply: R,
     },
+    /// An operator acts on the deliveries of a transaction whose decision is durable. Gets [`Answer::Acted`] or
+    /// [`Answer::NotLive`].
+    Act {
+        /// Which.
+        gtrid: Gtrid,
+        /// What.
+        act: Act,
+        /// Where to.
+        reply: R,
+    },
+    /// This resource manager is gone for good (P28): what is to be delivered to it, now or later, is given up.
+    Retire {
+        /// Which.
+        resource_manager: ResourceManagerName,
+    },
     /// Gets [`Answer::Summary`].
     Summarize {
         /// Where to.
@@ -168,6 +183,19 @@ pub enum Input<R> {
     Recover(DecisionRecord),
     /// Time has passed.
     Tick,
+}
+
+/// What an operator does with the deliveries of a decision. None of it can contradict the decision.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Act {
+    /// Send them now.
+    Retry,
+    /// Send none of them until they are resumed. It is remembered by this process alone: a restart delivers.
+    Pause,
+    /// Send them again.
+    Resume,
+    /// Give up the branches of this resource manager: each ends as a hazard, because nobody knows what it did.
+    Abandon(ResourceManagerName),
 }
 
 /// What a participant is sent by a shard.
@@ -230,6 +258,8 @@ pub enum Answer {
     Prepared(Vec<Option<PreparedAnswer>>),
     /// Transactions.
     Listing(Vec<TransactionView>),
+    /// An operator's act was carried out: on so many branches.
+    Acted(usize),
     /// Numbers.
     Summary(Summary),
 }
@@ -260,6 +290,10 @@ pub struct TransactionView {
     pub deadline_ms: u64,
     /// Milliseconds since 1970; 0 without a durable decision.
     pub decided_ms: u64,
+    /// Its deadline has passed, and it has no decision.
+    pub overdue: bool,
+    /// An operator holds its deliveries back.
+    pub paused: bool,
     /// Its branches.
     pub branches: Vec<BranchView>,
 }

@@ -215,6 +215,7 @@ fn crash_before_answering(answer: &Answer) {
         | Answer::NotLive
         | Answer::Prepared(_)
         | Answer::Listing(_)
+        | Answer::Acted(_)
         | Answer::Summary(_) => {}
     }
 }

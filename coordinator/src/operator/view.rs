@@ -4,12 +4,18 @@
 //! join. docs/cli.md lists them. A value that this version does not know is an error and not a guess: the coordinator
 //! may be newer, and mean something by it that must not be hidden.
 
+pub(super) mod acts;
+pub(super) mod participants;
+
 use std::collections::BTreeMap;
 use std::fmt;
 
 use lockstep_proto::v1;
 use lockstep_proto::wire::{WireError, known_enum, required};
 use serde::{Serialize, Serializer};
+
+use acts::{AdviceView, AuditView};
+use participants::DatabaseAnswer;
 
 /// A time of the coordinator's clock, from 1970 to 9999. Text and JSON: RFC 3339 in UTC, with milliseconds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -105,6 +111,43 @@ names! {
     }
 }
 
+names! {
+    /// What an operator is needed for.
+    Situation from Situation {
+        Undelivered => "undelivered",
+        Undecided => "undecided",
+        Orphan => "orphan",
+        Heuristic => "heuristic",
+    }
+}
+
+impl Situation {
+    /// In a field that may hold none.
+    fn maybe(value: i32) -> Result<Option<Self>, WireError> {
+        if value == 0 { Ok(None) } else { Self::from_wire(value, "situation").map(Some) }
+    }
+}
+
+/// What an action is called.
+fn action_name(value: i32) -> Result<&'static str, WireError> {
+    use v1::OperatorAction as A;
+    Ok(match known_enum::<A>(value, "action")? {
+        A::Unspecified => return Err(WireError::UnknownEnum { field: "action", value }),
+        A::Retry => "retry",
+        A::Pause => "pause",
+        A::Resume => "resume",
+        A::Rollback => "rollback",
+        A::Commit => "commit",
+        A::Abandon => "abandon",
+        A::Acknowledge => "acknowledge",
+        A::CommitOrphan => "commit-orphan",
+        A::RollbackOrphan => "rollback-orphan",
+        A::Retire => "retire",
+        A::Rebind => "rebind",
+        A::Drain => "drain",
+    })
+}
+
 /// What `tx ls` shows.
 #[derive(Debug, Serialize)]
 pub(super) struct TransactionList {
@@ -123,6 +166,12 @@ pub(super) struct TransactionShown {
     pub as_of: Moment,
     /// The transaction.
     pub transaction: TransactionView,
+    /// What may be done now, and what may not.
+    pub advice: Vec<AdviceView>,
+    /// What was done, newest first.
+    pub audit: Vec<AuditView>,
+    /// What the databases said; empty if they were not asked.
+    pub databases: Vec<DatabaseAnswer>,
 }
 
 /// One transaction.
@@ -142,6 +191,11 @@ pub(super) struct TransactionView {
     pub deadline: Option<Moment>,
     pub decided: Option<Moment>,
     pub ended: Option<Moment>,
+    pub situation: Option<Situation>,
+    /// An operator holds its deliveries back.
+    pub paused: bool,
+    /// Its heuristic outcome was acknowledged.
+    pub acknowledged: bool,
     pub branches: Vec<BranchView>,
 }
 
@@ -151,6 +205,8 @@ pub(super) struct BranchView {
     pub bqual: String,
     pub resource_manager: String,
     pub state: String,
+    /// Empty if it has not voted, or it is not known any more.
+    pub vote: String,
     /// Deliveries of the decision that were tried.
     pub attempts: u32,
     /// Until the next one.
@@ -167,7 +223,16 @@ pub(super) struct StatusView {
     pub uptime_ms: u64,
     pub transactions_in_flight: u64,
     pub undelivered: u64,
+    /// When the oldest of them began.
+    pub undelivered_since: Option<Moment>,
+    pub undecided: u64,
+    pub orphans: u64,
     pub heuristic: u64,
+    /// Of these, nobody has acknowledged so many.
+    pub heuristic_open: u64,
+    pub draining: bool,
+    pub log_behind: bool,
+    pub as_of: Moment,
     pub participants: Vec<ParticipantView>,
 }
 
@@ -178,6 +243,9 @@ pub(super) struct ParticipantView {
     /// How many instances are attached.
     pub sessions: u32,
     pub problem: String,
+    /// Null while an instance is attached.
+    pub down_since: Option<Moment>,
+    pub retired: bool,
 }
 
 /// What `tx wait` learned.
@@ -211,6 +279,9 @@ impl TryFrom<v1::ShowTransactionResponse> for TransactionShown {
         Ok(Self {
             as_of: Moment::new(wire.now_ms, "now_ms")?,
             transaction: required(wire.transaction, "transaction")?.try_into()?,
+            advice: wire.advice.into_iter().map(TryInto::try_into).collect::<Result<_, _>>()?,
+            audit: wire.audit.into_iter().map(TryInto::try_into).collect::<Result<_, _>>()?,
+            databases: Vec::new(),
         })
     }
 }
@@ -231,6 +302,9 @@ impl TryFrom<v1::TransactionInfo> for TransactionView {
             deadline: Moment::maybe(wire.deadline_ms, "deadline_ms")?,
             decided: Moment::maybe(wire.decided_ms, "decided_ms")?,
             ended: Moment::maybe(wire.ended_ms, "ended_ms")?,
+            situation: Situation::maybe(wire.situation)?,
+            paused: wire.paused,
+            acknowledged: wire.acknowledged,
             branches: wire.branches.into_iter().map(Into::into).collect(),
         })
     }
@@ -242,6 +316,7 @@ impl From<v1::BranchInfo> for BranchView {
             bqual: wire.bqual,
             resource_manager: wire.resource_manager,
             state: wire.state,
+            vote: wire.vote,
             attempts: wire.attempts,
             next_attempt_in_ms: Some(wire.next_attempt_in_ms).filter(|ms| *ms != 0),
             last_error: wire.last_error,
@@ -249,25 +324,42 @@ impl From<v1::BranchInfo> for BranchView {
     }
 }
 
-impl From<v1::StatusResponse> for StatusView {
-    fn from(wire: v1::StatusResponse) -> Self {
-        let participants = wire.participants.into_iter().map(Into::into);
-        Self {
+impl TryFrom<v1::StatusResponse> for StatusView {
+    type Error = WireError;
+
+    fn try_from(wire: v1::StatusResponse) -> Result<Self, WireError> {
+        let participants = wire.participants.into_iter().map(TryInto::try_into);
+        Ok(Self {
             version: wire.version,
             cluster: wire.cluster,
             epoch: wire.epoch,
             uptime_ms: wire.uptime_ms,
             transactions_in_flight: wire.transactions_in_flight,
             undelivered: wire.undelivered,
+            undelivered_since: Moment::maybe(wire.undelivered_since_ms, "undelivered_since_ms")?,
+            undecided: wire.undecided,
+            orphans: wire.orphans,
             heuristic: wire.heuristic,
-            participants: participants.collect(),
-        }
+            heuristic_open: wire.heuristic_open,
+            draining: wire.draining,
+            log_behind: wire.log_behind,
+            as_of: Moment::new(wire.now_ms, "now_ms")?,
+            participants: participants.collect::<Result<_, _>>()?,
+        })
     }
 }
 
-impl From<v1::ParticipantInfo> for ParticipantView {
-    fn from(wire: v1::ParticipantInfo) -> Self {
-        Self { resource_manager: wire.resource_manager, sessions: wire.sessions, problem: wire.problem }
+impl TryFrom<v1::ParticipantInfo> for ParticipantView {
+    type Error = WireError;
+
+    fn try_from(wire: v1::ParticipantInfo) -> Result<Self, WireError> {
+        Ok(Self {
+            resource_manager: wire.resource_manager,
+            sessions: wire.sessions,
+            problem: wire.problem,
+            down_since: Moment::maybe(wire.down_since_ms, "down_since_ms")?,
+            retired: wire.retired,
+        })
     }
 }
 

@@ -82,6 +82,9 @@ impl Branch {
         }
     }
 
+    /// The name of the state in which a branch was told the decision, and has not acknowledged it.
+    pub const DELIVERING: &str = "delivering";
+
     /// The state's name, for people.
     #[must_use]
     pub fn state_name(&self) -> &'static str {
@@ -90,7 +93,7 @@ impl Branch {
             BranchState::Preparing => "preparing",
             BranchState::Prepared => "prepared",
             BranchState::InDoubt => "in-doubt",
-            BranchState::ToldOpen | BranchState::Told => "delivering",
+            BranchState::ToldOpen | BranchState::Told => Self::DELIVERING,
             BranchState::Ended(end) => end.name(),
         }
     }

@@ -171,6 +171,7 @@ pub mod event;
 pub mod outcome;
 pub mod presumption;
 pub mod record;
+pub mod situation;
 pub mod transaction;
 
 #[cfg(test)]

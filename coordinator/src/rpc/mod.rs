@@ -102,25 +102,63 @@ impl ParticipantService for Services {
 
 #[tonic::async_trait]
 impl AdminService for Services {
+    type ExportStream = admin::export::Records;
+
     async fn list_transactions(
         &self,
         request: Request<v1::ListTransactionsRequest>,
     ) -> Result<Response<v1::ListTransactionsResponse>, Status> {
-        Ok(Response::new(admin::list(self, request.into_inner()).await?))
+        Ok(Response::new(admin::list::list(self, request.into_inner()).await?))
     }
 
     async fn show_transaction(
         &self,
         request: Request<v1::ShowTransactionRequest>,
     ) -> Result<Response<v1::ShowTransactionResponse>, Status> {
-        Ok(Response::new(admin::show(self, request.into_inner()).await?))
+        Ok(Response::new(admin::show::show(self, request.into_inner()).await?))
     }
 
     async fn status(
         &self,
         _request: Request<v1::StatusRequest>,
     ) -> Result<Response<v1::StatusResponse>, Status> {
-        Ok(Response::new(admin::status(self).await?))
+        Ok(Response::new(admin::status::status(self).await?))
+    }
+
+    async fn act(&self, request: Request<v1::ActRequest>) -> Result<Response<v1::ActResponse>, Status> {
+        let services = self.clone();
+        // In a task of its own: a caller that goes away must not leave half of it behind.
+        let acting = tokio::spawn(async move { admin::act::act(&services, request.into_inner()).await });
+        let acted = acting.await.map_err(|panic| Status::internal(panic.to_string()))?;
+        Ok(Response::new(acted?))
+    }
+
+    async fn list_audit(
+        &self,
+        request: Request<v1::ListAuditRequest>,
+    ) -> Result<Response<v1::ListAuditResponse>, Status> {
+        Ok(Response::new(admin::audit::list(self, request.into_inner()).await?))
+    }
+
+    async fn list_participants(
+        &self,
+        request: Request<v1::ListParticipantsRequest>,
+    ) -> Result<Response<v1::ListParticipantsResponse>, Status> {
+        Ok(Response::new(admin::participants::list(self, request.into_inner()).await?))
+    }
+
+    async fn inspect(
+        &self,
+        request: Request<v1::InspectRequest>,
+    ) -> Result<Response<v1::InspectResponse>, Status> {
+        Ok(Response::new(admin::inspect::inspect(self, request.into_inner()).await?))
+    }
+
+    async fn export(
+        &self,
+        _request: Request<v1::ExportRequest>,
+    ) -> Result<Response<Self::ExportStream>, Status> {
+        Ok(Response::new(admin::export::export(self).await?))
     }
 }
 

@@ -3,12 +3,15 @@
 //! Each status carries a `google.rpc.ErrorInfo` with the domain `lockstep` and a reason for programs; the message is for people.
 
 use lockstep_proto::wire::WireError;
-use lockstep_proto::{ClusterId, Gtrid, ParseIdError};
+use lockstep_proto::{ClusterId, Gtrid, ParseIdError, ResourceManagerName};
 use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, StatusExt};
 
+use crate::codes::Code as ErrorCode;
+use crate::decision_log::AppendError;
 use crate::engine::handle::{BeginError, EngineError};
 use crate::engine::shell::Stopped;
+use crate::protocol::situation::Forbidden;
 use crate::sessions::attach::AttachError;
 
 /// The `domain` of every `ErrorInfo`.
@@ -63,6 +66,63 @@ pub enum RequestError {
         /// Some of those that begin so.
         candidates: Vec<String>,
     },
+    /// No resource manager of this name has ever attached.
+    #[error("no resource manager {0:?} has ever attached here")]
+    NoSuchParticipant(String),
+    /// An action that is not safe now.
+    #[error("refused: {forbidden} ({what}: {context})")]
+    Forbidden {
+        /// The transaction.
+        what: String,
+        /// How its branches stand.
+        context: String,
+        /// Why.
+        forbidden: Forbidden,
+    },
+    /// Nothing to give up.
+    #[error("transaction {gtrid} has no branch in {name} that waits for its decision")]
+    NoBranchToAbandon {
+        /// The transaction.
+        gtrid: Gtrid,
+        /// The resource manager.
+        name: ResourceManagerName,
+    },
+    /// An action without a reason.
+    #[error("no reason was given, and everything that is done by hand is put on record with one")]
+    NoReason,
+    /// A dangerous action that was not confirmed.
+    #[error("{action} cannot be taken back, and was not confirmed for {confirm}")]
+    NotConfirmed {
+        /// What was asked for.
+        action: &'static str,
+        /// What has to be confirmed.
+        confirm: String,
+    },
+    /// A text that is too long.
+    #[error("the field {0} is too long: at most 1,024 bytes are kept")]
+    TooLong(&'static str),
+    /// The record could not be made, so that nothing was done.
+    #[error("it was not carried out, because it is not known to be on record: {0}")]
+    NotRecorded(AppendError),
+    /// It is attached.
+    #[error("{name} has {attached} instances attached, so that it is not gone")]
+    StillAttached {
+        /// Which.
+        name: ResourceManagerName,
+        /// How many.
+        attached: usize,
+    },
+    /// It was retired before.
+    #[error("{0} was retired before")]
+    RetiredBefore(ResourceManagerName),
+    /// Its database has not moved.
+    #[error("{0} was not refused for where its database is, so that there is nothing to rebind")]
+    NothingToRebind(ResourceManagerName),
+    /// The participants were told, and a branch is still prepared.
+    #[error(
+        "the participants were told how to end {0}, and a branch of it is still prepared: look with `lockstep orphans scan`"
+    )]
+    OrphanNotEnded(Gtrid),
     /// It was not begun.
     #[error(transparent)]
     Begin(#[from] BeginError),
@@ -74,69 +134,168 @@ pub enum RequestError {
     Stopped(#[from] Stopped),
 }
 
-/// The status code and the reason of an error.
-fn row(error: &RequestError) -> (Code, &'static str) {
+impl RequestError {
+    /// What to do about it, where the sentence does not say so.
+    fn remedy(&self) -> String {
+        match self {
+            Self::Forbidden { what, forbidden, .. } => forbidden.instead().replace("ID", what),
+            Self::NoReason => "say why: --reason TEXT".to_owned(),
+            Self::NotConfirmed { confirm, .. } => {
+                format!("look at the plan with --dry-run; then add --confirm {confirm}")
+            }
+            Self::NoBranchToAbandon { gtrid, .. } => format!("`lockstep tx show {gtrid}` lists its branches"),
+            Self::StillAttached { name, .. } => {
+                format!("stop its services first; `lockstep participants show {name}` lists its instances")
+            }
+            Self::RetiredBefore(_) => "`lockstep audit ls` tells who did, when and why".to_owned(),
+            Self::NothingToRebind(name) => {
+                format!(
+                    "`lockstep participants show {name}` says why its newest attach was refused, if it was"
+                )
+            }
+            Self::NoSuchParticipant(_) => "`lockstep participants ls` lists those that have".to_owned(),
+            Self::NotRecorded(_) => {
+                "`lockstep health` says whether the decision log answers; then try again".to_owned()
+            }
+            Self::Id(_)
+            | Self::ForeignCluster { .. }
+            | Self::Timeout(_)
+            | Self::Name(_)
+            | Self::Labels(_)
+            | Self::Label(_)
+            | Self::Field(_)
+            | Self::AlreadyCommitted(_)
+            | Self::NotFound(_)
+            | Self::Ambiguous { .. }
+            | Self::TooLong(_)
+            | Self::OrphanNotEnded(_)
+            | Self::Begin(_)
+            | Self::Engine(_)
+            | Self::Stopped(_) => String::new(),
+        }
+    }
+}
+
+/// The status, the reason for programs and the code for people of an error.
+fn row(error: &RequestError) -> (Code, &'static str, ErrorCode) {
     match error {
         RequestError::Id(cause) => match cause.kind {
-            "gtrid" => (Code::InvalidArgument, "MALFORMED_GTRID"),
-            _ => (Code::InvalidArgument, "MALFORMED_ID"),
+            "gtrid" => (Code::InvalidArgument, "MALFORMED_GTRID", ErrorCode::MalformedId),
+            _ => (Code::InvalidArgument, "MALFORMED_ID", ErrorCode::MalformedId),
         },
-        RequestError::ForeignCluster { .. } => (Code::FailedPrecondition, "FOREIGN_CLUSTER"),
-        RequestError::Timeout(_) => (Code::InvalidArgument, "INVALID_TIMEOUT"),
-        RequestError::Name(_) => (Code::InvalidArgument, "INVALID_NAME"),
-        RequestError::Labels(_) | RequestError::Label(_) => (Code::InvalidArgument, "INVALID_LABELS"),
-        RequestError::Field(_) => (Code::InvalidArgument, "INVALID_FIELD"),
-        RequestError::AlreadyCommitted(_) => (Code::FailedPrecondition, "ALREADY_COMMITTED"),
-        RequestError::NotFound(_) => (Code::NotFound, "NOT_FOUND"),
-        RequestError::Ambiguous { .. } => (Code::InvalidArgument, "AMBIGUOUS"),
+        RequestError::ForeignCluster { .. } => {
+            (Code::FailedPrecondition, "FOREIGN_CLUSTER", ErrorCode::ForeignCluster)
+        }
+        RequestError::Timeout(_) => (Code::InvalidArgument, "INVALID_TIMEOUT", ErrorCode::OutOfLimits),
+        RequestError::Name(_) => (Code::InvalidArgument, "INVALID_NAME", ErrorCode::OutOfLimits),
+        RequestError::Labels(_) | RequestError::Label(_) => {
+            (Code::InvalidArgument, "INVALID_LABELS", ErrorCode::OutOfLimits)
+        }
+        RequestError::Field(_) => (Code::InvalidArgument, "INVALID_FIELD", ErrorCode::OutOfLimits),
+        RequestError::TooLong(_) => (Code::InvalidArgument, "TOO_LONG", ErrorCode::OutOfLimits),
+        RequestError::AlreadyCommitted(_) => {
+            (Code::FailedPrecondition, "ALREADY_COMMITTED", ErrorCode::CommitIsDurable)
+        }
+        RequestError::NotFound(_) => (Code::NotFound, "NOT_FOUND", ErrorCode::NotFound),
+        RequestError::NoSuchParticipant(_) => {
+            (Code::NotFound, "NO_SUCH_PARTICIPANT", ErrorCode::NoSuchParticipant)
+        }
+        RequestError::Ambiguous { .. } => (Code::InvalidArgument, "AMBIGUOUS", ErrorCode::Ambiguous),
+        RequestError::Forbidden { forbidden, .. } => {
+            (Code::FailedPrecondition, "UNSAFE", ErrorCode::of_forbidden(*forbidden))
+        }
+        RequestError::NoBranchToAbandon { .. } => {
+            (Code::FailedPrecondition, "NO_SUCH_BRANCH", ErrorCode::NoBranchToAbandon)
+        }
+        RequestError::NoReason => (Code::InvalidArgument, "NO_REASON", ErrorCode::NoReason),
+        RequestError::NotConfirmed { .. } => {
+            (Code::FailedPrecondition, "NOT_CONFIRMED", ErrorCode::NotConfirmed)
+        }
+        RequestError::NotRecorded(_) => (Code::Unavailable, "LOG_UNAVAILABLE", ErrorCode::LogUnavailable),
+        RequestError::StillAttached { .. } => {
+            (Code::FailedPrecondition, "STILL_ATTACHED", ErrorCode::StillAttached)
+        }
+        RequestError::RetiredBefore(_) => (Code::FailedPrecondition, "RETIRED", ErrorCode::Retired),
+        RequestError::NothingToRebind(_) => {
+            (Code::FailedPrecondition, "NOTHING_TO_REBIND", ErrorCode::NothingToRebind)
+        }
+        RequestError::OrphanNotEnded(_) => (Code::Aborted, "ORPHAN_NOT_ENDED", ErrorCode::OrphanNotEnded),
         RequestError::Begin(cause) => match cause {
-            BeginError::Full(_) => (Code::ResourceExhausted, "TRANSACTION_LIMIT"),
-            BeginError::Draining => (Code::Unavailable, "DRAINING"),
-            BeginError::Behind => (Code::FailedPrecondition, "LOG_BEHIND"),
-            BeginError::DiskFull(_) => (Code::ResourceExhausted, "DISK_FULL"),
-            BeginError::ClockBehind => (Code::FailedPrecondition, "CLOCK_BEHIND"),
-            BeginError::Stopped(_) => (Code::Unavailable, "UNAVAILABLE"),
+            BeginError::Full(_) => {
+                (Code::ResourceExhausted, "TRANSACTION_LIMIT", ErrorCode::TransactionLimit)
+            }
+            BeginError::Draining => (Code::Unavailable, "DRAINING", ErrorCode::Draining),
+            BeginError::Behind => (Code::FailedPrecondition, "LOG_BEHIND", ErrorCode::LogBehind),
+            BeginError::DiskFull(_) => (Code::ResourceExhausted, "DISK_FULL", ErrorCode::DiskFull),
+            BeginError::ClockBehind => (Code::FailedPrecondition, "CLOCK_BEHIND", ErrorCode::ClockBehind),
+            BeginError::Stopped(_) => (Code::Unavailable, "UNAVAILABLE", ErrorCode::Stopping),
         },
         RequestError::Engine(EngineError::Log(_) | EngineError::NotDurable(_)) => {
-            (Code::Unavailable, "LOG_UNAVAILABLE")
+            (Code::Unavailable, "LOG_UNAVAILABLE", ErrorCode::LogUnavailable)
         }
         RequestError::Engine(EngineError::Stopped(_)) | RequestError::Stopped(_) => {
-            (Code::Unavailable, "UNAVAILABLE")
+            (Code::Unavailable, "UNAVAILABLE", ErrorCode::Stopping)
         }
     }
 }
 
-/// The status code and the reason of a refused participant.
-fn attach_row(error: &AttachError) -> (Code, &'static str) {
+/// The same of a refused participant.
+fn attach_row(error: &AttachError) -> (Code, &'static str, ErrorCode) {
     match error {
-        AttachError::NotAHello(_) => (Code::InvalidArgument, "NOT_A_HELLO"),
-        AttachError::Malformed(WireError::Id(_)) => (Code::InvalidArgument, "MALFORMED_ID"),
-        AttachError::Malformed(_) => (Code::InvalidArgument, "INVALID_FIELD"),
-        AttachError::ProtocolVersion(_) => (Code::FailedPrecondition, "PROTOCOL_VERSION"),
-        AttachError::ForeignCluster { .. } => (Code::FailedPrecondition, "FOREIGN_CLUSTER"),
-        AttachError::ClockSkew { .. } => (Code::FailedPrecondition, "CLOCK_SKEW"),
-        AttachError::Identity { .. } => (Code::FailedPrecondition, "IDENTITY_MISMATCH"),
-        AttachError::Location { .. } => (Code::FailedPrecondition, "LOCATION_CHANGED"),
-        AttachError::Timeline { .. } => (Code::FailedPrecondition, "STALE_TIMELINE"),
-        AttachError::Log(_) | AttachError::Read(_) => (Code::Unavailable, "LOG_UNAVAILABLE"),
+        AttachError::NotAHello(_) => (Code::InvalidArgument, "NOT_A_HELLO", ErrorCode::NotAParticipant),
+        AttachError::Malformed(WireError::Id(_)) => {
+            (Code::InvalidArgument, "MALFORMED_ID", ErrorCode::NotAParticipant)
+        }
+        AttachError::Malformed(_) => (Code::InvalidArgument, "INVALID_FIELD", ErrorCode::NotAParticipant),
+        AttachError::ProtocolVersion(_) => {
+            (Code::FailedPrecondition, "PROTOCOL_VERSION", ErrorCode::ProtocolVersion)
+        }
+        AttachError::ForeignCluster { .. } => {
+            (Code::FailedPrecondition, "FOREIGN_CLUSTER", ErrorCode::ForeignCluster)
+        }
+        AttachError::ClockSkew { .. } => (Code::FailedPrecondition, "CLOCK_SKEW", ErrorCode::ClockSkew),
+        AttachError::Identity { .. } => {
+            (Code::FailedPrecondition, "IDENTITY_MISMATCH", ErrorCode::IdentityMismatch)
+        }
+        AttachError::Location { .. } => {
+            (Code::FailedPrecondition, "LOCATION_CHANGED", ErrorCode::LocationChanged)
+        }
+        AttachError::Retired(_) => (Code::FailedPrecondition, "RETIRED", ErrorCode::Retired),
+        AttachError::Timeline { .. } => {
+            (Code::FailedPrecondition, "STALE_TIMELINE", ErrorCode::StaleTimeline)
+        }
+        AttachError::Log(_) | AttachError::Read(_) => {
+            (Code::Unavailable, "LOG_UNAVAILABLE", ErrorCode::LogUnavailable)
+        }
     }
 }
 
-fn status(code: Code, reason: &str, message: String) -> Status {
-    let info = ErrorDetails::with_error_info(reason, DOMAIN, std::collections::HashMap::new());
+/// The key of the metadata that has the code, such as `LS0412`.
+pub const CODE_KEY: &str = "code";
+/// The key of the metadata that says what to do.
+pub const REMEDY_KEY: &str = "remedy";
+
+fn status(
+    (code, reason, number): (Code, &'static str, ErrorCode),
+    message: String,
+    remedy: String,
+) -> Status {
+    let mut metadata = std::collections::HashMap::from([(CODE_KEY.to_owned(), number.to_string())]);
+    if !remedy.is_empty() {
+        metadata.insert(REMEDY_KEY.to_owned(), remedy);
+    }
+    let info = ErrorDetails::with_error_info(reason, DOMAIN, metadata);
     Status::with_error_details(code, message, info)
 }
 
 impl From<RequestError> for Status {
     fn from(error: RequestError) -> Self {
-        let (code, reason) = row(&error);
-        status(code, reason, error.to_string())
+        status(row(&error), error.to_string(), error.remedy())
     }
 }
 
 impl From<AttachError> for Status {
     fn from(error: AttachError) -> Self {
-        let (code, reason) = attach_row(&error);
-        status(code, reason, error.to_string())
+        status(attach_row(&error), error.to_string(), String::new())
     }
 }

@@ -13,7 +13,7 @@ use crate::decision_log::{AppendError, KnownResourceManager, ReadError};
 use crate::engine::clock::unix_ms;
 use crate::engine::handle::Engine;
 
-use super::registry::Registry;
+use super::registry::{Refused, Registry};
 
 /// How far a participant's clock may be off. Nothing safe depends on clocks, but evidence is kept by the participant's and
 /// records by the coordinator's: further apart, an operator would look at nonsense.
@@ -68,7 +68,8 @@ pub enum AttachError {
     /// The database was moved or copied.
     #[error(
         "{name} was at {known:?} and is now at {theirs:?}: a copy and its original must not both take part. \
-         If it was moved, put it back; if this is a copy, attach it under a name of its own"
+         If it was moved, and nothing is left where it was: `lockstep participants rebind {name} --dry-run`; if this is a copy, \
+         attach it under a name of its own"
     )]
     Location {
         /// Its name.
@@ -78,6 +79,12 @@ pub enum AttachError {
         /// Where it is.
         theirs: String,
     },
+    /// An operator has said that it is gone for good (P28).
+    #[error(
+        "{0} was retired: what was not delivered to it is on record as heuristic. A database takes part under a name that was never \
+         retired"
+    )]
+    Retired(ResourceManagerName),
     /// An old primary that was left behind by a failover.
     #[error(
         "{name} is on timeline {theirs}, and timeline {known} was seen: this is an old primary; use the promoted one"
@@ -168,10 +175,28 @@ pub async fn admit(hello: &Hello, engine: &Engine, registry: &Registry) -> Resul
     if off > LARGEST_CLOCK_SKEW {
         return Err(AttachError::ClockSkew { off_s: off.as_secs() });
     }
+    if registry.is_retired(hello.identity) {
+        return Err(AttachError::Retired(name));
+    }
     // Another node on the log may have met it meanwhile.
     registry.learn(engine.log().resource_managers().await?);
     let known = registry.known(&name);
-    let next = compare(hello, known.as_ref())?;
+    let next = compare(hello, known.as_ref()).inspect_err(|error| {
+        let location = match error {
+            AttachError::Location { theirs, .. } => Some(theirs.clone()),
+            AttachError::NotAHello(_)
+            | AttachError::Malformed(_)
+            | AttachError::ProtocolVersion(_)
+            | AttachError::ForeignCluster { .. }
+            | AttachError::ClockSkew { .. }
+            | AttachError::Identity { .. }
+            | AttachError::Retired(_)
+            | AttachError::Timeline { .. }
+            | AttachError::Log(_)
+            | AttachError::Read(_) => None,
+        };
+        registry.set_refused(&name, Refused { why: error.to_string(), location });
+    })?;
     if known.as_ref() != Some(&next) {
         engine.log().remember(&next).await?;
         registry.remember(next, false);
@@ -206,8 +231,12 @@ pub fn compare(
         location: hello.location.clone(),
         timeline: hello.timeline,
         floor,
+        retired: false,
     };
     let Some(known) = known else { return Ok(next(None)) };
+    if known.retired {
+        return Err(AttachError::Retired(name));
+    }
     if known.identity != hello.identity {
         return Err(AttachError::Identity { name, known: known.identity, theirs: hello.identity });
     }

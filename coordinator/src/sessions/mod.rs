@@ -4,11 +4,13 @@
 //! - [`session`]: one stream's life: frames in, mail to the shards out.
 //! - [`outbox`]: what waits to be written to it.
 //! - [`registry`]: who is attached now, and what is known of each resource manager.
+//! - [`inspections`]: questions to their databases, for people.
 //!
 //! A session decides nothing about a transaction. It must never wait for its participant: one that does not read loses its
 //! session, and with it the branches that are not prepared; nobody else notices.
 
 pub mod attach;
+pub mod inspections;
 pub mod outbox;
 pub mod registry;
 pub mod session;

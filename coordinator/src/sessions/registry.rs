@@ -3,10 +3,11 @@
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use lockstep_proto::{Gtrid, InstanceId, ResourceManagerName};
+use lockstep_proto::{Gtrid, InstanceId, ResourceManagerId, ResourceManagerName, Xid};
 use tokio_util::sync::CancellationToken;
 
 use crate::decision_log::KnownResourceManager;
+use crate::engine::clock::unix_ms;
 use crate::engine::delivery::SessionId;
 
 use super::outbox::Outbox;
@@ -33,6 +34,55 @@ pub struct Entry {
     pub changed: bool,
     /// Why its branches are not presumed rolled back; empty if they are.
     pub problem: String,
+    /// Since when it has no session, in milliseconds since 1970; 0 while it has one. At the start: since then.
+    pub down_since_ms: u64,
+    /// The newest attach that was refused, if none has succeeded since.
+    pub refused: Option<Refused>,
+    /// Prepared branches that its last listing had, and that the log can say nothing about.
+    pub orphans: BTreeMap<Xid, Orphan>,
+    /// Parts of the listing that is not complete yet.
+    listing: BTreeMap<Xid, Orphan>,
+}
+
+/// An attach that was refused.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Refused {
+    /// Why.
+    pub why: String,
+    /// Where the database is now, if that is why.
+    pub location: Option<String>,
+}
+
+/// A prepared branch that this coordinator cannot answer for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Orphan {
+    /// Why not.
+    pub why: &'static str,
+    /// When it was first listed, in milliseconds since 1970.
+    pub since_ms: u64,
+}
+
+impl Entry {
+    fn new(known: KnownResourceManager, changed: bool) -> Self {
+        Self {
+            known,
+            changed,
+            problem: String::new(),
+            down_since_ms: unix_ms(),
+            refused: None,
+            orphans: BTreeMap::new(),
+            listing: BTreeMap::new(),
+        }
+    }
+}
+
+/// An attached session, for people.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Instance {
+    /// The session's number.
+    pub session: SessionId,
+    /// Which process it is.
+    pub instance: InstanceId,
 }
 
 #[derive(Debug, Default)]
@@ -51,9 +101,7 @@ impl Registry {
     #[must_use]
     pub fn new(known: Vec<KnownResourceManager>) -> Self {
         let registry = Self::default();
-        let entry = |known: KnownResourceManager| {
-            (known.name.clone(), Entry { known, changed: false, problem: String::new() })
-        };
+        let entry = |known: KnownResourceManager| (known.name.clone(), Entry::new(known, false));
         registry.state().resource_managers = known.into_iter().map(entry).collect();
         registry
     }
@@ -74,13 +122,120 @@ impl Registry {
         }
         state.last_session += 1;
         let session = SessionId(state.last_session);
+        if let Some(entry) = state.resource_managers.get_mut(&attached.resource_manager) {
+            entry.down_since_ms = 0;
+            entry.refused = None;
+        }
         state.sessions.insert(session, attached);
         session
     }
 
     /// Takes a session out.
     pub fn leave(&self, session: SessionId) {
-        self.state().sessions.remove(&session);
+        let mut state = self.state();
+        let Some(left) = state.sessions.remove(&session) else { return };
+        let others = state.sessions.values().any(|other| other.resource_manager == left.resource_manager);
+        if let Some(entry) = state.resource_managers.get_mut(&left.resource_manager).filter(|_| !others) {
+            entry.down_since_ms = unix_ms();
+        }
+    }
+
+    /// The sessions of this resource manager.
+    #[must_use]
+    pub fn instances(&self, name: &ResourceManagerName) -> Vec<Instance> {
+        let state = self.state();
+        let theirs = state.sessions.iter().filter(|(_, attached)| attached.resource_manager == *name);
+        theirs
+            .map(|(session, attached)| Instance { session: *session, instance: attached.instance })
+            .collect()
+    }
+
+    /// One outbox of each attached resource manager, or of this one.
+    #[must_use]
+    pub fn outboxes(&self, only: Option<&ResourceManagerName>) -> BTreeMap<ResourceManagerName, Outbox> {
+        let state = self.state();
+        let wanted = |attached: &&Attached| only.is_none_or(|only| attached.resource_manager == *only);
+        let attached = state.sessions.values().filter(wanted);
+        attached.map(|attached| (attached.resource_manager.clone(), attached.outbox.clone())).collect()
+    }
+
+    /// Ends every session of this resource manager.
+    pub fn disconnect(&self, name: &ResourceManagerName) {
+        let state = self.state();
+        let theirs = state.sessions.values().filter(|attached| attached.resource_manager == *name);
+        theirs.for_each(|attached| attached.stop.cancel());
+    }
+
+    /// Notes that an attach was refused.
+    pub fn set_refused(&self, name: &ResourceManagerName, refused: Refused) {
+        if let Some(entry) = self.state().resource_managers.get_mut(name) {
+            entry.refused = Some(refused);
+        }
+    }
+
+    /// Whether a retired resource manager has this identity.
+    #[must_use]
+    pub fn is_retired(&self, identity: ResourceManagerId) -> bool {
+        let state = self.state();
+        state.resource_managers.values().any(|entry| entry.known.retired && entry.known.identity == identity)
+    }
+
+    /// Notes which branches of a part of a listing this coordinator could not answer for; with the last part they replace those of the
+    /// listing before.
+    pub fn note_orphans(
+        &self,
+        name: &ResourceManagerName,
+        found: impl IntoIterator<Item = (Xid, &'static str)>,
+        complete: bool,
+    ) {
+        let mut state = self.state();
+        let Some(entry) = state.resource_managers.get_mut(name) else { return };
+        for (xid, why) in found {
+            let since_ms = entry.orphans.get(&xid).map_or_else(unix_ms, |before| before.since_ms);
+            entry.listing.insert(xid, Orphan { why, since_ms });
+        }
+        if complete {
+            entry.orphans = std::mem::take(&mut entry.listing);
+        }
+    }
+
+    /// The orphans of this resource manager, by branch.
+    #[must_use]
+    pub fn orphans(&self, name: &ResourceManagerName) -> BTreeMap<String, Orphan> {
+        let state = self.state();
+        let orphans = state.resource_managers.get(name).into_iter().flat_map(|entry| &entry.orphans);
+        orphans.map(|(xid, orphan)| (xid.bqual.to_string(), orphan.clone())).collect()
+    }
+
+    /// The transactions of orphans whose text, or hex digits, begin so.
+    #[must_use]
+    pub fn orphans_beginning(&self, prefix: &str) -> Vec<Gtrid> {
+        let state = self.state();
+        let all = state.resource_managers.values().flat_map(|entry| entry.orphans.keys());
+        let begins = |gtrid: &Gtrid| {
+            let text = gtrid.to_string();
+            text.starts_with(prefix) || text.split_once('.').is_some_and(|(_, hex)| hex.starts_with(prefix))
+        };
+        all.map(|xid| xid.gtrid).filter(begins).collect()
+    }
+
+    /// Whether an orphan's transaction begins so.
+    #[must_use]
+    pub fn has_orphan_of(&self, prefix: &str) -> bool {
+        !prefix.is_empty() && !self.orphans_beginning(prefix).is_empty()
+    }
+
+    /// Where this resource manager's database is now, if it was refused for that.
+    #[must_use]
+    pub fn refused_location(&self, name: &ResourceManagerName) -> Option<String> {
+        self.state().resource_managers.get(name)?.refused.as_ref()?.location.clone()
+    }
+
+    /// An orphan has ended.
+    pub fn forget_orphan(&self, xid: &Xid) {
+        if let Some(entry) = self.state().resource_managers.get_mut(&xid.bqual.resource_manager()) {
+            entry.orphans.remove(xid);
+        }
     }
 
     /// Does something with every attached session's outbox.
@@ -107,9 +262,12 @@ impl Registry {
     /// Takes over what the log has been told, or, with `changed`, has to be told at the next occasion.
     pub fn remember(&self, known: KnownResourceManager, changed: bool) {
         let mut state = self.state();
-        let problem =
-            state.resource_managers.get(&known.name).map_or(String::new(), |entry| entry.problem.clone());
-        state.resource_managers.insert(known.name.clone(), Entry { known, changed, problem });
+        match state.resource_managers.get_mut(&known.name) {
+            Some(entry) => (entry.known, entry.changed) = (known, changed),
+            None => {
+                state.resource_managers.insert(known.name.clone(), Entry::new(known, changed));
+            }
+        }
     }
 
     /// Takes over what the log knows, as far as it is not about to be told something newer.
@@ -120,7 +278,7 @@ impl Registry {
                 Some(entry) if entry.changed => {}
                 Some(entry) => entry.known = known,
                 None => {
-                    let entry = Entry { known, changed: false, problem: String::new() };
+                    let entry = Entry::new(known, false);
                     state.resource_managers.insert(entry.known.name.clone(), entry);
                 }
             }

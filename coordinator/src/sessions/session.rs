@@ -16,6 +16,7 @@ use crate::engine::inquiry::{self, BranchAnswer};
 use crate::engine::shell::{Mail, Stopped};
 use crate::protocol::event::{Applied, Vote};
 
+use super::inspections::Inspections;
 use super::outbox::Outbox;
 use super::registry::Registry;
 
@@ -29,10 +30,35 @@ pub struct Shared {
     pub engine: Engine,
     /// Who is attached.
     pub registry: Registry,
+    /// What people want to know of their databases.
+    pub inspections: Inspections,
     /// Told to participants.
     pub terms: Arc<Terms>,
     /// Cancelled when the process ends: every stream ends then.
     pub shutdown: CancellationToken,
+}
+
+impl Shared {
+    /// Tells every shard, before anything is recovered, which resource managers are gone for good (P28).
+    ///
+    /// # Errors
+    /// [`Stopped`].
+    pub async fn retire_again(&self, retired: &[ResourceManagerName]) -> Result<(), Stopped> {
+        for name in retired {
+            let mail = || Mail::Input(Input::Retire { resource_manager: name.clone() });
+            self.engine.broadcast(mail).await?;
+        }
+        Ok(())
+    }
+
+    /// Begins nothing new from now on, by which it is not ready either, and tells the participants. By a signal or an operator;
+    /// a second time changes nothing.
+    pub fn start_draining(&self) {
+        self.engine.start_draining();
+        self.registry.each_outbox(|outbox| {
+            outbox.answer(v1::coordinator_message::Kind::Drain(v1::Drain {}));
+        });
+    }
 }
 
 /// What participants are told in the welcome.
@@ -207,6 +233,10 @@ impl Session {
                 self.own(rows.iter().map(|(xid, _)| xid.clone()).collect())?;
                 self.ask(questions, Question::Reconcile(rows)).await
             }
+            Kind::Inspection(inspection) => {
+                self.shared.inspections.answered(&self.resource_manager, inspection);
+                Ok(())
+            }
         }
     }
 
@@ -244,7 +274,7 @@ fn crash_when_received(kind: &v1::participant_message::Kind) {
         Kind::Vote(_) => fail::fail_point!("coordinator-vote-received"),
         Kind::Acknowledge(_) => fail::fail_point!("coordinator-acknowledge-received"),
         Kind::Report(_) => fail::fail_point!("coordinator-report-received"),
-        Kind::Hello(_) | Kind::Reconcile(_) => {}
+        Kind::Hello(_) | Kind::Reconcile(_) | Kind::Inspection(_) => {}
     }
 }
 
@@ -299,7 +329,12 @@ async fn answer_questions(
                 if let Some(oldest_held) = report.complete {
                     floor_before = note_floor(&shared, &name, oldest_held, floor_before).await;
                 }
-                answer_report(&shared.engine, report.listing, &report.prepared).await.map(Kind::ReportAnswer)
+                let complete = report.complete.is_some();
+                let answered = answer_report(&shared.engine, report.listing, &report.prepared).await;
+                answered.map(|(answer, orphans)| {
+                    shared.registry.note_orphans(&name, orphans, complete);
+                    Kind::ReportAnswer(answer)
+                })
             }
             Question::Reconcile(rows) => inquiry::reconcile(&shared.engine, &rows).await.map(|forget| {
                 Kind::ReconcileAnswer(v1::ReconcileAnswer { forget: forget.iter().map(Into::into).collect() })
@@ -328,18 +363,29 @@ async fn note_floor(
     shared.engine.floor().await.ok()
 }
 
-async fn answer_report(engine: &Engine, listing: u64, xids: &[Xid]) -> Result<v1::ReportAnswer, EngineError> {
+/// The answer, and the branches among these that the log can say nothing about.
+async fn answer_report(
+    engine: &Engine,
+    listing: u64,
+    xids: &[Xid],
+) -> Result<(v1::ReportAnswer, Vec<(Xid, &'static str)>), EngineError> {
     let told = inquiry::answer_prepared(engine, xids).await?;
-    let answers = xids.iter().zip(told).map(|(xid, answer)| {
+    let mut orphans = Vec::new();
+    let mut answers = Vec::with_capacity(xids.len());
+    for (xid, answer) in xids.iter().zip(told) {
         let (answer, detail) = match answer {
             BranchAnswer::Commit => (v1::BranchAnswer::Commit, ""),
             BranchAnswer::Rollback => (v1::BranchAnswer::Rollback, ""),
             BranchAnswer::StillRunning => (v1::BranchAnswer::StillRunning, ""),
-            BranchAnswer::Unknown(why) => (v1::BranchAnswer::Unknown, why),
+            BranchAnswer::Unknown(why) => {
+                orphans.push((xid.clone(), why));
+                (v1::BranchAnswer::Unknown, why)
+            }
         };
-        v1::report_answer::Answer { xid: Some(xid.into()), answer: answer.into(), detail: detail.to_owned() }
-    });
-    Ok(v1::ReportAnswer { answers: answers.collect(), position: None, listing })
+        let (xid, detail) = (Some(xid.into()), detail.to_owned());
+        answers.push(v1::report_answer::Answer { xid, answer: answer.into(), detail });
+    }
+    Ok((v1::ReportAnswer { answers, position: None, listing }, orphans))
 }
 
 /// Answers votes of transactions that are not live, as if the participant had listed the branch.
@@ -347,7 +393,7 @@ async fn answer_strays(engine: Engine, outbox: Outbox, mut strays: mpsc::Receive
     const AT_ONCE: usize = 256;
     let mut xids = Vec::with_capacity(AT_ONCE);
     while strays.recv_many(&mut xids, AT_ONCE).await > 0 {
-        if let Ok(answer) = answer_report(&engine, 0, &xids).await {
+        if let Ok((answer, _orphans)) = answer_report(&engine, 0, &xids).await {
             outbox.answer(v1::coordinator_message::Kind::ReportAnswer(answer));
         }
         xids.clear();

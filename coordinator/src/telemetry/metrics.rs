@@ -118,6 +118,7 @@ pub struct Metrics {
     branches: HistogramVec,
     attempts: IntCounterVec,
     heuristics: IntCounter,
+    operator_actions: IntCounterVec,
     /// Of the decision log.
     pub log: LogMetrics,
     gauges: Gauges,
@@ -239,6 +240,11 @@ impl Metrics {
                 "heuristics_total",
                 "Transactions of which a branch ended differently from the decision",
             ),
+            operator_actions: counters(
+                "operator_actions_total",
+                "What was done by hand, and is in the audit",
+                &["action"],
+            ),
             log: LogMetrics::default(),
             gauges: Gauges::new(),
         };
@@ -254,7 +260,7 @@ impl Metrics {
         info.set(1);
         let Gauges { active, unresolved, unresolved_oldest_age, attached, queued, log_bytes, accepting } =
             &self.gauges;
-        let all: [Box<dyn prometheus::core::Collector>; 18] = [
+        let all: [Box<dyn prometheus::core::Collector>; 19] = [
             Box::new(info),
             Box::new(self.started.clone()),
             Box::new(self.completed.clone()),
@@ -263,6 +269,7 @@ impl Metrics {
             Box::new(self.branches.clone()),
             Box::new(self.attempts.clone()),
             Box::new(self.heuristics.clone()),
+            Box::new(self.operator_actions.clone()),
             Box::new(self.log.forces.clone()),
             Box::new(self.log.batches.clone()),
             Box::new(self.log.refused.clone()),
@@ -299,6 +306,11 @@ impl Metrics {
     /// A transaction that had ended turned out to have a heuristic outcome.
     pub fn turned_out_heuristic(&self) {
         self.heuristics.inc();
+    }
+
+    /// An operator's action is on record.
+    pub fn acted(&self, action: &str) {
+        self.operator_actions.with_label_values(&[action]).inc();
     }
 
     /// A phase is over.

@@ -1,5 +1,7 @@
 //! What is looked up when somebody asks for the metrics, and the answer.
 
+use std::collections::BTreeSet;
+
 use lockstep_proto::Gtrid;
 
 use super::metrics::Gauges;
@@ -21,9 +23,12 @@ pub async fn scrape(shared: &Shared) -> Result<String, EngineError> {
         gauges.accepting.set(i64::from(shared.engine.may_begin().is_ok()));
         set_transactions(gauges, &summary, &log);
         gauges.attached.reset();
+        let mut orphans = BTreeSet::new();
         for (entry, sessions) in shared.registry.overview() {
+            orphans.extend(entry.orphans.keys().map(|xid| xid.gtrid));
             gauges.attached.with_label_values(&[entry.known.name.as_str()]).set(whole(sessions));
         }
+        gauges.unresolved.with_label_values(&["orphan"]).set(whole(orphans.len()));
         gauges.queued.reset();
         for (name, depth) in &summary.queued {
             gauges.queued.with_label_values(&[name.as_str()]).set(whole(*depth));
@@ -43,7 +48,7 @@ fn set_transactions(gauges: &Gauges, summary: &Summary, log: &LogStatus) {
         gauges.unresolved.with_label_values(&[situation]).set(count);
         gauges.unresolved_oldest_age.with_label_values(&[situation]).set(oldest.map_or(0.0, age));
     }
-    gauges.unresolved.with_label_values(&["heuristic"]).set(whole(log.heuristic));
+    gauges.unresolved.with_label_values(&["heuristic"]).set(whole(log.heuristic_open));
 }
 
 /// Seconds since it was begun.

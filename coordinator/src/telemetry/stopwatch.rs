@@ -68,6 +68,8 @@ impl Stopwatch {
             | Input::List { .. }
             | Input::Find { .. }
             | Input::Summarize { .. }
+            | Input::Act { .. }
+            | Input::Retire { .. }
             | Input::Attached { .. }
             | Input::Detached { .. }
             | Input::Enlist { .. }

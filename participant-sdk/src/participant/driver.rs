@@ -21,7 +21,7 @@ use crate::branch::Operation;
 use crate::clock;
 use crate::context::Context;
 use crate::error::{AttachError, FinishError, JoinError};
-use crate::resource::{Attachment, EvidenceRow, Resource, ResourceError, Room, Unresolved};
+use crate::resource::{Attachment, EvidenceRow, Inspection, Resource, ResourceError, Room, Unresolved};
 use crate::session::message::{FromCoordinator, ToCoordinator};
 use crate::session::{Closing, Done, Effect, Event, HandlerId, Listing, Session};
 
@@ -74,6 +74,7 @@ pub(super) enum Report<R: Resource> {
     Room(Result<Option<Room>, Unresolved>),
     OldEvidence(u64, Result<Vec<EvidenceRow>, Unresolved>),
     Forgotten(u64, Result<(), Unresolved>),
+    Inspected(u64, Result<Inspection, Unresolved>),
     AskAgain(Xid),
 }
 
@@ -258,7 +259,8 @@ impl<R: Resource> Driver<R> {
             | Report::Listed(..)
             | Report::Room(_)
             | Report::OldEvidence(..)
-            | Report::Forgotten(..) => self.operations.ended(),
+            | Report::Forgotten(..)
+            | Report::Inspected(..) => self.operations.ended(),
         }
         match report {
             Report::StoreAttached(result) => self.store_attached(result),
@@ -274,6 +276,12 @@ impl<R: Resource> Driver<R> {
             Report::Room(result) => self.tell(Event::Room(result)),
             Report::OldEvidence(session, result) => self.tell(Event::OldEvidence(session, result)),
             Report::Forgotten(session, result) => self.tell(Event::Forgotten(session, result)),
+            // The stream that it was asked over may be gone: then nobody waits for the answer.
+            Report::Inspected(question, result) => {
+                if let Link::Up(_) = &self.link {
+                    self.send(ToCoordinator::Inspection(question, result.map_err(|why| why.0)));
+                }
+            }
             Report::AskAgain(xid) => self.tell(Event::AskAgain(xid)),
         }
     }
@@ -302,6 +310,9 @@ impl<R: Resource> Driver<R> {
             | FromCoordinator::Refused(..)
             | FromCoordinator::Sealed(_)
             | FromCoordinator::Drain => {}
+            FromCoordinator::Inspect(question, cluster, gtrid) => {
+                return self.operations.inspect(*question, *cluster, *gtrid);
+            }
         }
         self.tell(Event::Received(message));
     }
@@ -474,7 +485,7 @@ impl<R: Resource> Driver<R> {
             ToCoordinator::Vote(..) => fail::fail_point!("sdk-before-vote"),
             ToCoordinator::Acknowledge(..) => fail::fail_point!("sdk-before-acknowledge"),
             ToCoordinator::Report { .. } => fail::fail_point!("sdk-before-report"),
-            ToCoordinator::Hello(_) | ToCoordinator::Reconcile(_) => {}
+            ToCoordinator::Hello(_) | ToCoordinator::Reconcile(_) | ToCoordinator::Inspection(..) => {}
         }
         if let Err(Overflow) = self.link.push(message) {
             // Its loss is told to the session behind the effects of this step.

@@ -5,7 +5,7 @@ use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 
 use futures::FutureExt as _;
-use lockstep_proto::{ClusterId, ResourceManagerName};
+use lockstep_proto::{ClusterId, Gtrid, ResourceManagerName};
 use tokio::sync::{Semaphore, mpsc};
 
 use super::driver::Report;
@@ -103,6 +103,14 @@ impl<R: Resource> Operations<R> {
         self.spawn(
             async move { Report::OldEvidence(session, resource.old_evidence(cluster, retention, limit).await) },
             move |why| Report::OldEvidence(session, Err(Unresolved(why))),
+        );
+    }
+
+    pub(super) fn inspect(&mut self, question: u64, cluster: ClusterId, gtrid: Option<Gtrid>) {
+        let (resource, name) = (Arc::clone(&self.resource), self.name.clone());
+        self.spawn(
+            async move { Report::Inspected(question, resource.inspect(&name, cluster, gtrid).await) },
+            move |why| Report::Inspected(question, Err(Unresolved(why))),
         );
     }
 

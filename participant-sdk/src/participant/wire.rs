@@ -11,7 +11,7 @@ use lockstep_proto::{LogPosition, Xid};
 
 use crate::branch::{Applied, Decision, Refusal, Vote};
 use crate::clock;
-use crate::resource::Fate;
+use crate::resource::{Blocked, Fate, Found, Inspected, Inspection};
 use crate::session::message::{BranchAnswer, FromCoordinator, Hello, ToCoordinator, Welcome};
 
 pub(super) fn to_wire(message: ToCoordinator) -> v1::ParticipantMessage {
@@ -48,8 +48,50 @@ pub(super) fn to_wire(message: ToCoordinator) -> v1::ParticipantMessage {
         ToCoordinator::Reconcile(rows) => ToKind::Reconcile(v1::Reconcile {
             rows: rows.iter().map(|(xid, fate)| evidence(xid, *fate)).collect(),
         }),
+        ToCoordinator::Inspection(question, answer) => ToKind::Inspection(inspection(question, answer)),
     };
     v1::ParticipantMessage { kind: Some(kind) }
+}
+
+fn inspection(question: u64, answer: Result<Inspection, String>) -> v1::Inspection {
+    let inspection = match answer {
+        Ok(inspection) => inspection,
+        Err(why) => {
+            return v1::Inspection { question, error: shortened(&why), ..v1::Inspection::default() };
+        }
+    };
+    let branch = |inspected: Inspected| {
+        let found = match inspected.found {
+            Found::Prepared => v1::BranchFound::Prepared,
+            Found::Ended(Fate::Committed) => v1::BranchFound::Committed,
+            Found::Ended(Fate::RolledBack) => v1::BranchFound::Fenced,
+            Found::Ended(Fate::Hazard) => v1::BranchFound::Hazard,
+        };
+        v1::inspection::Branch {
+            cluster: inspected.branch.cluster.to_string(),
+            xid: Some((&inspected.branch.xid).into()),
+            found: found.into(),
+            at_ms: inspected.at_ms,
+        }
+    };
+    let waits = |blocked: Blocked| v1::inspection::Blocked {
+        session: blocked.session,
+        waiting_ms: blocked.waiting_ms,
+        statement_ms: blocked.statement_ms,
+        object: shortened(&blocked.object),
+        held_by: blocked.held_by.map(|branch| (&branch.xid).into()),
+    };
+    let (blocked, blocked_unknown) = match inspection.blocked {
+        Ok(blocked) => (blocked, String::new()),
+        Err(why) => (Vec::new(), shortened(&why)),
+    };
+    v1::Inspection {
+        question,
+        error: String::new(),
+        branches: inspection.branches.into_iter().map(branch).collect(),
+        blocked: blocked.into_iter().map(waits).collect(),
+        blocked_unknown,
+    }
 }
 
 fn evidence(xid: &Xid, fate: Fate) -> v1::reconcile::Row {
@@ -110,6 +152,10 @@ pub(super) fn from_wire(message: v1::CoordinatorMessage) -> Result<FromCoordinat
         Kind::Refused(wire) => FromCoordinator::Refused(xid(wire.xid)?, wire.detail),
         Kind::Sealed(wire) => FromCoordinator::Sealed(wire.epochs),
         Kind::Drain(v1::Drain {}) => FromCoordinator::Drain,
+        Kind::Inspect(wire) => {
+            let gtrid = if wire.gtrid.is_empty() { None } else { Some(wire.gtrid.parse()?) };
+            FromCoordinator::Inspect(wire.question, wire.cluster.parse()?, gtrid)
+        }
     })
 }
 

@@ -8,6 +8,7 @@
 //! Three answers that must never be mixed up, and so have three types: *done* ([`Fate`]), *refused* ([`Prepared::No`])
 //! and *not known* ([`Unresolved`]). The evidence row (protocol.md, P15 to P19) is what makes the first one provable.
 
+pub mod inspection;
 #[cfg(feature = "mysql")]
 pub mod mysql;
 #[cfg(any(feature = "postgres", feature = "mysql"))]
@@ -20,6 +21,7 @@ pub mod sqlite;
 use std::future::Future;
 use std::time::{Duration, SystemTime};
 
+pub use inspection::{Blocked, Found, Inspected, Inspection};
 pub use lockstep_proto::limits::MAX_TIMEOUT;
 pub use lockstep_proto::{
     Bqual, ClusterId, Epoch, Gtrid, Incarnation, LogPosition, ParseIdError, ResourceManagerId,
@@ -323,6 +325,21 @@ pub trait Resource: Send + Sync + 'static {
         retention: Duration,
         limit: usize,
     ) -> impl Future<Output = Result<Vec<EvidenceRow>, Unresolved>> + Send;
+
+    /// What the store says to a person who looks: of `gtrid`, the branches of `name` that are prepared and the evidence of those
+    /// that have ended (of `cluster`); without one, all prepared branches of `name`, of any cluster. Changes nothing.
+    ///
+    /// A store that cannot tell says so, which is what this does unless implemented: an operator then sees nothing of it, and may
+    /// not roll back what others have left behind.
+    fn inspect(
+        &self,
+        name: &ResourceManagerName,
+        cluster: ClusterId,
+        gtrid: Option<Gtrid>,
+    ) -> impl Future<Output = Result<Inspection, Unresolved>> + Send {
+        let _never_asked = (name, cluster, gtrid);
+        async { Err(Unresolved("this store does not say what it holds".to_owned())) }
+    }
 
     /// Deletes these rows by key, keeping the newest log position they hold.
     fn forget(&self, branches: &[BranchId]) -> impl Future<Output = Result<(), Unresolved>> + Send;

@@ -7,7 +7,7 @@ use lockstep_proto::{
 };
 
 use crate::branch::{Applied, Decision, Refusal, Vote};
-use crate::resource::Fate;
+use crate::resource::{Fate, Inspection};
 
 /// From the participant.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -33,6 +33,8 @@ pub enum ToCoordinator {
     },
     /// Evidence rows that are old enough to go, and what they prove. At most 1,024.
     Reconcile(Vec<(Xid, Fate)>),
+    /// The answer to the question with this number; or why there is none.
+    Inspection(u64, Result<Inspection, String>),
 }
 
 /// Who attaches.
@@ -79,6 +81,9 @@ pub enum FromCoordinator {
     Sealed(Vec<u32>),
     /// The coordinator is going away.
     Drain,
+    /// What does the store say? The question's number, the coordinator's cluster, and the transaction, if it is about one. It is none of
+    /// the session's business: nothing follows from it.
+    Inspect(u64, ClusterId, Option<Gtrid>),
 }
 
 /// Whom the participant has attached to.

@@ -402,6 +402,8 @@ impl Session {
         use crate::branch::{Decision, Event as E};
         match message {
             FromCoordinator::Welcome(_) => unreachable!("taken before"),
+            // Answered beside the session.
+            FromCoordinator::Inspect(..) => {}
             FromCoordinator::Enlisted(xid, remaining) => {
                 self.shorten_deadline(now, &xid, remaining);
                 self.told(now, &xid, E::Enlisted);

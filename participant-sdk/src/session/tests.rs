@@ -258,6 +258,7 @@ fn show_message(message: &ToCoordinator) -> String {
         ToCoordinator::Acknowledge(xid, applied) => {
             format!("acknowledge {} {applied:?}", show_xid(xid)).to_lowercase()
         }
+        ToCoordinator::Inspection(question, answer) => format!("inspection {question} {answer:?}"),
         ToCoordinator::Report { prepared, oldest_held, complete, listing } => {
             let names: Vec<_> = prepared.iter().map(show_xid).collect();
             let oldest = oldest_held.map_or("nothing".to_owned(), |gtrid| letter_of(&gtrid));

@@ -1,6 +1,7 @@
 //! A coordinator as a process: `lockstep serve`, by its library function.
 
 use std::path::{Path, PathBuf};
+use std::process::Stdio;
 use std::time::Duration;
 
 use rustix::process::Signal;
@@ -25,6 +26,17 @@ struct Setup {
     flags: Vec<String>,
     port: Port,
     slow_at: Option<(&'static str, Duration)>,
+}
+
+/// What a command of `lockstep` came to.
+#[derive(Debug, Clone)]
+pub struct Ran {
+    /// Its exit code.
+    pub code: i32,
+    /// Data.
+    pub stdout: String,
+    /// Talk.
+    pub stderr: String,
 }
 
 /// A coordinator of one's own.
@@ -122,11 +134,29 @@ impl Coordinator {
         }
     }
 
+    /// Runs a command of `lockstep` against it, whatever it comes to.
+    ///
+    /// # Errors
+    /// If it does not end by itself.
+    pub fn run(&self, arguments: &[&str]) -> Result<Ran> {
+        let mut command = self.setup.roles.command("coordinator");
+        command.arg("--").args(arguments).env("LOCKSTEP_SERVER", self.url());
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut child = command.spawn().map_err(Failed::because("lockstep"))?;
+        // A role ends when its standard input does.
+        let _held = child.stdin.take();
+        let ran = child.wait_with_output().map_err(Failed::because("lockstep"))?;
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        let code =
+            ran.status.code().ok_or_else(|| Failed::new(format!("lockstep {arguments:?} was killed")))?;
+        Ok(Ran { code, stdout: text(&ran.stdout), stderr: text(&ran.stderr) })
+    }
+
     /// Runs a command of `lockstep` on its log, such as `["restore", "--dry-run"]`. How it ended, and what it printed on stdout.
     ///
     /// # Errors
     /// If it can't be run.
-    pub fn run(&self, arguments: &[&str]) -> Result<(Reaped, String)> {
+    pub fn run_offline(&self, arguments: &[&str]) -> Result<(Reaped, String)> {
         let mut command = self.setup.roles.command("coordinator");
         command.arg("--").args(arguments).arg("--data-dir").arg(self.data_directory());
         command.args(self.setup.flags.iter().filter(|flag| flag.starts_with("--log=")));

@@ -46,7 +46,10 @@ fn about_up(message: &ToCoordinator) -> Option<&Xid> {
         ToCoordinator::Enlist(xid) | ToCoordinator::Vote(xid, _) | ToCoordinator::Acknowledge(xid, _) => {
             Some(xid)
         }
-        ToCoordinator::Hello(_) | ToCoordinator::Report { .. } | ToCoordinator::Reconcile(_) => None,
+        ToCoordinator::Hello(_)
+        | ToCoordinator::Report { .. }
+        | ToCoordinator::Reconcile(_)
+        | ToCoordinator::Inspection(..) => None,
     }
 }
 
@@ -61,6 +64,7 @@ fn about_down(message: &FromCoordinator) -> Option<&Xid> {
         FromCoordinator::Welcome(_)
         | FromCoordinator::ReportAnswer(..)
         | FromCoordinator::ReconcileAnswer(_)
+        | FromCoordinator::Inspect(..)
         | FromCoordinator::Sealed(_)
         | FromCoordinator::Drain => None,
     }

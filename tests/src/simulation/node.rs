@@ -314,6 +314,8 @@ impl World {
                 self.report_arrives(link, prepared);
             }
             ToCoordinator::Reconcile(rows) => self.reconcile_arrives(link, rows),
+            // Nobody looks in a simulation.
+            ToCoordinator::Inspection(..) => {}
         }
     }
 }
@@ -323,7 +325,10 @@ fn about(message: &ToCoordinator) -> Option<u32> {
         ToCoordinator::Enlist(xid) | ToCoordinator::Vote(xid, _) | ToCoordinator::Acknowledge(xid, _) => {
             number(Some(xid))
         }
-        ToCoordinator::Hello(_) | ToCoordinator::Report { .. } | ToCoordinator::Reconcile(_) => None,
+        ToCoordinator::Hello(_)
+        | ToCoordinator::Report { .. }
+        | ToCoordinator::Reconcile(_)
+        | ToCoordinator::Inspection(..) => None,
     }
 }
 

@@ -181,7 +181,7 @@ impl World {
                 let gtrid = self.clients[client as usize].asked();
                 self.answer_from_log(client, attempt, gtrid);
             }
-            Answer::Prepared(_) | Answer::Listing(_) | Answer::Summary(_) => {
+            Answer::Prepared(_) | Answer::Listing(_) | Answer::Acted(_) | Answer::Summary(_) => {
                 unreachable!("a client asks for none of these")
             }
         }

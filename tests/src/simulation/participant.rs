@@ -423,6 +423,7 @@ fn about(message: &FromCoordinator) -> Option<u32> {
         FromCoordinator::Welcome(_)
         | FromCoordinator::ReportAnswer(..)
         | FromCoordinator::ReconcileAnswer(_)
+        | FromCoordinator::Inspect(..)
         | FromCoordinator::Sealed(_)
         | FromCoordinator::Drain => None,
     }

@@ -11,7 +11,7 @@ use sqlx::{PgConnection, PgExecutor, PgPool};
 use super::connect::answer;
 use crate::decision_log::restore::Marks;
 use crate::decision_log::rows::{self, RowError};
-use crate::decision_log::{EpochState, Epochs, KnownResourceManager, LookUp, ReadError, Recorded};
+use crate::decision_log::{EpochState, Epochs, KnownResourceManager, LogStatus, LookUp, ReadError, Recorded};
 use crate::protocol::record::{DecisionRecord, EndRecord};
 
 /// How long an answer is waited for.
@@ -211,13 +211,17 @@ pub(super) async fn recently_ended(pool: &PgPool, limit: u32) -> Result<Vec<EndR
     )
     .bind(i64::from(limit));
     let rows: Vec<Row> = answer(PATIENCE, statement.fetch_all(pool)).await?;
-    let end = |row: Row| match row.recorded()? {
+    rows.into_iter().map(end).collect()
+}
+
+/// The end in a row that was selected because it has one.
+pub(super) fn end(row: Row) -> Result<EndRecord, ReadError> {
+    match row.recorded()? {
         (_, Recorded::Ended(_, end)) => Ok(end),
         (gtrid, Recorded::Absent | Recorded::Decided(_)) => {
             Err(ReadError::Damaged(format!("transaction {gtrid} has a time of its end, and no end")))
         }
-    };
-    rows.into_iter().map(end).collect()
+    }
 }
 
 /// Every resource manager, by name.
@@ -271,16 +275,26 @@ pub(super) async fn newest_floor_ms(pool: &PgPool) -> Result<u64, ReadError> {
     Ok(found.into_iter().flatten().max().map_or(0, i64::cast_unsigned))
 }
 
-/// How many decisions have no end, how many transactions a heuristic outcome, bytes on disk, and the horizon.
-pub(super) async fn facts(pool: &PgPool) -> Result<(u64, u64, u64, u64), ReadError> {
+/// Numbers for people.
+pub(super) async fn facts(pool: &PgPool) -> Result<LogStatus, ReadError> {
+    type Facts = (i64, i64, i64, i64, Option<Vec<u8>>);
     let statement = sqlx::query_as(
         "SELECT (SELECT count(*) FROM lockstep_log.transactions WHERE ended_ms IS NULL), \
              (SELECT count(*) FROM lockstep_log.transactions WHERE heuristic), \
+             (SELECT count(*) FROM lockstep_log.acknowledged), \
              pg_total_relation_size('lockstep_log.transactions'), \
              (SELECT record FROM lockstep_log.marks WHERE name = 'horizon')",
     );
-    let rows: Vec<(i64, i64, i64, Option<Vec<u8>>)> = answer(PATIENCE, statement.fetch_all(pool)).await?;
+    let rows: Vec<Facts> = answer(PATIENCE, statement.fetch_all(pool)).await?;
     let row = rows.into_iter().next();
-    let (unfinished, heuristic, bytes, record) = row.expect("a SELECT without FROM has one row");
-    Ok((unfinished.cast_unsigned(), heuristic.cast_unsigned(), bytes.cast_unsigned(), horizon(record)?))
+    let (unfinished, heuristic, acknowledged, bytes, record) =
+        row.expect("a SELECT without FROM has one row");
+    Ok(LogStatus {
+        unfinished: unfinished.cast_unsigned(),
+        heuristic: heuristic.cast_unsigned(),
+        heuristic_open: heuristic.saturating_sub(acknowledged).cast_unsigned(),
+        bytes: bytes.cast_unsigned(),
+        horizon_ms: horizon(record)?,
+        behind: false,
+    })
 }

@@ -19,6 +19,13 @@ use crate::decision_log::{AppendError, KnownResourceManager, PruneLimits, ReadEr
 #[derive(Debug)]
 pub(super) struct Undone(String);
 
+impl Undone {
+    /// Because of this.
+    pub(super) fn new(why: impl Into<String>) -> Self {
+        Self(why.into())
+    }
+}
+
 impl From<Failure> for Undone {
     fn from(failure: Failure) -> Self {
         Self(failure.to_string())
@@ -38,7 +45,7 @@ impl From<Undone> for AppendError {
 }
 
 /// Opens a transaction under the own epoch.
-async fn begin(connection: &mut PgConnection, own: &Own) -> Result<(), Undone> {
+pub(super) async fn begin(connection: &mut PgConnection, own: &Own) -> Result<(), Undone> {
     run(connection, PATIENCE, "BEGIN").await?;
     if epochs::hold(connection, own).await? {
         return Ok(());
@@ -66,8 +73,13 @@ pub(super) async fn prune(
     let pruned = candidates.len() as u64;
     if let Some(newest_ms) = newest_ms {
         let keys: Vec<Vec<u8>> = candidates.iter().map(|gtrid| gtrid.to_bytes().to_vec()).collect();
-        let delete = sqlx::query("DELETE FROM lockstep_log.transactions WHERE gtrid = ANY ($1)").bind(keys);
-        execute(connection, PATIENCE, delete).await?;
+        // That it was acknowledged stays in the audit.
+        for table in [
+            "DELETE FROM lockstep_log.acknowledged WHERE gtrid = ANY ($1)",
+            "DELETE FROM lockstep_log.transactions WHERE gtrid = ANY ($1)",
+        ] {
+            execute(connection, PATIENCE, sqlx::query(table).bind(keys.clone())).await?;
+        }
         let raise = sqlx::query("UPDATE lockstep_log.marks SET record = $2 WHERE name = $1")
             .bind(rows::HORIZON)
             .bind(rows::encode_horizon(horizon.max(newest_ms)));
@@ -92,7 +104,8 @@ async fn candidates(
     // A transaction that begins after the time asked for ended after it too, so that the walk stops there.
     let statement = sqlx::query_as(
         "SELECT gtrid, decision, ended_ms, ending FROM lockstep_log.transactions \
-         WHERE gtrid < $1 AND ended_ms < $2 ORDER BY gtrid LIMIT $3 FOR UPDATE",
+         WHERE gtrid < $1 AND ended_ms < $2 \
+             AND (NOT heuristic OR gtrid IN (SELECT gtrid FROM lockstep_log.acknowledged)) ORDER BY gtrid LIMIT $3 FOR UPDATE",
     )
     .bind(first_key_at(end_ms))
     .bind(rows::column_ms(limits.ended_before_ms))
@@ -118,6 +131,17 @@ pub(super) async fn remember(
     known: &KnownResourceManager,
 ) -> Result<(), Undone> {
     begin(connection, own).await?;
+    remember_within(connection, known).await?;
+    fail::fail_point!("log-shared-remember-before-commit");
+    run(connection, PATIENCE, "COMMIT").await?;
+    Ok(())
+}
+
+/// The same in a transaction that is open already.
+pub(super) async fn remember_within(
+    connection: &mut PgConnection,
+    known: &KnownResourceManager,
+) -> Result<(), Undone> {
     let before =
         sqlx::query_scalar("SELECT record FROM lockstep_log.resource_managers WHERE name = $1 FOR UPDATE")
             .bind(known.name.as_str());
@@ -131,6 +155,7 @@ pub(super) async fn remember(
             return Err(Undone(format!("{name} is known under another identity ({})", before.identity)));
         }
         now.timeline = now.timeline.max(before.timeline);
+        now.retired |= before.retired;
     }
     if before.as_ref() != Some(&now) {
         // Where two nodes meet a new one at once, the second finds a duplicate key, and its participant asks again.
@@ -141,7 +166,5 @@ pub(super) async fn remember(
         let write = write.bind(now.name.as_str()).bind(rows::encode_resource_manager(&now));
         execute(connection, PATIENCE, write).await?;
     }
-    fail::fail_point!("log-shared-remember-before-commit");
-    run(connection, PATIENCE, "COMMIT").await?;
     Ok(())
 }

@@ -87,10 +87,10 @@ fn ends(decision: DecisionRecord) -> impl Strategy<Value = EndRecord> {
 }
 
 fn managers() -> impl Strategy<Value = KnownResourceManager> {
-    (names(), any::<[u8; 16]>(), ".{0,40}", any::<u32>(), option::of(gtrids())).prop_map(
-        |(name, identity, location, timeline, floor)| {
+    (names(), any::<[u8; 16]>(), ".{0,40}", any::<u32>(), option::of(gtrids()), any::<bool>()).prop_map(
+        |(name, identity, location, timeline, floor, retired)| {
             let identity = ResourceManagerId::from_bytes(identity);
-            KnownResourceManager { name, identity, location, timeline, floor }
+            KnownResourceManager { name, identity, location, timeline, floor, retired }
         },
     )
 }

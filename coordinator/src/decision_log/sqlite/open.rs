@@ -19,6 +19,7 @@ use sqlx::{ConnectOptions, SqliteConnection};
 use super::epochs::{self, Taken};
 use super::transaction::{Broken, Fault, Tx};
 use super::{SqliteLog, Writers, checkpoint, read};
+use crate::codes::Code;
 use crate::decision_log::data_dir::{DEFAULT_MIN_FREE_BYTES, DataDir, DataDirError};
 use crate::decision_log::{AppendError, ReadError};
 
@@ -142,6 +143,20 @@ pub enum OpenError {
     },
 }
 
+impl OpenError {
+    /// Its code: docs/errors has a page for it.
+    #[must_use]
+    pub fn code(&self) -> Code {
+        match self {
+            Self::DataDir(error) => error.code(),
+            Self::NewerSchema { .. } => Code::NewerLog,
+            Self::UnknownSchema { .. } | Self::Damaged { .. } => Code::LogDamaged,
+            Self::NotDurable { .. } | Self::NotCheckpointed { .. } => Code::NotDurable,
+            Self::Sqlite { .. } | Self::NoEpoch { .. } => Code::CannotOpenLog,
+        }
+    }
+}
+
 /// Opens connections to one database, and says what went wrong with it.
 pub(super) struct Opening {
     pub(super) file: PathBuf,
@@ -175,15 +190,15 @@ impl SqliteLog {
         let checkpoints = opening.connect(SqliteSynchronous::Full).await?;
         let readers = opening.readers().await?;
         let facts = read::facts(&readers).await;
-        let (unfinished, _heuristic, horizon_ms) = facts.map_err(|error| opening.read_error(&error))?;
+        let facts = facts.map_err(|error| opening.read_error(&error))?;
         let opened = Opened {
             dir: dir.path().to_owned(),
             created: taken.created,
             cluster: taken.cluster,
             position: taken.own.position(),
             sealed_epochs: taken.sealed,
-            unfinished,
-            horizon_ms,
+            unfinished: facts.unfinished,
+            horizon_ms: facts.horizon_ms,
             durability: "SQLite, WAL, synchronous=FULL",
         };
         let writers = Writers { forced, lazy, own: taken.own, grown_bytes: 0 };

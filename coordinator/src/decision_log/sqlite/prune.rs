@@ -25,7 +25,8 @@ pub(super) async fn candidates(readers: &SqlitePool, limits: &PruneLimits) -> Re
     // A transaction that begins after the time asked for ended after it too, so that the walk stops there.
     let rows: Vec<Row> = sqlx::query_as(
         "SELECT gtrid, decision, ended_ms, ending FROM transactions \
-         WHERE gtrid < ?1 AND ended_ms < ?2 ORDER BY gtrid LIMIT ?3",
+         WHERE gtrid < ?1 AND ended_ms < ?2 \
+             AND (heuristic IS NULL OR gtrid IN (SELECT gtrid FROM acknowledged)) ORDER BY gtrid LIMIT ?3",
     )
     .bind(first_key_at(end_ms))
     .bind(rows::column_ms(limits.ended_before_ms))
@@ -50,13 +51,19 @@ pub(super) async fn delete(
     let Some(newest_ms) = gone.iter().map(|gtrid| gtrid.unix_ms()).max() else {
         return Ok(0);
     };
+    let keys = json(gone.iter().map(|gtrid| Hex::of(gtrid.to_bytes())));
     let done = sqlx::query(
         "DELETE FROM transactions WHERE ended_ms IS NOT NULL \
          AND gtrid IN (SELECT unhex(value) FROM json_each(?1))",
     )
-    .bind(json(gone.iter().map(|gtrid| Hex::of(gtrid.to_bytes()))))
+    .bind(&keys)
     .execute(&mut *connection)
     .await?;
+    // That it was acknowledged stays in the audit.
+    sqlx::query("DELETE FROM acknowledged WHERE gtrid IN (SELECT unhex(value) FROM json_each(?1))")
+        .bind(&keys)
+        .execute(&mut *connection)
+        .await?;
     let horizon = epochs::mark(connection, rows::HORIZON).await?;
     let horizon = read::horizon(horizon)?;
     sqlx::query("UPDATE marks SET record = ?2 WHERE name = ?1")

@@ -10,7 +10,7 @@ use super::hex::{Hex, json};
 use super::transaction::Fault;
 use crate::decision_log::restore::Marks;
 use crate::decision_log::rows::{self, RowError};
-use crate::decision_log::{EpochState, KnownResourceManager, LookUp, ReadError, Recorded};
+use crate::decision_log::{EpochState, KnownResourceManager, LogStatus, LookUp, ReadError, Recorded};
 use crate::protocol::record::{DecisionRecord, EndRecord};
 
 /// What SQLite's error says about the log.
@@ -217,13 +217,17 @@ pub(super) async fn recently_ended(readers: &SqlitePool, limit: u32) -> Result<V
     .fetch_all(readers)
     .await
     .map_err(error)?;
-    let end = |row: Row| match row.recorded()? {
+    rows.into_iter().map(end).collect()
+}
+
+/// The end in a row that was selected because it has one.
+pub(super) fn end(row: Row) -> Result<EndRecord, ReadError> {
+    match row.recorded()? {
         (_, Recorded::Ended(_, end)) => Ok(end),
         (gtrid, Recorded::Absent | Recorded::Decided(_)) => {
             Err(ReadError::Damaged(format!("transaction {gtrid} has a time of its end, and no end")))
         }
-    };
-    rows.into_iter().map(end).collect()
+    }
 }
 
 /// Every resource manager, by name.
@@ -258,15 +262,24 @@ pub(super) async fn resource_manager(
         .map_err(|error| damaged(format_args!("resource manager {name}"), error))
 }
 
-/// How many decisions have no end, how many transactions a heuristic outcome, and the horizon. Counts small indexes only.
-pub(super) async fn facts(readers: &SqlitePool) -> Result<(u64, u64, u64), ReadError> {
-    let (unfinished, heuristic, record): (i64, i64, Option<Vec<u8>>) = sqlx::query_as(
+/// Numbers, without the bytes on disk. Counts small indexes only.
+pub(super) async fn facts(readers: &SqlitePool) -> Result<LogStatus, ReadError> {
+    let (unfinished, heuristic, acknowledged, record): (i64, i64, i64, Option<Vec<u8>>) = sqlx::query_as(
         "SELECT (SELECT count(*) FROM transactions WHERE ended_ms IS NULL), \
              (SELECT count(*) FROM transactions WHERE heuristic = 1), \
+             (SELECT count(*) FROM acknowledged), \
              (SELECT record FROM marks WHERE name = 'horizon')",
     )
     .fetch_one(readers)
     .await
     .map_err(error)?;
-    Ok((unfinished.cast_unsigned(), heuristic.cast_unsigned(), horizon(record)?))
+    let heuristic = heuristic.cast_unsigned();
+    Ok(LogStatus {
+        unfinished: unfinished.cast_unsigned(),
+        heuristic,
+        heuristic_open: heuristic.saturating_sub(acknowledged.cast_unsigned()),
+        bytes: 0,
+        horizon_ms: horizon(record)?,
+        behind: false,
+    })
 }

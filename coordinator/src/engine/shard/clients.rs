@@ -9,7 +9,7 @@ use crate::engine::input::{Answer, BranchView, Now, OutcomeAnswer, Summary, Tran
 use crate::protocol::branch::Branch;
 use crate::protocol::event::Event;
 use crate::protocol::record::About;
-use crate::protocol::transaction::{State, Transaction};
+use crate::protocol::transaction::{PreparedAnswer, State, Transaction};
 
 impl<R> Shard<R> {
     pub(super) fn begin(&mut self, random: [u8; 10], timeout: Duration, about: About, reply: R, now: Now) {
@@ -72,7 +72,12 @@ impl<R> Shard<R> {
     }
 
     pub(super) fn ask_prepared(&mut self, xids: &[Xid], reply: R) {
-        let answer = |xid: &Xid| Some(self.live.get(&xid.gtrid)?.transaction.answer_prepared(&xid.bqual));
+        let answer = |xid: &Xid| {
+            let live = self.live.get(&xid.gtrid)?;
+            // Whoever holds a delivery back does not want it to arrive by this way instead.
+            let held = PreparedAnswer::StillRunning;
+            Some(if live.paused { held } else { live.transaction.answer_prepared(&xid.bqual) })
+        };
         let answers = xids.iter().map(answer).collect();
         self.reply(reply, Answer::Prepared(answers));
     }
@@ -98,12 +103,12 @@ impl<R> Shard<R> {
     pub(super) fn summarize(&mut self, reply: R, now: Now) {
         self.begins_from_ms = self.begins_from_ms.max(now.unix_ms);
         let undecided = self.live.values().filter(|live| is_undecided(&live.transaction)).count();
-        let undelivered = self.live.len() - undecided;
-        let oldest = self.live.keys().next().copied();
-        let begins_from_ms = self.begins_from_ms;
         let overdue = self.live.values().filter(|live| is_overdue(live, now)).count();
+        let undelivered = self.live.len() - undecided;
         let mut decided = self.live.iter().filter(|(_, live)| !is_undecided(&live.transaction));
         let oldest_undelivered = decided.next().map(|(gtrid, _)| *gtrid);
+        let oldest = self.live.keys().next().copied();
+        let begins_from_ms = self.begins_from_ms;
         let queued = self.deliveries.depths().map(|(name, depth)| (name.clone(), depth)).collect();
         let summary = Summary {
             live: self.live.len(),
@@ -133,6 +138,8 @@ impl<R> Shard<R> {
             state: transaction.state().clone(),
             deadline_ms: if transaction.deadline_applies() { live.deadline_ms } else { 0 },
             decided_ms: if is_undecided(transaction) { 0 } else { live.decided_ms },
+            overdue: is_overdue(live, now),
+            paused: live.paused,
             branches: transaction.branches().iter().map(branch).collect(),
         }
     }
@@ -151,6 +158,11 @@ fn is_undecided(transaction: &Transaction) -> bool {
     }
 }
 
+/// Whether its time is over though nothing is decided.
+fn is_overdue<R>(live: &Live<R>, now: Now) -> bool {
+    is_undecided(&live.transaction) && live.deadline.is_some_and(|deadline| deadline <= now.monotonic)
+}
+
 /// What may be told of a live transaction.
 fn known(transaction: &Transaction) -> OutcomeAnswer {
     let (outcome, detail) = match transaction.outcome() {
@@ -163,9 +175,4 @@ fn known(transaction: &Transaction) -> OutcomeAnswer {
         branches: transaction.branches().len(),
         pending: transaction.pending(),
     }
-}
-
-/// Whether its time is over though nothing is decided.
-fn is_overdue<R>(live: &Live<R>, now: Now) -> bool {
-    is_undecided(&live.transaction) && live.deadline.is_some_and(|deadline| deadline <= now.monotonic)
 }

@@ -6,9 +6,10 @@
 //! holds nobody else up and no lock is needed.
 //!
 //! Here: transactions, the log's answers and time. `clients` has what applications and operators ask for, `participants` what
-//! attached sessions say, `waiters` who waits for an outcome.
+//! attached sessions say, `operators` what is done by hand, `waiters` who waits for an outcome.
 
 mod clients;
+mod operators;
 mod participants;
 #[cfg(feature = "simulation")]
 pub mod seen;
@@ -78,6 +79,8 @@ struct Live<R> {
     record_again: Option<Monotonic>,
     /// Which session enlisted each branch; none did of a recovered transaction.
     held_by: BTreeMap<Bqual, SessionId>,
+    /// An operator holds its deliveries back.
+    paused: bool,
 }
 
 impl<R> Live<R> {
@@ -91,6 +94,7 @@ impl<R> Live<R> {
             wait_until: None,
             record_again: None,
             held_by: BTreeMap::new(),
+            paused: false,
         }
     }
 }
@@ -118,6 +122,10 @@ pub struct Shard<R> {
     live: BTreeMap<Gtrid, Live<R>>,
     sessions: BTreeMap<SessionId, Session>,
     deliveries: Deliveries,
+    /// Resource managers that are gone for good (P28).
+    retired: BTreeSet<ResourceManagerName>,
+    /// Branches of theirs that were told a decision in this step: nobody will ever acknowledge it.
+    given_up: Vec<Xid>,
     timers: BTreeSet<(Monotonic, Timer)>,
     outputs: Outputs<R>,
     /// The time of the next gtrid at the earliest. A clock that is set back must not begin anything below a floor that was given out:
@@ -136,6 +144,8 @@ impl<R> Shard<R> {
             live: BTreeMap::new(),
             sessions: BTreeMap::new(),
             deliveries: Deliveries::default(),
+            retired: BTreeSet::new(),
+            given_up: Vec::new(),
             timers: BTreeSet::new(),
             outputs: Outputs { log: Vec::new(), sent: Vec::new(), answered: Vec::new() },
             begins_from_ms: config.begin_from_ms,
@@ -164,6 +174,7 @@ impl<R> Shard<R> {
         // First: a shard that is behind must not let a commit slip in after its deadline.
         self.fire_timers(now);
         self.take(input, now);
+        self.give_up(now);
         for due in self.deliveries.pump(now.monotonic) {
             let message = self.to_participant(due.xid, due.message, now.monotonic);
             self.send(due.session, message);
@@ -186,6 +197,8 @@ impl<R> Shard<R> {
             Input::AskPrepared { xids, reply } => self.ask_prepared(&xids, reply),
             Input::List { limit, reply } => self.list(limit, reply, now),
             Input::Find { prefix, limit, reply } => self.find(&prefix, limit, reply, now),
+            Input::Act { gtrid, act, reply } => self.act(gtrid, &act, reply, now),
+            Input::Retire { resource_manager } => self.retire(resource_manager),
             Input::Summarize { reply } => self.summarize(reply, now),
             Input::Attached { session, resource_manager } => self.attached(session, resource_manager),
             Input::Detached { session } => self.detached(session, now),
@@ -342,10 +355,18 @@ impl<R> Shard<R> {
     }
 
     fn tell(&mut self, xid: Xid, message: Message, now: Now) {
-        let holder = self.live[&xid.gtrid].held_by.get(&xid.bqual).copied();
+        let live = &self.live[&xid.gtrid];
+        let (holder, paused) = (live.held_by.get(&xid.bqual).copied(), live.paused);
         match message {
             Message::Commit | Message::Rollback | Message::CommitOnePhase => {
-                self.deliveries.enqueue(xid, message, holder);
+                if self.retired.contains(&xid.bqual.resource_manager()) {
+                    self.given_up.push(xid);
+                    return;
+                }
+                self.deliveries.enqueue(xid.clone(), message, holder);
+                if paused {
+                    self.deliveries.pause(&xid);
+                }
             }
             Message::Prepare => {
                 // Sent once: if the session is gone, the branch is lost, and that is an event of its own.

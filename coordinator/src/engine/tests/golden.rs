@@ -5,7 +5,7 @@
 //! `attach s1 a` (a session of the resource manager a), `detach s1`, `begin t1 timeout=30s`, `enlist s1 t1.a`,
 //! `vote s1 t1.a=commit`, `ack s1 t1.a=committed` (or `not-yet`), `commit c1 t1 wait=decided`, `rollback c1 t1`, `inquire c1 t1`,
 //! `prepared t1.a`, `list 10`, `find 1`, `summary`, `log t1 forced`, `recover t1 a b`, `recover-intent t1 a`,
-//! `recover-many a 600`, `commit-many t1 64`, `late 5s` (time passes, and the shell is too busy to notice), `wait 5s` (as the shell would: a tick whenever a timer is due), `timer` (when is the next one due?), `show t1`. With
+//! `retry t1`, `pause t1`, `resume t1`, `abandon t1 a`, `retire a` (an operator), `recover-many a 600`, `commit-many t1 64`, `late 5s` (time passes, and the shell is too busy to notice), `wait 5s` (as the shell would: a tick whenever a timer is due), `timer` (when is the next one due?), `show t1`. With
 //! `[count]` before it only the number of outputs of each kind is shown.
 
 use std::collections::BTreeMap;
@@ -18,7 +18,7 @@ use lockstep_proto::{Gtrid, Xid};
 
 use crate::engine::delivery::SessionId;
 use crate::engine::input::{
-    Acknowledgement, Answer, BranchView, Input, LogAnswer, Now, OutcomeAnswer, Output, Refusal,
+    Acknowledgement, Act, Answer, BranchView, Input, LogAnswer, Now, OutcomeAnswer, Output, Refusal,
     ToParticipant, TransactionView, Wait,
 };
 use crate::engine::shard::{Shard, ShardConfig};
@@ -186,6 +186,7 @@ impl Runner {
                 let views = views.iter().map(|view| self.show_view(view));
                 views.collect::<Vec<_>>().join("; ")
             }
+            Answer::Acted(branches) => format!("done: {branches} branches"),
             Answer::Summary(summary) => {
                 let oldest = summary.oldest.map_or("none".into(), |gtrid| self.name(&gtrid));
                 format!(
@@ -265,6 +266,20 @@ impl Runner {
             "attach" | "detach" | "enlist" | "vote" | "ack" => self.participant(command, &mut out)?,
             "begin" | "commit" | "rollback" | "inquire" => self.client(command, &mut out)?,
             "prepared" | "list" | "find" | "summary" | "show" => self.question(command, &mut out)?,
+            "retry" | "pause" | "resume" | "abandon" => {
+                let gtrid = self.gtrid(next("which transaction?")?);
+                let act = match command.name.as_str() {
+                    "retry" => Act::Retry,
+                    "pause" => Act::Pause,
+                    "resume" => Act::Resume,
+                    _ => Act::Abandon(resource_manager(next("whose branch?")?)),
+                };
+                self.step(Input::Act { gtrid, act, reply: "operator".to_owned() }, &mut out);
+            }
+            "retire" => {
+                let resource_manager = resource_manager(next("who?")?);
+                self.step(Input::Retire { resource_manager }, &mut out);
+            }
             "log" => {
                 let gtrid = self.gtrid(next("which transaction?")?);
                 let answer = log_answer(next("what does the log say?")?)?;

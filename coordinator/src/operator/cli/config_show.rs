@@ -1,4 +1,4 @@
-//! `lockstep config show`: what holds, and who said so.
+//! `lockstep config show` and `lockstep config check`: what holds, and who said so.
 //!
 //! The text is a configuration file with the same effect; origins stand in it as comments.
 
@@ -6,6 +6,7 @@ use serde::Serialize;
 
 use super::exit::{Exit, Failure};
 use super::output;
+use crate::codes::Code;
 use crate::config::{self, ConfigError, Form, Loaded, Origin, Overrides, Setting};
 
 #[derive(Debug, clap::Args)]
@@ -30,10 +31,25 @@ pub(super) fn run(args: &Args) -> Result<Exit, Failure> {
     Ok(Exit::Ok)
 }
 
+/// Which configuration to check.
+#[derive(Debug, clap::Args)]
+pub(super) struct CheckArgs {
+    #[command(flatten)]
+    overrides: Overrides,
+}
+
+/// `lockstep config check`.
+pub(super) fn check(args: &CheckArgs) -> Result<Exit, Failure> {
+    let loaded = load(&args.overrides)?;
+    let file = loaded.file.map_or("no file".to_owned(), |path| path.display().to_string());
+    output::talk(&format!("the configuration is valid ({})", output::printable(&file)));
+    Ok(Exit::Ok)
+}
+
 /// The configuration, or a failure that names everything wrong with it.
 pub(super) fn load(overrides: &Overrides) -> Result<Loaded, Failure> {
     config::load(overrides).map_err(|error: ConfigError| {
-        Failure::new(Exit::Usage, error.to_string())
+        Failure::coded(Code::WrongConfiguration, Exit::Usage, error.to_string())
             .remedy("`lockstep serve --help` and docs/configuration.md list every key")
     })
 }

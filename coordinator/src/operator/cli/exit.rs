@@ -3,8 +3,9 @@
 use std::fmt;
 use std::process::ExitCode;
 
-/// How a command ended. The numbers are a promise to scripts: none is ever reused. 6 is kept for "unresolved
-/// transactions exist".
+use crate::codes::Code;
+
+/// How a command ended. The numbers are a promise to scripts: none is ever reused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]
 pub(super) enum Exit {
@@ -14,6 +15,7 @@ pub(super) enum Exit {
     NotFound = 3,
     Refused = 4,
     RolledBack = 5,
+    Unresolved = 6,
     Timeout = 7,
     Unknown = 8,
     Heuristic = 9,
@@ -23,13 +25,14 @@ pub(super) enum Exit {
 
 impl Exit {
     /// All of them, by number.
-    pub(super) const ALL: [Self; 11] = [
+    pub(super) const ALL: [Self; 12] = [
         Self::Ok,
         Self::Failed,
         Self::Usage,
         Self::NotFound,
         Self::Refused,
         Self::RolledBack,
+        Self::Unresolved,
         Self::Timeout,
         Self::Unknown,
         Self::Heuristic,
@@ -52,9 +55,12 @@ impl Exit {
             Self::Usage => {
                 "wrong usage: a flag, a variable, the configuration file, or an id that is not unique"
             }
-            Self::NotFound => "no such transaction",
-            Self::Refused => "refused by the coordinator",
+            Self::NotFound => "no such transaction, or no such resource manager",
+            Self::Refused => "refused by the coordinator, as unsafe or as not its own",
             Self::RolledBack => "`tx wait`: rolled back",
+            Self::Unresolved => {
+                "`--exit-code`: something is unresolved, or an attached database did not answer; `health`: not ready"
+            }
             Self::Timeout => "no answer in time; `tx wait`: still undecided",
             Self::Unknown => "`tx wait`: the coordinator cannot tell the outcome",
             Self::Heuristic => "`tx wait`: a branch ended differently from the decision",
@@ -82,6 +88,8 @@ pub(super) fn table() -> String {
 pub(super) struct Failure {
     /// The exit code.
     pub exit: Exit,
+    /// The error's code, if it has one: its page says more.
+    pub code: Option<String>,
     /// What happened: a sentence, or one for each line.
     pub message: String,
     /// What to do about it; empty if the message says it.
@@ -90,7 +98,12 @@ pub(super) struct Failure {
 
 impl Failure {
     pub(super) fn new(exit: Exit, message: impl Into<String>) -> Self {
-        Self { exit, message: message.into(), remedy: String::new() }
+        Self { exit, code: None, message: message.into(), remedy: String::new() }
+    }
+
+    /// One that has a page.
+    pub(super) fn coded(code: Code, exit: Exit, message: impl Into<String>) -> Self {
+        Self { code: Some(code.to_string()), ..Self::new(exit, message) }
     }
 
     pub(super) fn remedy(mut self, remedy: impl Into<String>) -> Self {
@@ -101,10 +114,13 @@ impl Failure {
 
 impl fmt::Display for Failure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "error: {}", self.message)?;
+        match &self.code {
+            Some(code) => write!(f, "error[{code}]: {}", self.message)?,
+            None => write!(f, "error: {}", self.message)?,
+        }
         if !self.remedy.is_empty() {
             write!(f, "\n  {}", self.remedy)?;
         }
-        Ok(())
+        self.code.iter().try_for_each(|code| write!(f, "\n  docs/errors/{code}.md"))
     }
 }

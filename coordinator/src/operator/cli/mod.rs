@@ -1,18 +1,26 @@
 //! The commands of `lockstep`.
 //!
 //! - [`exit`]: what each exit code means, and how a failure is told.
-//! - [`serve`], [`migrate`], [`restore`], [`cluster`], [`config_show`], [`status`], [`tx`], [`doctor`]: the commands.
+//! - [`serve`], [`migrate`], [`restore`], [`cluster`], [`config_show`], [`status`], [`tx`], [`orphans`], [`participants`], [`audit`], [`export`], [`health`], [`doctor`]: the commands.
+//!   [`act`]: what those share that change something.
 //! - [`remote`]: how they ask a running coordinator, and what a failed question means.
-//! - [`tables`], [`output`]: how an answer is written: data on stdout, talk on stderr.
+//! - [`tables`], [`evidence`], [`output`]: how an answer is written: data on stdout, talk on stderr.
 //!
 //! A command that reads changes nothing; none of them is told a secret.
 
+mod act;
+mod audit;
 mod cluster;
 mod config_show;
 mod doctor;
+mod evidence;
 mod exit;
+mod export;
+mod health;
 mod migrate;
+mod orphans;
 mod output;
+mod participants;
 mod remote;
 mod restore;
 mod serve;
@@ -25,6 +33,9 @@ use std::process::ExitCode;
 
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 
+use lockstep_proto::v1::OperatorAction;
+
+use crate::codes::Code;
 use crate::config::environment;
 use exit::{Exit, Failure};
 
@@ -55,6 +66,21 @@ enum Command {
     Tx(tx::Command),
     /// A running coordinator, and what is unresolved in it
     Status(status::Args),
+    /// Whether a running coordinator is to be called
+    Health(health::Args),
+    /// Prepared branches that no coordinator answers for
+    #[command(subcommand, arg_required_else_help = true)]
+    Orphans(orphans::Command),
+    /// Who takes part
+    #[command(subcommand, arg_required_else_help = true)]
+    Participants(participants::Command),
+    /// What operators did
+    #[command(subcommand, arg_required_else_help = true)]
+    Audit(audit::Command),
+    /// Write everything on record to stdout: one JSON object on each line
+    Export(export::Args),
+    /// Begin nothing new, until the coordinator is started again
+    Drain(act::ActArgs),
     /// Whether a database can take part, what stands in the way, and what mends it
     Doctor(doctor::Args),
 }
@@ -63,6 +89,8 @@ enum Command {
 enum ConfigCommand {
     /// Print the configuration that these flags, this environment and the file make, as a file
     Show(config_show::Args),
+    /// Whether a coordinator would take these flags, this environment and the file
+    Check(config_show::CheckArgs),
 }
 
 /// Runs the program `lockstep`: `args` begin with its name. What it returns is documented in docs/cli.md.
@@ -80,6 +108,9 @@ where
             // `--help` and `--version` arrive here too, and are no errors. There is nobody left to tell that neither
             // stdout nor stderr took it.
             let _ = error.print();
+            if error.use_stderr() {
+                output::talk(&format!("docs/errors/{}.md", Code::WrongCommandLine));
+            }
             return if error.use_stderr() { Exit::Usage } else { Exit::Ok }.into();
         }
     };
@@ -111,12 +142,19 @@ fn command() -> clap::Command {
 fn dispatch(command: Command) -> Result<Exit, Failure> {
     match command {
         Command::Config(ConfigCommand::Show(args)) => config_show::run(&args),
+        Command::Config(ConfigCommand::Check(args)) => config_show::check(&args),
         Command::Serve(args) => block_on(serve::run(args)),
         Command::Cluster(command) => block_on(cluster::run(command)),
         Command::Migrate(args) => block_on(migrate::run(args)),
         Command::Restore(args) => block_on(restore::run(args)),
         Command::Tx(command) => block_on(tx::run(command)),
         Command::Status(args) => block_on(status::run(args)),
+        Command::Health(args) => block_on(health::run(args)),
+        Command::Orphans(command) => block_on(orphans::run(command)),
+        Command::Participants(command) => block_on(participants::run(command)),
+        Command::Audit(command) => block_on(audit::run(command)),
+        Command::Export(args) => block_on(export::run(args)),
+        Command::Drain(args) => block_on(act::act(args, OperatorAction::Drain, String::new(), String::new())),
         Command::Doctor(args) => block_on(doctor::run(args)),
     }
 }

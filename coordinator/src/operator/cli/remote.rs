@@ -11,17 +11,20 @@ use lockstep_proto::v1::coordinator_service_client::CoordinatorServiceClient;
 use lockstep_proto::wire::WireError;
 use tonic::transport::{Channel, Endpoint, Uri};
 use tonic::{Code, Status};
+use tonic_types::StatusExt as _;
 
 use super::exit::{Exit, Failure};
 use super::output::printable;
+use crate::codes::Code as ErrorCode;
 use crate::config::environment::SERVER_VARIABLE;
+use crate::rpc::status::{CODE_KEY, REMEDY_KEY};
 
 /// Bytes of one answer: a thousand transactions of 256 branches each, with labels and errors, stay below it.
 const MAX_ANSWER_BYTES: usize = 256 * 1024 * 1024;
 
-/// Which coordinator to ask, and how to print its answer.
+/// Which coordinator to ask.
 #[derive(Debug, Clone, Args)]
-pub(super) struct ServerArgs {
+pub(super) struct ServerUrl {
     /// The coordinator to ask
     #[arg(
         long,
@@ -32,9 +35,24 @@ pub(super) struct ServerArgs {
         value_parser = server_url,
     )]
     pub server: Uri,
+}
+
+/// Which coordinator to ask, and how to print its answer.
+#[derive(Debug, Clone, Args)]
+pub(super) struct ServerArgs {
+    #[command(flatten)]
+    url: ServerUrl,
     /// Print JSON, in a form that later versions keep
     #[arg(long)]
     pub json: bool,
+}
+
+impl std::ops::Deref for ServerArgs {
+    type Target = ServerUrl;
+
+    fn deref(&self) -> &ServerUrl {
+        &self.url
+    }
 }
 
 /// How long a command that asks once waits for the answer.
@@ -106,35 +124,47 @@ impl Remote {
     pub(super) fn failure(&self, status: &Status) -> Failure {
         match reach(status) {
             Reach::Nobody => self.nobody(),
-            Reach::Broken => {
-                Failure::new(Exit::Failed, format!("{self} cannot be asked: {}", causes(status))).remedy(
-                    "is this the address of a coordinator? --server or LOCKSTEP_SERVER names another one",
-                )
-            }
+            Reach::Broken => Failure::coded(
+                ErrorCode::NoCoordinator,
+                Exit::Failed,
+                format!("{self} cannot be asked: {}", causes(status)),
+            )
+            .remedy("is this the address of a coordinator? --server or LOCKSTEP_SERVER names another one"),
             Reach::Late => self.late(),
-            Reach::Answered => Failure::new(
-                exit_of(status.code()),
-                format!("{self} answers: {}", printable(status.message())),
-            ),
+            Reach::Answered => self.refusal(status),
         }
+    }
+
+    /// The coordinator's own words, with its code and what to do.
+    fn refusal(&self, status: &Status) -> Failure {
+        let message = format!("{self} answers: {}", printable(status.message()));
+        let failure = Failure::new(exit_of(status.code()), message);
+        let Some(info) = status.get_details_error_info() else { return failure };
+        let code = info.metadata.get(CODE_KEY).filter(|code| is_code(code)).cloned();
+        let remedy = info.metadata.get(REMEDY_KEY).map_or(String::new(), |remedy| printable(remedy));
+        Failure { code, ..failure }.remedy(remedy)
     }
 
     /// Nobody listens there.
     fn nobody(&self) -> Failure {
-        Failure::new(Exit::Failed, format!("nothing answers at {self}"))
+        Failure::coded(ErrorCode::NothingAnswers, Exit::Failed, format!("nothing answers at {self}"))
             .remedy("is `lockstep serve` running? --server or LOCKSTEP_SERVER names another address")
     }
 
     /// Somebody may listen there, but nothing has come back.
     pub(super) fn late(&self) -> Failure {
-        Failure::new(Exit::Timeout, format!("no answer from {self} in time"))
+        Failure::coded(ErrorCode::NoAnswerInTime, Exit::Timeout, format!("no answer from {self} in time"))
             .remedy("ask again, or wait longer with --timeout; nothing was changed")
     }
 
     /// An answer that cannot mean anything to this version.
     pub(super) fn strange(&self, error: &WireError) -> Failure {
-        Failure::new(Exit::Failed, format!("{self} answers what this version does not understand: {error}"))
-            .remedy("`lockstep status` tells its version: use a `lockstep` that is not older")
+        Failure::coded(
+            ErrorCode::StrangeAnswer,
+            Exit::Failed,
+            format!("{self} answers what this version does not understand: {error}"),
+        )
+        .remedy("`lockstep status` tells its version: use a `lockstep` that is not older")
     }
 }
 
@@ -190,6 +220,11 @@ pub(super) fn reach(status: &Status) -> Reach {
         cause = error.source();
     }
     Reach::Broken
+}
+
+/// It becomes part of a path that people follow.
+fn is_code(text: &str) -> bool {
+    text.len() == 6 && text.starts_with("LS") && text[2..].bytes().all(|byte| byte.is_ascii_digit())
 }
 
 /// What an error of the coordinator's means for a command.

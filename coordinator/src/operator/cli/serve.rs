@@ -99,7 +99,9 @@ where
 fn ended(result: Result<(), ServeError>) -> Result<Exit, Failure> {
     match result {
         Ok(()) => Ok(Exit::Ok),
-        Err(error) => Err(Failure::new(Exit::Failed, error.to_string()).remedy(error.remedy())),
+        Err(error) => {
+            Err(Failure::coded(error.code(), Exit::Failed, error.to_string()).remedy(error.remedy()))
+        }
     }
 }
 

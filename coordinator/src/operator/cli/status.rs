@@ -9,6 +9,9 @@ use crate::operator::view::StatusView;
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
+    /// End with 6 if something is unresolved
+    #[arg(long)]
+    exit_code: bool,
     #[command(flatten)]
     server: ServerArgs,
     #[command(flatten)]
@@ -18,11 +21,12 @@ pub(super) struct Args {
 pub(super) async fn run(args: Args) -> Result<Exit, Failure> {
     let remote = Remote::new(&args.server.server, args.limit.timeout);
     let answer = within(&remote, args.limit, remote.admin().status(StatusRequest {})).await?;
-    let status = StatusView::from(answer);
+    let status = StatusView::try_from(answer).map_err(|error| remote.strange(&error))?;
     if args.server.json {
         output::print_json(&status)?;
     } else {
         output::print(&tables::status(&status, tables::Look::of_stdout()))?;
     }
-    Ok(Exit::Ok)
+    let open = status.undelivered + status.undecided + status.orphans + status.heuristic_open;
+    Ok(if args.exit_code && open > 0 { Exit::Unresolved } else { Exit::Ok })
 }

@@ -6,6 +6,7 @@ use comfy_table::{Cell, Color, ColumnConstraint, ContentArrangement, Table, Widt
 use lockstep_proto::limits::cut;
 
 use super::cluster::NodeView;
+use super::evidence;
 use super::output::printable;
 use crate::operator::view::{
     BranchView, Moment, Outcome, OutcomeView, ParticipantView, State, StatusView, TransactionList,
@@ -167,7 +168,7 @@ fn colour(outcome: Outcome) -> Option<Color> {
 
 /// `tx show`.
 pub(super) fn show(shown: &TransactionShown, look: Look) -> String {
-    let TransactionShown { as_of, transaction } = shown;
+    let TransactionShown { as_of, transaction, .. } = shown;
     let mut facts = look.table(2);
     let mut fact = |name: &str, value: Cell| {
         facts.add_row(vec![Cell::new(name), value]);
@@ -196,11 +197,23 @@ pub(super) fn show(shown: &TransactionShown, look: Look) -> String {
             fact(name, Cell::new(format!("{at}  ({})", when(at, *as_of))));
         }
     }
-    let facts = without_header(&facts);
-    if transaction.branches.is_empty() {
-        return format!("{facts}\nno branches\n");
+    if let Some(situation) = transaction.situation {
+        fact("Situation", Cell::new(situation.as_str()).fg(Color::Red));
     }
-    format!("{facts}\n{}", branches(&transaction.branches, look))
+    if transaction.paused {
+        fact("", Cell::new("its deliveries are paused by an operator").fg(Color::Yellow));
+    }
+    if transaction.acknowledged {
+        fact("", Cell::new("its heuristic outcome was acknowledged"));
+    }
+    let mut text = without_header(&facts);
+    text += "\n";
+    text += &if transaction.branches.is_empty() {
+        "no branches\n".to_owned()
+    } else {
+        branches(&transaction.branches, look)
+    };
+    text + &evidence::text(shown, look)
 }
 
 fn branches(branches: &[BranchView], look: Look) -> String {
@@ -237,31 +250,50 @@ pub(super) fn status(status: &StatusView, look: Look) -> String {
     let itself = format!("{version}  cluster {cluster}  epoch {}  up {up}", status.epoch);
     fact("lockstep", Cell::new(itself));
     fact("in flight", Cell::new(status.transactions_in_flight));
-    let unresolved =
-        Cell::new(format!("undelivered {}   heuristic {}", status.undelivered, status.heuristic));
-    let resolved = status.undelivered == 0 && status.heuristic == 0;
-    fact("unresolved", if resolved { unresolved } else { unresolved.fg(Color::Red) });
+    let oldest = status
+        .undelivered_since
+        .map_or(String::new(), |since| format!(" (oldest {})", age(status.as_of.ms_since(since))));
+    let unresolved = format!(
+        "undelivered {}{oldest}   undecided {}   orphan {}   heuristic {}",
+        status.undelivered, status.undecided, status.orphans, status.heuristic_open
+    );
+    let open = status.undelivered + status.undecided + status.orphans + status.heuristic_open;
+    let unresolved = Cell::new(unresolved);
+    fact("unresolved", if open == 0 { unresolved } else { unresolved.fg(Color::Red) });
+    if status.draining {
+        fact("", Cell::new("draining: nothing new is begun").fg(Color::Yellow));
+    }
+    if status.log_behind {
+        let text = "the decision log is behind what participants have seen: nothing is presumed";
+        fact("", Cell::new(text).fg(Color::Red));
+    }
     if status.participants.is_empty() {
         fact("participants", Cell::new("none was ever attached"));
     }
     for (index, participant) in status.participants.iter().enumerate() {
         let name = if index == 0 { "participants" } else { "" };
-        fact(name, participant_cell(participant));
+        fact(name, participant_cell(participant, status.as_of));
     }
-    let next = match (status.heuristic, status.undelivered) {
-        (0, 0) => "",
-        (0, _) => "next: lockstep tx ls\n",
-        // They have ended.
-        (_, _) => "next: lockstep tx ls --all\n",
+    let next = if status.orphans > 0 {
+        "next: lockstep orphans scan\n"
+    } else if status.heuristic_open > 0 {
+        "next: lockstep tx ls --situation heuristic\n"
+    } else if status.undecided > 0 {
+        "next: lockstep tx ls --situation undecided\n"
+    } else if status.undelivered > 0 {
+        "next: lockstep tx ls --situation undelivered\n"
+    } else {
+        ""
     };
     without_header(&facts) + next
 }
 
-fn participant_cell(participant: &ParticipantView) -> Cell {
+fn participant_cell(participant: &ParticipantView, now: Moment) -> Cell {
     let name = printable(&participant.resource_manager);
-    let up = match participant.sessions {
-        0 => format!("{name} DOWN"),
-        sessions => format!("{name} up ({sessions})"),
+    let up = match (participant.retired, participant.down_since) {
+        (true, _) => return Cell::new(format!("{name} retired")),
+        (false, Some(since)) => format!("{name} DOWN since {}", when(since, now)),
+        (false, None) => format!("{name} up ({})", participant.sessions),
     };
     let well = participant.sessions > 0 && participant.problem.is_empty();
     let told = if participant.problem.is_empty() {
@@ -285,13 +317,13 @@ pub(super) fn outcome(view: &OutcomeView) -> String {
 }
 
 /// The lines of a table of facts: its columns need no names.
-fn without_header(table: &Table) -> String {
+pub(super) fn without_header(table: &Table) -> String {
     let lines = lines(table);
     lines.split_once('\n').map_or(String::new(), |(_, facts)| facts.to_owned())
 }
 
 /// A time as seen from another: `4m12s ago`, `in 3s`.
-fn when(at: Moment, now: Moment) -> String {
+pub(super) fn when(at: Moment, now: Moment) -> String {
     match now.ms_since(at) {
         ms @ ..0 => format!("in {}", age(-ms)),
         ms => format!("{} ago", age(ms)),
@@ -299,7 +331,7 @@ fn when(at: Moment, now: Moment) -> String {
 }
 
 /// A duration by its two greatest units; below a second, milliseconds. What is negative is the clocks' fault, and 0.
-fn age(ms: i64) -> String {
+pub(super) fn age(ms: i64) -> String {
     let seconds = ms / 1000;
     let (minutes, hours, days) = (seconds / 60, seconds / 3_600, seconds / 86_400);
     if days > 0 {

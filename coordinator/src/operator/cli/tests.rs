@@ -17,7 +17,10 @@ fn the_command_line_is_consistent() {
 #[test]
 fn what_is_no_command_line_is_refused() {
     assert_eq!(refused(&["begin"]), ErrorKind::InvalidSubcommand);
-    assert_eq!(refused(&["tx", "rollback"]), ErrorKind::InvalidSubcommand);
+    assert_eq!(refused(&["tx", "fix"]), ErrorKind::InvalidSubcommand);
+    // What is done is done with a reason; a plan needs none.
+    assert_eq!(refused(&["tx", "rollback", "1"]), ErrorKind::MissingRequiredArgument);
+    assert_eq!(refused(&["orphans", "resolve", "1", "--dry-run"]), ErrorKind::MissingRequiredArgument);
     assert_eq!(refused(&["tx", "wait"]), ErrorKind::MissingRequiredArgument);
     assert_eq!(refused(&["serve", "now"]), ErrorKind::UnknownArgument);
     for timeout in ["0s", "25h", "5", "soon"] {
@@ -33,7 +36,8 @@ fn what_is_no_command_line_is_refused() {
 #[test]
 fn exit_codes_are_what_they_were() {
     use Exit::{
-        Failed, Heuristic, NotFound, Ok, Refused, RolledBack, Timeout, Unfit, Unknown, Unreachable, Usage,
+        Failed, Heuristic, NotFound, Ok, Refused, RolledBack, Timeout, Unfit, Unknown, Unreachable,
+        Unresolved, Usage,
     };
     let promised = [
         (Ok, 0),
@@ -42,6 +46,7 @@ fn exit_codes_are_what_they_were() {
         (NotFound, 3),
         (Refused, 4),
         (RolledBack, 5),
+        (Unresolved, 6),
         (Timeout, 7),
         (Unknown, 8),
         (Heuristic, 9),

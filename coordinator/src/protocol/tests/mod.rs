@@ -6,5 +6,6 @@ pub(crate) mod names;
 mod presumption;
 pub(crate) mod scripts;
 pub(crate) mod show;
+mod situation;
 mod table;
 mod walk;

@@ -221,11 +221,13 @@ const PREPARED: &str = "SELECT gid, database::text AS database, owner::text AS o
      FROM pg_prepared_xacts ORDER BY prepared, gid LIMIT 1000";
 
 /// The sessions of which PostgreSQL says that process 0 blocks them, and the prepared transaction that holds the lock they
-/// wait for. Its locks have no process; that on its own transaction id tells which of them are its.
-const BLOCKED: &str = "SELECT DISTINCT w.pid, p.gid, \
+/// wait for, for the doctor and for operators. Its locks have no process; that on its own transaction id tells which of them are its.
+pub(crate) const BLOCKED: &str = "SELECT DISTINCT w.pid, p.gid, \
      CASE WHEN w.relation IS NOT NULL THEN w.relation::regclass::text WHEN w.locktype = 'transactionid' \
      THEN 'a row that it changed' ELSE w.locktype END AS object, \
-     (extract(epoch FROM clock_timestamp() - w.waitstart) * 1000)::bigint AS since_ms \
+     (extract(epoch FROM clock_timestamp() - w.waitstart) * 1000)::bigint AS since_ms, \
+     (SELECT (extract(epoch FROM clock_timestamp() - a.query_start) * 1000)::bigint FROM pg_stat_activity AS a \
+     WHERE a.pid = w.pid) AS statement_ms \
      FROM pg_locks AS w \
      JOIN pg_locks AS h ON h.granted AND h.pid IS NULL AND (h.locktype, h.database, h.relation, h.page, h.tuple, \
      h.virtualxid, h.transactionid, h.classid, h.objid, h.objsubid) IS NOT DISTINCT FROM (w.locktype, w.database, \

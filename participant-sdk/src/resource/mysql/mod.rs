@@ -5,7 +5,7 @@
 //!   waits for.
 //! - `recovery`: how a prepared branch is finished, and what is found out about one that is not there. `kept`: why the session
 //!   that prepared it should do so.
-//! - `evidence`: the table that proves it, and pruning.
+//! - `evidence`: the table that proves it, and pruning. `inspect`: what a person is shown.
 //! - `attach`: our tables and our identity. What a server has to be, [`crate::doctor`] judges; `look`: what it sees.
 //! - `sql`: every statement. `refusal`: every refusal in words. `connection`: who holds a connection, and when
 //!   it is closed.
@@ -37,6 +37,7 @@ mod attach;
 mod branch;
 mod connection;
 mod evidence;
+mod inspect;
 mod kept;
 pub(crate) mod look;
 mod recovery;
@@ -56,7 +57,9 @@ use self::kept::Kept;
 use self::sql::Schema;
 use self::waits::Waits;
 use super::newest::Newest;
-use super::{Attachment, BranchId, EvidenceRow, Fate, Prepared, Resource, ResourceError, Room, Unresolved};
+use super::{
+    Attachment, BranchId, EvidenceRow, Fate, Inspection, Prepared, Resource, ResourceError, Room, Unresolved,
+};
 
 /// A MariaDB or MySQL database that takes part through the service's own pool.
 ///
@@ -216,6 +219,15 @@ impl Resource for MySql {
     ) -> Result<Vec<EvidenceRow>, Unresolved> {
         let (name, schema) = self.attached()?;
         evidence::old(&self.own, schema, name, cluster, retention, limit).await
+    }
+
+    async fn inspect(
+        &self,
+        name: &ResourceManagerName,
+        cluster: ClusterId,
+        gtrid: Option<Gtrid>,
+    ) -> Result<Inspection, Unresolved> {
+        inspect::inspect(&self.own, self.attached()?.1, name, cluster, gtrid).await
     }
 
     async fn forget(&self, branches: &[BranchId]) -> Result<(), Unresolved> {

@@ -221,7 +221,7 @@ pub(super) async fn prepared(
 }
 
 /// All branches of any of our clusters that [`sql::prepared`] lists. Whatever else is prepared is somebody else's.
-fn listed(reply: &Reply) -> Result<Vec<BranchId>, Unresolved> {
+pub(super) fn listed(reply: &Reply) -> Result<Vec<BranchId>, Unresolved> {
     on_primary(reply)?;
     let branch = |row: &MySqlRow| -> Result<Option<BranchId>, Unresolved> {
         let number = |column| row.try_get::<i64, _>(column).map_err(unreadable);

@@ -10,11 +10,12 @@
 
 use std::time::Duration;
 
-use lockstep_proto::{ClusterId, LogPosition, ResourceManagerName};
+use lockstep_proto::{ClusterId, Gtrid, LogPosition, ResourceManagerName};
 use sqlx::{AssertSqlSafe, SqlSafeStr as _, SqlStr};
 use uuid::Uuid;
 
 use crate::resource::BranchId;
+use crate::resource::inspection::MOST;
 
 /// Tells our XA branches from those of other products: "lock" in ASCII. Nothing else is ever touched.
 pub(super) const FORMAT_ID: i64 = 0x6c6f_636b;
@@ -279,6 +280,20 @@ impl Schema {
         ))
     }
 
+    /// The evidence of one transaction. Its branches lie side by side in the table's key.
+    pub(super) fn inspect_evidence(
+        &self,
+        name: &ResourceManagerName,
+        cluster: ClusterId,
+        gtrid: Gtrid,
+    ) -> SqlStr {
+        text(format!(
+            "SELECT xid, kind, CAST(TIMESTAMPDIFF(MICROSECOND, '1970-01-01', written_at) DIV 1000 AS SIGNED) AS at_ms \
+             FROM {} WHERE xid LIKE '{cluster}:{gtrid}:%' AND resource_manager = '{name}' ORDER BY xid LIMIT {MOST}",
+            self.evidence_table(),
+        ))
+    }
+
     /// Rows whose deadline is `retention` ago, longest ago first.
     pub(super) fn old_evidence(
         &self,
@@ -333,6 +348,9 @@ pub(super) fn prepared() -> SqlStr {
     text(format!("{READ_ONLY}; {RECOVER}"))
 }
 
+/// Which server it is.
+pub(super) const VERSION: &str = "SELECT VERSION() AS version";
+
 /// The server's time in milliseconds since 1970.
 pub(super) const CLOCK: &str =
     "SELECT TIMESTAMPDIFF(MICROSECOND, '1970-01-01', UTC_TIMESTAMP(6)) DIV 1000 AS now";
@@ -340,7 +358,9 @@ pub(super) const CLOCK: &str =
 /// The sessions that wait for a transaction that no session has, which is a prepared one. Needs PROCESS; MySQL keeps the
 /// waits elsewhere.
 pub(super) const BLOCKED_IN_MARIADB: &str = "SELECT CAST(r.trx_mysql_thread_id AS SIGNED) AS session, \
-     CAST(TIMESTAMPDIFF(SECOND, r.trx_wait_started, NOW()) AS SIGNED) AS seconds, l.lock_table AS object \
+     CAST(TIMESTAMPDIFF(SECOND, r.trx_wait_started, NOW()) AS SIGNED) AS seconds, l.lock_table AS object, \
+     (SELECT CAST(p.TIME_MS AS SIGNED) FROM information_schema.PROCESSLIST AS p WHERE p.ID = r.trx_mysql_thread_id) \
+     AS statement_ms \
      FROM information_schema.INNODB_LOCK_WAITS AS w \
      JOIN information_schema.INNODB_TRX AS b ON b.trx_id = w.blocking_trx_id AND b.trx_mysql_thread_id = 0 \
      JOIN information_schema.INNODB_TRX AS r ON r.trx_id = w.requesting_trx_id \
@@ -349,7 +369,9 @@ pub(super) const BLOCKED_IN_MARIADB: &str = "SELECT CAST(r.trx_mysql_thread_id A
 
 /// The same.
 pub(super) const BLOCKED_IN_MYSQL: &str = "SELECT CAST(r.trx_mysql_thread_id AS SIGNED) AS session, \
-     CAST(TIMESTAMPDIFF(SECOND, r.trx_wait_started, NOW()) AS SIGNED) AS seconds, l.OBJECT_NAME AS object \
+     CAST(TIMESTAMPDIFF(SECOND, r.trx_wait_started, NOW()) AS SIGNED) AS seconds, l.OBJECT_NAME AS object, \
+     (SELECT CAST(p.TIME * 1000 AS SIGNED) FROM information_schema.PROCESSLIST AS p WHERE p.ID = r.trx_mysql_thread_id) \
+     AS statement_ms \
      FROM performance_schema.data_lock_waits AS w \
      JOIN information_schema.INNODB_TRX AS b ON b.trx_id = w.BLOCKING_ENGINE_TRANSACTION_ID \
      AND b.trx_mysql_thread_id = 0 \

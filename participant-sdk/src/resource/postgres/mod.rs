@@ -3,7 +3,7 @@
 //! Read in this order:
 //! - `branch`: a branch while it is open, and how it is prepared.
 //! - `recovery`: how a prepared branch is finished, and what is found out about one that is not there.
-//! - `evidence`: the table that proves it, and pruning.
+//! - `evidence`: the table that proves it, and pruning. `inspect`: what a person is shown.
 //! - `attach`: our tables, and the identity. What a server has to be, [`crate::doctor`] judges.
 //! - `sql`: every statement. `refusal`: every refusal in words. `connection`: who holds a connection, and when
 //!   it is closed.
@@ -30,6 +30,7 @@ mod attach;
 mod branch;
 mod connection;
 mod evidence;
+mod inspect;
 mod recovery;
 mod refusal;
 pub(crate) mod sql;
@@ -43,7 +44,9 @@ use sqlx::{PgConnection, PgPool};
 
 pub use self::branch::OpenBranch;
 use super::newest::Newest;
-use super::{Attachment, BranchId, EvidenceRow, Fate, Prepared, Resource, ResourceError, Room, Unresolved};
+use super::{
+    Attachment, BranchId, EvidenceRow, Fate, Inspection, Prepared, Resource, ResourceError, Room, Unresolved,
+};
 
 /// A PostgreSQL database that takes part through the service's own pool.
 ///
@@ -189,6 +192,15 @@ impl Resource for Postgres {
         limit: usize,
     ) -> Result<Vec<EvidenceRow>, Unresolved> {
         evidence::old(&self.own, self.name()?, cluster, retention, limit).await
+    }
+
+    async fn inspect(
+        &self,
+        name: &ResourceManagerName,
+        cluster: ClusterId,
+        gtrid: Option<Gtrid>,
+    ) -> Result<Inspection, Unresolved> {
+        inspect::inspect(&self.own, name, cluster, gtrid).await
     }
 
     async fn forget(&self, branches: &[BranchId]) -> Result<(), Unresolved> {

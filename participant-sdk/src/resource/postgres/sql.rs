@@ -11,10 +11,11 @@
 use std::fmt::Write as _;
 use std::time::Duration;
 
-use lockstep_proto::{ClusterId, LogPosition, ResourceManagerName};
+use lockstep_proto::{ClusterId, Gtrid, LogPosition, ResourceManagerName};
 use sqlx::{AssertSqlSafe, SqlSafeStr as _, SqlStr};
 
 use crate::resource::BranchId;
+use crate::resource::inspection::MOST;
 
 /// What the names of our prepared transactions begin with. Nothing else is ever touched.
 const PREFIX: &str = "lockstep";
@@ -291,6 +292,25 @@ pub(super) fn prepared(cluster: ClusterId) -> SqlStr {
         "SELECT pg_is_in_recovery() AS in_recovery; \
          SELECT gid FROM pg_prepared_xacts \
          WHERE database = current_database() AND starts_with(gid, '{PREFIX}:{cluster}:')"
+    ))
+}
+
+/// Whether the server is a standby, then the prepared branches of any of our clusters in this database, all or of one transaction.
+pub(super) fn inspect_prepared(gtrid: Option<Gtrid>) -> SqlStr {
+    let of = gtrid.map_or(String::new(), |gtrid| format!(" AND strpos(gid, ':{gtrid}:') > 0"));
+    text(format!(
+        "SELECT pg_is_in_recovery() AS in_recovery; \
+         SELECT gid, (extract(epoch FROM prepared) * 1000)::bigint AS at_ms FROM pg_prepared_xacts \
+         WHERE database = current_database() AND starts_with(gid, '{PREFIX}:'){of} ORDER BY prepared LIMIT {MOST}"
+    ))
+}
+
+/// The evidence of one transaction. Its branches lie side by side in the table's key.
+pub(super) fn inspect_evidence(name: &ResourceManagerName, cluster: ClusterId, gtrid: Gtrid) -> SqlStr {
+    text(format!(
+        "SELECT xid, kind, (extract(epoch FROM written_at) * 1000)::bigint AS at_ms FROM lockstep.evidence \
+         WHERE xid >= '{cluster}:{gtrid}:' AND xid < '{cluster}:{gtrid};' AND resource_manager = '{name}' \
+         ORDER BY xid LIMIT {MOST}"
     ))
 }
 

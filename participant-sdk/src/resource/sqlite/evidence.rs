@@ -287,6 +287,27 @@ pub(super) async fn old(
         .collect()
 }
 
+/// The evidence of one transaction, with when it was written, in milliseconds since 1970.
+pub(super) async fn of_transaction(
+    connection: &mut SqliteConnection,
+    cluster: ClusterId,
+    gtrid: Gtrid,
+) -> Result<Vec<(BranchId, Fate, u64)>, sqlx::Error> {
+    let rows: Vec<(String, String, i64)> = sqlx::query_as(
+        "SELECT branch, kind, written_ms FROM main.lockstep_evidence WHERE branch >= ?1 || ':' AND branch < ?1 || ';' \
+         ORDER BY branch",
+    )
+    .bind(format!("{cluster}:{gtrid}"))
+    .fetch_all(connection)
+    .await?;
+    rows.into_iter()
+        .map(|(branch, kind, written_ms)| {
+            let branch = branch.parse().map_err(|error| sqlx::Error::Decode(Box::new(error)))?;
+            Ok((branch, kind.parse::<Kind>()?.fate(), u64::try_from(written_ms).unwrap_or_default()))
+        })
+        .collect()
+}
+
 /// Deletes a row by key, keeping its position, inside a transaction.
 pub(super) async fn forget(connection: &mut SqliteConnection, branch: &BranchId) -> Result<(), sqlx::Error> {
     let position: Option<Vec<u8>> =

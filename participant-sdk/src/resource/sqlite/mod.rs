@@ -100,7 +100,10 @@ use sqlx::{SqliteConnection, SqlitePool};
 use tokio::sync::OnceCell;
 use tokio::time::Instant;
 
-use super::{Attachment, BranchId, EvidenceRow, Fate, Prepared, Resource, ResourceError, Unresolved};
+use super::{
+    Attachment, BranchId, EvidenceRow, Fate, Found, Inspected, Inspection, Prepared, Resource, ResourceError,
+    Unresolved,
+};
 pub use branch::OpenBranch;
 pub use local::LocalWrite;
 use store::Store;
@@ -296,6 +299,32 @@ impl Resource for Sqlite {
             .map_err(failed("the old evidence"))?;
         rows.retain(|row| Some(&row.branch) != journaled.as_ref());
         Ok(rows)
+    }
+
+    /// SQLite says neither since when a branch is prepared nor who waits for it: every writer of the file does.
+    async fn inspect(
+        &self,
+        name: &ResourceManagerName,
+        cluster: ClusterId,
+        gtrid: Option<Gtrid>,
+    ) -> Result<Inspection, Unresolved> {
+        let store = self.store()?;
+        let prepared = store.known_slot().await.map_err(unresolved)?.branch().cloned();
+        let wanted = |branch: &BranchId| {
+            branch.xid.bqual.resource_manager_str() == name.as_str()
+                && gtrid.is_none_or(|gtrid| branch.xid.gtrid == gtrid)
+        };
+        let found = |branch| Inspected { branch, found: Found::Prepared, at_ms: 0 };
+        let mut branches: Vec<_> = prepared.into_iter().filter(wanted).map(found).collect();
+        if let Some(gtrid) = gtrid {
+            let mut reader = store.reader().await;
+            let rows = evidence::of_transaction(&mut reader, cluster, gtrid).await;
+            for (branch, fate, at_ms) in rows.map_err(failed("the evidence"))? {
+                branches.push(Inspected { branch, found: Found::Ended(fate), at_ms });
+            }
+        }
+        let blocked = Err("SQLite does not say who waits: every writer of the file does".to_owned());
+        Ok(Inspection { branches, blocked })
     }
 
     async fn forget(&self, branches: &[BranchId]) -> Result<(), Unresolved> {

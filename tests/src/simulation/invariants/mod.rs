@@ -123,7 +123,8 @@ impl World {
             | ToCoordinator::Hello(_)
             | ToCoordinator::Enlist(_)
             | ToCoordinator::Report { .. }
-            | ToCoordinator::Reconcile(_) => {}
+            | ToCoordinator::Reconcile(_)
+            | ToCoordinator::Inspection(..) => {}
         }
     }
 

@@ -7,9 +7,11 @@ use std::fmt::Write as _;
 use std::path::PathBuf;
 
 use super::super::{Exit, command};
+use crate::codes::Code;
 use crate::config::environment::{TEST_PREFIX, variables};
 use crate::config::tests::read_file;
 use crate::config::{KEYS, Key};
+use crate::protocol::situation::Forbidden;
 
 const CONFIGURATION: &str = "configuration.md";
 const CLI: &str = "cli.md";
@@ -65,6 +67,67 @@ fn every_exit_code_is_documented() {
         writeln!(table, "| {} | {} |", exit.code(), exit.meaning()).unwrap();
     }
     check_table(CLI, "exit codes", &table);
+}
+
+/// Each code has a page that begins with it and says what happened, why, and what to do; and each page has a code.
+#[test]
+fn every_error_code_has_a_page_and_every_page_a_code() {
+    let pages = std::fs::read_dir(path("errors")).unwrap().map(|entry| entry.unwrap().file_name());
+    let pages: BTreeSet<String> = pages.map(|name| name.into_string().unwrap()).collect();
+    let expected = Code::ALL.iter().map(|code| format!("{code}.md"));
+    let expected: BTreeSet<String> = expected.chain(["README.md".to_owned()]).collect();
+    assert_eq!(pages, expected);
+    let index = text("errors/README.md");
+    for code in Code::ALL {
+        let page = text(&format!("errors/{code}.md"));
+        let title = page.lines().next().unwrap().strip_prefix(&format!("# {code}: "));
+        let title = title.unwrap_or_else(|| panic!("{code}: its page begins with another title"));
+        assert!(index.contains(&format!("| [{code}]({code}.md) | {title} |")), "{code} is not in the list");
+        for part in ["**What happened.**", "**Why.**", "**What to do.**"] {
+            assert!(page.contains(part), "{code}: {part}");
+        }
+        for link in page.split("](").skip(1).map(|rest| rest.split([')', '#']).next().unwrap()) {
+            assert!(path("errors").join(link).exists(), "{code}: {link}");
+        }
+    }
+}
+
+/// What is refused says what to do with commands that exist.
+#[test]
+fn every_command_that_a_page_or_a_refusal_names_is_one() {
+    let mut texts: Vec<(String, String)> =
+        Forbidden::ALL.iter().map(|why| (format!("{why:?}"), why.instead().to_owned())).collect();
+    for folder in ["errors", "runbook"] {
+        for entry in std::fs::read_dir(path(folder)).unwrap() {
+            let file = entry.unwrap().path();
+            texts.push((file.display().to_string(), std::fs::read_to_string(file).unwrap()));
+        }
+    }
+    for (place, text) in texts {
+        for quoted in text.split('`').filter(|text| text.starts_with("lockstep ")) {
+            let words = quoted.split_whitespace().map(|word| match word {
+                "ID" | "$ID" | "NAME" | "$NAME" | "TEXT" => "x",
+                other => other,
+            });
+            let mut words: Vec<&str> = words.collect();
+            // A command that acts is named by itself: a reason is asked for when it is run.
+            if words.len() > 2 && !words.contains(&"--dry-run") && !words.contains(&"--reason") {
+                words.extend(["--reason", "x"]);
+            }
+            let parsed = command().try_get_matches_from(&words);
+            let understood = parsed.map_err(|error| error.kind()).map_or_else(
+                |kind| {
+                    use clap::error::ErrorKind as K;
+                    // A name of several commands, or a flag that only some take.
+                    matches!(kind, K::DisplayHelpOnMissingArgumentOrSubcommand | K::MissingRequiredArgument)
+                        || (kind == K::UnknownArgument
+                            && command().try_get_matches_from(quoted.split_whitespace()).is_ok())
+                },
+                |_| true,
+            );
+            assert!(understood, "{place}: `{quoted}` is no command");
+        }
+    }
 }
 
 /// The words of a text that begin with `prefix` and go on with these characters.

@@ -12,6 +12,7 @@ use tonic::{Code, Response, Status};
 use super::super::exit::{Exit, Failure};
 use super::super::remote::{Reach, Remote, ServerArgs, reach, waiting_time};
 use super::super::{output, tables};
+use crate::codes::Code as ErrorCode;
 use crate::operator::view::{Outcome, OutcomeView, TransactionShown};
 
 /// How long one question may take; the next one may find a coordinator that has started again.
@@ -49,7 +50,8 @@ pub(super) async fn run(args: Args) -> Result<Exit, Failure> {
         Ok(decided) => decided?,
         Err(_elapsed) => waiting.heard.take().ok_or_else(|| {
             let remote = &waiting.remote;
-            Failure::new(
+            Failure::coded(
+                ErrorCode::NoAnswerInTime,
                 Exit::Timeout,
                 format!("no answer from {remote} in {}", humantime::format_duration(args.timeout)),
             )

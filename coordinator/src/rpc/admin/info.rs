@@ -1,0 +1,169 @@
+//! What is told of a transaction, from where it lives or from its record.
+
+use lockstep_proto::{Bqual, Gtrid, v1};
+
+use crate::decision_log::Recorded;
+use crate::decision_log::audit::AuditRecord;
+use crate::engine::input::{BranchView, TransactionView};
+use crate::protocol::outcome::{BranchEnd, Outcome};
+use crate::protocol::record::{About, DecisionRecord, EndRecord};
+use crate::protocol::situation::{Situation, Standing};
+use crate::protocol::transaction::State;
+use crate::rpc::wire_outcome;
+
+/// Of one that is live.
+pub(super) fn live_info(view: TransactionView) -> v1::TransactionInfo {
+    let standing = Standing::of_live(&view.state, view.overdue);
+    let (situation, paused) = (situation(standing, view.overdue), view.paused);
+    let (outcome, detail, can_change) = match &view.state {
+        State::Active
+        | State::Preparing
+        | State::Deciding(_)
+        | State::DecisionUnknown(_)
+        | State::CommittingOnePhase => (None, String::new(), true),
+        State::RollbackOnly(why) | State::RollingBack(why) => (Some(Outcome::RolledBack), why.clone(), false),
+        State::Committing => (Some(Outcome::Committed), String::new(), false),
+        State::Recording(end) => (Some(end.outcome), end.detail.clone(), false),
+        State::Ended(outcome, detail) => (Some(*outcome), detail.clone(), false),
+    };
+    v1::TransactionInfo {
+        state: wire_state(&view.state).into(),
+        outcome: wire_outcome(outcome).into(),
+        detail,
+        deadline_ms: view.deadline_ms,
+        decided_ms: view.decided_ms,
+        branches: view.branches.into_iter().map(live_branch).collect(),
+        can_change,
+        situation: situation.into(),
+        paused,
+        ..info(view.gtrid, view.about)
+    }
+}
+
+/// How a branch in this state has voted, as far as its state tells.
+fn vote(state: &str) -> &'static str {
+    match state {
+        "prepared" | "committed" => "commit",
+        "read-only" => "read-only",
+        "rolled-back" => "rollback",
+        _not_known => "",
+    }
+}
+
+fn live_branch(branch: BranchView) -> v1::BranchInfo {
+    let next = branch.delivery.next_in.unwrap_or_default();
+    v1::BranchInfo {
+        attempts: branch.delivery.attempts,
+        next_attempt_in_ms: u64::try_from(next.as_millis()).unwrap_or(u64::MAX),
+        last_error: branch.delivery.last_error,
+        vote: vote(branch.state).to_owned(),
+        ..branch_info(&branch.bqual, branch.state)
+    }
+}
+
+fn wire_state(state: &State) -> v1::TransactionState {
+    match state {
+        State::Active => v1::TransactionState::Active,
+        State::Preparing => v1::TransactionState::Preparing,
+        State::Deciding(_) | State::DecisionUnknown(_) => v1::TransactionState::Deciding,
+        State::Committing => v1::TransactionState::Committing,
+        State::CommittingOnePhase => v1::TransactionState::CommittingOnePhase,
+        State::RollbackOnly(_) | State::RollingBack(_) => v1::TransactionState::RollingBack,
+        State::Recording(_) | State::Ended(..) => v1::TransactionState::Ended,
+    }
+}
+
+/// Of one that has ended. `acknowledged`: its heuristic outcome was.
+pub(super) fn ended_info(
+    decision: Option<&DecisionRecord>,
+    end: EndRecord,
+    acknowledged: bool,
+) -> v1::TransactionInfo {
+    let standing = Standing::of_ended(end.outcome, acknowledged);
+    let branches = end.branches.iter().map(|(bqual, how)| ended_branch(bqual, *how)).collect();
+    v1::TransactionInfo {
+        state: v1::TransactionState::Ended.into(),
+        outcome: wire_outcome(Some(end.outcome)).into(),
+        detail: end.detail,
+        decided_ms: decision.map_or(0, |decision| decision.decided_ms),
+        ended_ms: end.ended_ms,
+        branches,
+        situation: situation(standing, false).into(),
+        acknowledged,
+        ..info(end.gtrid, end.about)
+    }
+}
+
+/// Recorded and not live: seen only in the moment between a transaction's end and its record's, and in an export.
+pub(super) fn decided_info(decision: DecisionRecord) -> v1::TransactionInfo {
+    v1::TransactionInfo {
+        state: v1::TransactionState::Committing.into(),
+        outcome: v1::Outcome::Committed.into(),
+        decided_ms: decision.decided_ms,
+        situation: v1::Situation::Undelivered.into(),
+        branches: decision.branches.iter().map(|bqual| branch_info(bqual, "delivering")).collect(),
+        ..info(decision.gtrid, decision.about)
+    }
+}
+
+fn info(gtrid: Gtrid, about: About) -> v1::TransactionInfo {
+    v1::TransactionInfo {
+        gtrid: gtrid.to_string(),
+        name: about.name,
+        labels: about.labels.into_iter().collect(),
+        began_ms: gtrid.unix_ms(),
+        ..v1::TransactionInfo::default()
+    }
+}
+
+fn branch_info(bqual: &Bqual, state: &str) -> v1::BranchInfo {
+    v1::BranchInfo {
+        bqual: bqual.to_string(),
+        resource_manager: bqual.resource_manager().to_string(),
+        state: state.to_owned(),
+        ..v1::BranchInfo::default()
+    }
+}
+
+fn ended_branch(bqual: &Bqual, how: BranchEnd) -> v1::BranchInfo {
+    v1::BranchInfo { vote: vote(how.name()).to_owned(), ..branch_info(bqual, how.name()) }
+}
+
+/// From its record; `None` if there is none.
+pub(super) fn recorded_info(recorded: Recorded, acknowledged: bool) -> Option<v1::TransactionInfo> {
+    match recorded {
+        Recorded::Ended(decision, end) => Some(ended_info(decision.as_ref(), end, acknowledged)),
+        Recorded::Decided(decision) => Some(decided_info(decision)),
+        Recorded::Absent => None,
+    }
+}
+
+fn situation(standing: Standing, overdue: bool) -> v1::Situation {
+    standing.situation(overdue).map_or(v1::Situation::Unspecified, wire_situation)
+}
+
+/// The wire's word for a situation.
+pub(super) fn wire_situation(situation: Situation) -> v1::Situation {
+    match situation {
+        Situation::Undelivered => v1::Situation::Undelivered,
+        Situation::Undecided => v1::Situation::Undecided,
+        Situation::Orphan => v1::Situation::Orphan,
+        Situation::Heuristic => v1::Situation::Heuristic,
+    }
+}
+
+/// An operator's action, as it is told.
+pub(super) fn audit_entry(record: AuditRecord) -> v1::AuditEntry {
+    let operation = record.operation;
+    v1::AuditEntry {
+        id: record.id,
+        at_ms: operation.at_ms,
+        who: operation.who,
+        action: operation.action,
+        subject: operation.subject,
+        gtrid: operation.gtrid.map_or(String::new(), |gtrid| gtrid.to_string()),
+        reason: operation.reason,
+        before: operation.before,
+        after: operation.after,
+    }
+}

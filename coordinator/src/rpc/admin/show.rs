@@ -1,0 +1,112 @@
+//! One transaction, found by the beginning of its id, and what may be done about it.
+
+use lockstep_proto::{Gtrid, v1};
+
+use super::info::{audit_entry, live_info, recorded_info};
+use crate::decision_log::Recorded;
+use crate::decision_log::audit::AuditQuery;
+use crate::engine::clock::unix_ms;
+use crate::engine::handle::EngineError;
+use crate::protocol::presumption::{Known, conclude};
+use crate::protocol::situation::{Action, Standing};
+use crate::rpc::Services;
+use crate::rpc::status::RequestError;
+
+/// How many candidates an ambiguous prefix is answered with.
+const CANDIDATES: usize = 5;
+/// How much of its history a transaction is shown with.
+const MOST_AUDIT: u32 = 100;
+
+/// What is known of the transaction that somebody asked for.
+pub(super) struct Found {
+    pub(super) gtrid: Gtrid,
+    pub(super) standing: Standing,
+    pub(super) info: v1::TransactionInfo,
+}
+
+pub(in crate::rpc) async fn show(
+    services: &Services,
+    request: v1::ShowTransactionRequest,
+) -> Result<v1::ShowTransactionResponse, RequestError> {
+    let found = find(services, &request.gtrid).await?;
+    let query = AuditQuery { of: Some(found.gtrid), below: 0, limit: MOST_AUDIT };
+    let audit = services.shared.engine.log().audit(query).await.map_err(EngineError::Log)?;
+    Ok(v1::ShowTransactionResponse {
+        advice: advice(found.standing),
+        transaction: Some(found.info),
+        audit: audit.into_iter().map(audit_entry).collect(),
+        now_ms: unix_ms(),
+    })
+}
+
+/// What may be done now, and what may not.
+pub(super) fn advice(standing: Standing) -> Vec<v1::Advice> {
+    let advice = |action: Action| {
+        let (why, instead) = match standing.permit(action) {
+            Ok(()) => (String::new(), String::new()),
+            Err(forbidden) => (forbidden.to_string(), forbidden.instead().to_owned()),
+        };
+        v1::Advice { action: wire_action(action).into(), permitted: why.is_empty(), why, instead }
+    };
+    Action::ALL.map(advice).into()
+}
+
+fn wire_action(action: Action) -> v1::OperatorAction {
+    match action {
+        Action::Retry => v1::OperatorAction::Retry,
+        Action::Pause => v1::OperatorAction::Pause,
+        Action::Resume => v1::OperatorAction::Resume,
+        Action::Rollback => v1::OperatorAction::Rollback,
+        Action::Commit => v1::OperatorAction::Commit,
+        Action::Abandon => v1::OperatorAction::Abandon,
+        Action::Acknowledge => v1::OperatorAction::Acknowledge,
+        Action::CommitOrphan => v1::OperatorAction::CommitOrphan,
+        Action::RollbackOrphan => v1::OperatorAction::RollbackOrphan,
+    }
+}
+
+/// The one transaction that begins so.
+pub(super) async fn find(services: &Services, prefix: &str) -> Result<Found, RequestError> {
+    let engine = &services.shared.engine;
+    let gtrid = resolve(services, prefix).await?;
+    // In this order: what ends in between has left its record before it leaves its shard.
+    if let Some(view) = engine.find(&gtrid.to_string(), 1).await?.pop() {
+        let standing = Standing::of_live(&view.state, view.overdue);
+        return Ok(Found { gtrid, standing, info: live_info(view) });
+    }
+    let look_up = engine.look_up(gtrid).await.map_err(EngineError::Log)?;
+    let acknowledged = engine.log().is_acknowledged(gtrid).await.map_err(EngineError::Log)?;
+    let standing = match (&look_up.recorded, conclude(&look_up, engine.is_behind())) {
+        (_, Known::Ended(outcome, _)) => Standing::of_ended(outcome, acknowledged),
+        (Recorded::Decided(_) | Recorded::Ended(..), _) => Standing::Committing,
+        (Recorded::Absent, _) => return Err(RequestError::NotFound(prefix.to_owned())),
+    };
+    let info = recorded_info(look_up.recorded, acknowledged).expect("it is on record");
+    Ok(Found { gtrid, standing, info })
+}
+
+/// The gtrid of the one transaction that begins so.
+pub(super) async fn resolve(services: &Services, prefix: &str) -> Result<Gtrid, RequestError> {
+    let usable = !prefix.is_empty()
+        && prefix.len() <= 43
+        && prefix.bytes().all(|b| b.is_ascii_hexdigit() || b == b'.');
+    if !usable {
+        return Err(RequestError::NotFound(lockstep_proto::limits::cut(prefix, 80).to_owned()));
+    }
+    let engine = &services.shared.engine;
+    let live = engine.find(prefix, CANDIDATES).await?;
+    let most = u32::try_from(CANDIDATES).expect("a small number");
+    let mut found: Vec<Gtrid> = engine.log().find(prefix, most).await.map_err(EngineError::Log)?;
+    found.extend(live.iter().map(|view| view.gtrid));
+    found.extend(services.shared.registry.orphans_beginning(prefix));
+    found.sort_unstable();
+    found.dedup();
+    match found.as_slice() {
+        [] => Err(RequestError::NotFound(prefix.to_owned())),
+        [one] => Ok(*one),
+        several => {
+            let candidates = several.iter().take(CANDIDATES).map(ToString::to_string).collect();
+            Err(RequestError::Ambiguous { prefix: prefix.to_owned(), candidates })
+        }
+    }
+}

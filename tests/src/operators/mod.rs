@@ -1,0 +1,10 @@
+//! What an operator can do, tried on real databases: each of the four situations is made, every action is tried in it through the
+//! command line, and the situation is resolved as the runbook says. What is unsafe has to be refused, with its code.
+//!
+//! Read in this order: [`stage`] (the databases, the coordinator and the command line), [`matrix`] (the situations, and what is
+//! expected of each action in each), [`runbook`] (its commands, run as they stand there), [`report`].
+
+pub mod matrix;
+pub mod report;
+pub mod runbook;
+pub mod stage;

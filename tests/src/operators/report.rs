@@ -1,0 +1,63 @@
+//! What came of it: for people a matrix, for programs one object.
+
+use std::collections::BTreeMap;
+
+use comfy_table::{Table, presets};
+use serde::Serialize;
+
+/// One action in one situation.
+#[derive(Debug, Clone, Serialize)]
+pub struct Cell {
+    /// Which situation.
+    pub situation: &'static str,
+    /// Which action.
+    pub action: &'static str,
+    /// What the runbook promises: `done`, or the code of the refusal.
+    pub expected: &'static str,
+    /// What was found.
+    pub found: String,
+}
+
+/// All of it.
+#[derive(Debug, Default, Serialize)]
+pub struct Report {
+    /// In the order in which they were tried.
+    pub cells: Vec<Cell>,
+    /// What else was looked at, and whether it was as promised.
+    pub claims: BTreeMap<&'static str, bool>,
+}
+
+impl Report {
+    /// Whether everything is as promised, and everything was tried.
+    #[must_use]
+    pub fn is_clean(&self) -> bool {
+        !self.cells.is_empty()
+            && self.cells.iter().all(|cell| cell.found == cell.expected)
+            && self.claims.values().all(|held| *held)
+    }
+
+    /// For people.
+    #[must_use]
+    pub fn text(&self) -> String {
+        let mut table = Table::new();
+        table.load_style(presets::NOTHING);
+        table.set_header(["SITUATION", "ACTION", "EXPECTED", "FOUND", ""]);
+        for cell in &self.cells {
+            let verdict = if cell.found == cell.expected { "ok" } else { "WRONG" };
+            table.add_row([cell.situation, cell.action, cell.expected, &cell.found, verdict]);
+        }
+        let claims = self
+            .claims
+            .iter()
+            .map(|(claim, held)| format!("{}  {claim}\n", if *held { "ok   " } else { "WRONG" }));
+        format!("{table}\n\n{}", claims.collect::<String>())
+    }
+
+    /// For programs.
+    #[must_use]
+    pub fn json(&self) -> String {
+        let object =
+            serde_json::json!({ "clean": self.is_clean(), "cells": self.cells, "claims": self.claims });
+        object.to_string()
+    }
+}

@@ -1,0 +1,70 @@
+//! The commands of the runbook's pages, run in their order as they stand there.
+
+use super::stage::World;
+use crate::harness::{Failed, Result};
+
+/// A page of the runbook: its name, and its text.
+#[derive(Debug, Clone, Copy)]
+pub struct Page {
+    /// The name of its file.
+    pub name: &'static str,
+    text: &'static str,
+}
+
+macro_rules! page {
+    ($name:literal) => {
+        Page { name: $name, text: include_str!(concat!("../../../docs/runbook/", $name)) }
+    };
+}
+
+/// For what is past its deadline and not decided.
+pub const UNDECIDED: Page = page!("undecided.md");
+/// For what is decided and has not arrived.
+pub const UNDELIVERED: Page = page!("undelivered.md");
+/// For what nobody answers for.
+pub const ORPHAN: Page = page!("orphan.md");
+/// For what ended differently.
+pub const HEURISTIC: Page = page!("heuristic.md");
+
+/// All pages about situations.
+pub const PAGES: [Page; 4] = [UNDECIDED, UNDELIVERED, ORPHAN, HEURISTIC];
+
+impl Page {
+    /// The arguments of each command that it shows, for this transaction and this resource manager.
+    #[must_use]
+    pub fn commands(&self, id: &str, name: &str) -> Vec<Vec<String>> {
+        let shown = self.text.lines().filter_map(|line| line.strip_prefix("$ lockstep "));
+        shown.map(|line| words(&line.replace("$ID", id).replace("$NAME", name))).collect()
+    }
+
+    /// Runs all of them. A dry run may be refused: then it says what to do instead.
+    ///
+    /// # Errors
+    /// If one of them fails.
+    pub fn follow(&self, world: &World<'_>, id: &str, name: &str) -> Result<()> {
+        const REFUSED: i32 = 4;
+        let commands = self.commands(id, name);
+        if commands.is_empty() {
+            return Err(Failed::new(format!("{} shows no commands", self.name)));
+        }
+        for command in commands {
+            let arguments: Vec<&str> = command.iter().map(String::as_str).collect();
+            let ran = world.lockstep(&arguments)?;
+            let told = arguments.contains(&"--dry-run") && ran.code == REFUSED;
+            if ran.code != 0 && !told {
+                return Err(Failed::new(format!("{}: lockstep {arguments:?}: {ran:?}", self.name)));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The words of a command, as a shell takes them apart: what is in double quotes is one.
+fn words(line: &str) -> Vec<String> {
+    let parts = line.split('"').enumerate();
+    let words = parts.map(|(number, part)| {
+        let quoted = number % 2 == 1;
+        if quoted { vec![part.to_owned()] } else { part.split_whitespace().map(str::to_owned).collect() }
+    });
+    words.flatten().collect()
+}

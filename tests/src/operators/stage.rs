@@ -1,0 +1,408 @@
+//! A coordinator, two databases that take part, and the command line.
+//!
+//! Each participant runs in a runtime of its own, so that it can be stopped between any two steps as a process is: its connections
+//! break, and nobody is told.
+
+use std::fs;
+use std::path::Path;
+use std::time::Duration;
+
+use lockstep::{Client, Gtrid, MySql, Participant, Postgres};
+use sqlx::{MySqlPool, PgPool};
+use tempfile::TempDir;
+use tokio::runtime::Runtime;
+
+use crate::harness::clock::wait_for;
+use crate::harness::coordinator::{Coordinator, Ran};
+use crate::harness::crash_points::Fuse;
+use crate::harness::mariadb::MariaDbServer;
+use crate::harness::postgres::PostgresServer;
+use crate::harness::roles::Roles;
+use crate::harness::{Failed, Result};
+
+/// Nothing here takes that long, on a busy machine either.
+pub const PATIENCE: Duration = Duration::from_secs(120);
+/// How long a decision's way to the log is held up where a cell needs that.
+pub const HELD_UP: Duration = Duration::from_secs(20);
+/// A client's time, where a cell has the deadline pass.
+pub const SHORT: Duration = Duration::from_secs(5);
+
+const TABLE: &str = "CREATE TABLE account (id int PRIMARY KEY, amount int NOT NULL)";
+const ROW: &str = "INSERT INTO account VALUES (1, 100)";
+const CHANGE: &str = "UPDATE account SET amount = amount - 1 WHERE id = 1";
+
+/// The two resource managers.
+pub const ORDERS: &str = "orders-db";
+/// See [`ORDERS`].
+pub const LEDGER: &str = "ledger-db";
+
+/// The servers, for as many worlds as there are.
+#[derive(Debug)]
+pub struct Servers {
+    /// Has `orders-db`.
+    pub postgres: PostgresServer,
+    /// Has `ledger-db`.
+    pub mariadb: MariaDbServer,
+}
+
+impl Servers {
+    /// Starts both.
+    ///
+    /// # Errors
+    /// If one does not start.
+    pub fn start() -> Result<Self> {
+        Ok(Self { postgres: PostgresServer::start()?, mariadb: MariaDbServer::start()? })
+    }
+}
+
+/// One coordinator with two databases of its own.
+pub struct World<'a> {
+    servers: &'a Servers,
+    name: String,
+    directory: TempDir,
+    /// Runs the client, and what looks into databases.
+    runtime: Runtime,
+    /// The coordinator.
+    pub coordinator: Coordinator,
+    orders: Option<(Runtime, Participant<Postgres>)>,
+    ledger: Option<(Runtime, Participant<MySql>)>,
+}
+
+fn runtime() -> Result<Runtime> {
+    let built = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
+    built.map_err(Failed::because("no runtime"))
+}
+
+fn failed<E: std::fmt::Display>(what: &'static str) -> impl FnOnce(E) -> Failed {
+    Failed::because(what)
+}
+
+impl<'a> World<'a> {
+    /// A new one, with both participants attached. `slow_at`: a crash point at which the coordinator waits.
+    ///
+    /// # Errors
+    /// If something does not start.
+    pub fn start(
+        servers: &'a Servers,
+        roles: &Roles,
+        name: &str,
+        slow_at: Option<(&'static str, Duration)>,
+    ) -> Result<Self> {
+        let directory = tempfile::tempdir().map_err(failed("no directory"))?;
+        servers.postgres.create_database(name)?;
+        servers.mariadb.create_database(name)?;
+        let flags = ["--report-interval=200ms"];
+        let mut coordinator = Coordinator::start_slow(roles, directory.path(), &flags, None, slow_at)?;
+        coordinator.expect_it_serves()?;
+        let (name, runtime) = (name.to_owned(), runtime()?);
+        let mut world = Self { servers, name, directory, runtime, coordinator, orders: None, ledger: None };
+        for setup in [TABLE, ROW] {
+            world.in_orders(setup)?;
+            world.in_ledger(setup)?;
+        }
+        world.attach_orders()?;
+        world.attach_ledger()?;
+        Ok(world)
+    }
+
+    /// Runs statements in the first database, as an administrator.
+    ///
+    /// # Errors
+    /// If they fail.
+    pub fn in_orders(&self, sql: &str) -> Result<String> {
+        Ok(self.servers.postgres.psql(&self.name, sql)?)
+    }
+
+    /// The same in the second.
+    ///
+    /// # Errors
+    /// If they fail.
+    pub fn in_ledger(&self, sql: &str) -> Result<String> {
+        Ok(self.servers.mariadb.sql(&self.name, sql)?)
+    }
+
+    /// Where the first database is.
+    #[must_use]
+    pub fn orders_url(&self) -> String {
+        self.servers.postgres.url(&self.name)
+    }
+
+    /// Where the second one is.
+    #[must_use]
+    pub fn ledger_url(&self) -> String {
+        self.servers.mariadb.url(&self.name)
+    }
+
+    /// Starts the service of the first database.
+    ///
+    /// # Errors
+    /// If it does not attach.
+    pub fn attach_orders(&mut self) -> Result<()> {
+        let (database, url, runtime) = (self.orders_url(), self.coordinator.url(), runtime()?);
+        let participant = runtime.block_on(async {
+            let pool = PgPool::connect(&database).await.map_err(failed("orders-db"))?;
+            let attaching = Participant::builder(ORDERS, Postgres::new(pool)).coordinator(url).attach();
+            tokio::time::timeout(PATIENCE, attaching)
+                .await
+                .map_err(failed("orders-db"))?
+                .map_err(failed("orders-db"))
+        })?;
+        self.orders = Some((runtime, participant));
+        Ok(())
+    }
+
+    /// Starts the service of the second one.
+    ///
+    /// # Errors
+    /// If it does not attach.
+    pub fn attach_ledger(&mut self) -> Result<()> {
+        let (database, url, runtime) = (self.ledger_url(), self.coordinator.url(), runtime()?);
+        let participant = runtime.block_on(async {
+            let pool = MySqlPool::connect(&database).await.map_err(failed("ledger-db"))?;
+            let attaching = Participant::builder(LEDGER, MySql::new(pool)).coordinator(url).attach();
+            tokio::time::timeout(PATIENCE, attaching)
+                .await
+                .map_err(failed("ledger-db"))?
+                .map_err(failed("ledger-db"))
+        })?;
+        self.ledger = Some((runtime, participant));
+        Ok(())
+    }
+
+    /// Stops the service of the first database, whatever it is doing.
+    pub fn stop_orders(&mut self) {
+        if let Some((runtime, participant)) = self.orders.take() {
+            runtime.shutdown_background();
+            // Its task is gone: nothing is sent by dropping it.
+            std::mem::forget(participant);
+        }
+    }
+
+    /// Stops that of the second one.
+    pub fn stop_ledger(&mut self) {
+        if let Some((runtime, participant)) = self.ledger.take() {
+            runtime.shutdown_background();
+            std::mem::forget(participant);
+        }
+    }
+
+    /// Begins a transaction that changes a row in each database, and has its commit asked for in the background.
+    ///
+    /// # Errors
+    /// If it does not come so far.
+    pub fn commit_in_the_background(&self, timeout: Duration) -> Result<Gtrid> {
+        let url = self.coordinator.url();
+        let (orders, ledger) = self.participants()?;
+        self.runtime.block_on(async {
+            let client = Client::connect(&url).await.map_err(failed("the client"))?;
+            let tx = client.begin("transfer").timeout(timeout).start().await.map_err(failed("begin"))?;
+            let gtrid = tx.gtrid();
+            let mut branch = orders.join(&tx.context()).await.map_err(failed("join"))?;
+            sqlx::raw_sql(CHANGE).execute(&mut *branch).await.map_err(failed("orders-db"))?;
+            branch.finish().await.map_err(failed("finish"))?;
+            let mut branch = ledger.join(&tx.context()).await.map_err(failed("join"))?;
+            sqlx::raw_sql(CHANGE).execute(&mut *branch).await.map_err(failed("ledger-db"))?;
+            branch.finish().await.map_err(failed("finish"))?;
+            // What it is told is looked up by whoever looks.
+            tokio::spawn(async move { drop(tx.commit().await) });
+            Ok(gtrid)
+        })
+    }
+
+    /// Begins one that changes a row in each database, and leaves it open.
+    ///
+    /// # Errors
+    /// If it does not come so far.
+    pub fn leave_open(&self) -> Result<Gtrid> {
+        let url = self.coordinator.url();
+        let (orders, _) = self.participants()?;
+        self.runtime.block_on(async {
+            let client = Client::connect(&url).await.map_err(failed("the client"))?;
+            let tx = client.begin("transfer").timeout(Duration::from_secs(3600)).start().await;
+            let tx = tx.map_err(failed("begin"))?;
+            let gtrid = tx.gtrid();
+            let mut branch = orders.join(&tx.context()).await.map_err(failed("join"))?;
+            sqlx::raw_sql(CHANGE).execute(&mut *branch).await.map_err(failed("orders-db"))?;
+            branch.finish().await.map_err(failed("finish"))?;
+            // Dropping it would roll it back: its application hangs.
+            std::mem::forget(tx);
+            Ok(gtrid)
+        })
+    }
+
+    fn participants(&self) -> Result<(&Participant<Postgres>, &Participant<MySql>)> {
+        let orders = self.orders.as_ref().map(|(_, participant)| participant);
+        let ledger = self.ledger.as_ref().map(|(_, participant)| participant);
+        orders.zip(ledger).ok_or_else(|| Failed::new("both participants have to be attached"))
+    }
+
+    /// Waits until both databases hold a prepared branch.
+    ///
+    /// # Errors
+    /// If they do not.
+    pub fn wait_until_prepared(&self) -> Result<()> {
+        wait_for("both branches to be prepared", PATIENCE, || {
+            let orders =
+                self.in_orders("SELECT count(*) FROM pg_prepared_xacts WHERE database = current_database()")?;
+            let ledger = self.in_ledger("XA RECOVER")?;
+            Ok((orders.trim() == "1" && ledger.contains("ledger-db")).then_some(()))
+        })
+        .map(|((), _)| ())
+    }
+
+    /// Runs `lockstep` with these arguments against the coordinator.
+    ///
+    /// # Errors
+    /// If it does not end.
+    pub fn lockstep(&self, arguments: &[&str]) -> Result<Ran> {
+        self.coordinator.run(arguments)
+    }
+
+    /// What the coordinator's metrics say of this series, as text.
+    ///
+    /// # Errors
+    /// If they can't be had, or do not have it.
+    pub fn metric(&self, series: &str) -> Result<String> {
+        let url = format!("{}/metrics", self.coordinator.url());
+        let page = self.runtime.block_on(async { reqwest::get(url).await?.text().await });
+        let page = page.map_err(failed("the metrics"))?;
+        let found = page.lines().find_map(|line| line.strip_prefix(series)?.strip_prefix(' '));
+        found.map(str::to_owned).ok_or_else(|| Failed::new(format!("the metrics have no {series}")))
+    }
+
+    /// Asks until what is answered is so.
+    ///
+    /// # Errors
+    /// If it never is.
+    pub fn until(
+        &self,
+        what: &str,
+        arguments: &[&str],
+        so: impl Fn(&serde_json::Value) -> bool,
+    ) -> Result<serde_json::Value> {
+        let asked = [arguments, &["--json"]].concat();
+        let answered = wait_for(what, PATIENCE, || {
+            let ran = self.lockstep(&asked)?;
+            let json = serde_json::from_str::<serde_json::Value>(&ran.stdout).ok();
+            Ok(json.filter(|json| so(json)))
+        });
+        answered.map(|(json, _)| json)
+    }
+
+    /// Copies the decision log as it is on disk, as a backup does.
+    ///
+    /// # Errors
+    /// If it can't be copied.
+    pub fn back_up(&self) -> Result<()> {
+        copy(&self.coordinator.data_directory(), &self.directory.path().join("backup"))
+    }
+
+    /// Kills the coordinator, and starts it again with the copy in place of its log.
+    ///
+    /// # Errors
+    /// If it does not start.
+    pub fn restore(&mut self) -> Result<()> {
+        // It may have died of its fuse already.
+        let _died = self.coordinator.process().kill();
+        let data = self.coordinator.data_directory();
+        fs::remove_dir_all(&data).map_err(failed("the log"))?;
+        copy(&self.directory.path().join("backup"), &data)?;
+        self.coordinator.start_again(None)?;
+        self.coordinator.expect_it_serves()
+    }
+
+    /// Starts the coordinator again with a fuse.
+    ///
+    /// # Errors
+    /// If it does not start.
+    pub fn restart(&mut self, point: Option<&str>) -> Result<()> {
+        let _died = self.coordinator.process().kill();
+        let marker = self.directory.path().join("crash");
+        let fuse = point.map(|point| Fuse { point: point.to_owned(), nth: 1, marker });
+        self.coordinator.start_again(fuse.as_ref())?;
+        self.coordinator.expect_it_serves()
+    }
+
+    /// Waits until the coordinator has died.
+    ///
+    /// # Errors
+    /// If it lives on.
+    pub fn wait_until_it_died(&mut self) -> Result<()> {
+        self.coordinator.process().wait(PATIENCE).map(|_how| ())
+    }
+
+    /// Waits until both participants are attached to it again.
+    ///
+    /// # Errors
+    /// If they are not.
+    pub fn wait_until_attached(&self) -> Result<()> {
+        let attached = |list: &serde_json::Value| {
+            let all = list["participants"].as_array();
+            all.is_some_and(|all| all.len() == 2 && all.iter().all(|one| one["down_since"].is_null()))
+        };
+        self.until("both participants to attach", &["participants", "ls"], attached).map(|_list| ())
+    }
+
+    /// Whether `tx show` names a session that waits for the row of the prepared branch in the first database.
+    ///
+    /// # Errors
+    /// If nobody could be made to wait.
+    pub fn blocked_in_orders(&self, id: &str) -> Result<bool> {
+        let url = self.orders_url();
+        let (told, waiter) = std::sync::mpsc::channel();
+        let waiting = self.runtime.spawn(async move {
+            let pool = PgPool::connect(&url).await?;
+            let mut connection = pool.acquire().await?;
+            let pid: i32 = sqlx::query_scalar("SELECT pg_backend_pid()").fetch_one(&mut *connection).await?;
+            let _gone = told.send(i64::from(pid));
+            sqlx::raw_sql(CHANGE).execute(&mut *connection).await.map(drop)
+        });
+        self.is_named(id, waiter, &waiting)
+    }
+
+    /// The same in the second.
+    ///
+    /// # Errors
+    /// If nobody could be made to wait.
+    pub fn blocked_in_ledger(&self, id: &str) -> Result<bool> {
+        let url = self.ledger_url();
+        let (told, waiter) = std::sync::mpsc::channel();
+        let waiting = self.runtime.spawn(async move {
+            let pool = MySqlPool::connect(&url).await?;
+            let mut connection = pool.acquire().await?;
+            let id: i64 = sqlx::query_scalar("SELECT CAST(CONNECTION_ID() AS SIGNED)")
+                .fetch_one(&mut *connection)
+                .await?;
+            let _gone = told.send(id);
+            sqlx::raw_sql(CHANGE).execute(&mut *connection).await.map(drop)
+        });
+        self.is_named(id, waiter, &waiting)
+    }
+
+    fn is_named(
+        &self,
+        id: &str,
+        waiter: std::sync::mpsc::Receiver<i64>,
+        waiting: &tokio::task::JoinHandle<sqlx::Result<()>>,
+    ) -> Result<bool> {
+        let session = waiter.recv_timeout(PATIENCE).map_err(failed("the session that waits"))?;
+        let named = |shown: &serde_json::Value| {
+            let databases = shown["databases"].as_array().cloned().unwrap_or_default();
+            let mut blocked =
+                databases.iter().flat_map(|one| one["blocked"].as_array().cloned().unwrap_or_default());
+            blocked.any(|blocked| blocked["session"] == session && !blocked["statement_ms"].is_null())
+        };
+        let found = self.until("the blocked session", &["tx", "show", id], named).is_ok();
+        waiting.abort();
+        Ok(found)
+    }
+}
+
+fn copy(from: &Path, to: &Path) -> Result<()> {
+    fs::create_dir_all(to).map_err(failed("the backup"))?;
+    for entry in fs::read_dir(from).map_err(failed("the backup"))? {
+        let entry = entry.map_err(failed("the backup"))?;
+        fs::copy(entry.path(), to.join(entry.file_name())).map_err(failed("the backup"))?;
+    }
+    Ok(())
+}
