@@ -2,6 +2,7 @@
 
 pub mod crashes;
 pub mod harness;
+pub mod model;
 pub mod resources;
 pub mod simulation;
 pub mod trial;

@@ -14,6 +14,7 @@ use lockstep_tests::harness::Failed;
 use lockstep_tests::harness::books::Database;
 use lockstep_tests::harness::clock;
 use lockstep_tests::harness::roles::{Role, Roles, play};
+use lockstep_tests::model;
 use lockstep_tests::resources::{cell, matrix, report, stage};
 use lockstep_tests::simulation;
 use lockstep_tests::trial::progress::Progress;
@@ -22,6 +23,9 @@ use lockstep_tests::trial::verdict::Verdict;
 
 /// Violations after which a simulation stops: each is a world that is run again for its trace.
 const MOST_VIOLATIONS: usize = 3;
+
+/// States of one world of the model at most: with its steps, some gigabytes of memory.
+const MOST_STATES: usize = 60_000_000;
 
 #[derive(Debug, Parser)]
 #[command(name = "prove", arg_required_else_help = true)]
@@ -36,6 +40,8 @@ enum What {
     Crashes(Crashes),
     /// The real protocol, engine and SDK on a simulated network, disk and clock, with faults of every kind
     Simulate(Simulate),
+    /// Every state of small worlds with the real transaction and branch machines: two coordinators, up to three branches
+    Model(Model),
     /// Every kind of database, every way of a transaction, every fault: SIGKILL of participant or server, connections cut
     Resources(Resources),
     /// What a process of the harness plays
@@ -79,6 +85,19 @@ struct Simulate {
 }
 
 #[derive(Debug, clap::Args)]
+struct Model {
+    /// End with one line of JSON on stdout
+    #[arg(long)]
+    json: bool,
+    /// Only worlds whose names contain this
+    #[arg(long, value_name = "TEXT")]
+    only: Option<String>,
+    /// Only the small worlds, which every test run explores
+    #[arg(long)]
+    small: bool,
+}
+
+#[derive(Debug, clap::Args)]
 struct Resources {
     /// End with one line of JSON on stdout
     #[arg(long)]
@@ -104,6 +123,7 @@ fn main() -> ExitCode {
     match Cli::parse().what {
         What::Crashes(arguments) => crashes(&arguments),
         What::Simulate(arguments) => simulate(&arguments),
+        What::Model(arguments) => explore(&arguments),
         What::Resources(arguments) => resources(&arguments),
         What::Role { role } => play(role),
     }
@@ -148,6 +168,21 @@ fn simulate(arguments: &Simulate) -> ExitCode {
         println!("{}", report.text(&run));
     }
     if report.is_clean(arguments.transactions) { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+fn explore(arguments: &Model) -> ExitCode {
+    let started = clock::now();
+    let threads = std::thread::available_parallelism().map_or(1, usize::from);
+    let bounds = if arguments.small { model::bounds::SMALL } else { model::bounds::LARGE };
+    let wanted = |name: &str| arguments.only.as_ref().is_none_or(|only| name.contains(only));
+    let mut worlds = Vec::new();
+    for bounds in bounds.iter().filter(|bounds| wanted(bounds.name)) {
+        worlds.push(model::run::explore_world(bounds, MOST_STATES, threads));
+        eprintln!("{}: {} states", bounds.name, worlds.last().map_or(0, |tried| tried.states));
+    }
+    let report = model::run::Report::new(worlds, started.elapsed());
+    show(&report.text(), arguments.json.then(|| report.json()));
+    if report.is_clean() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
 /// For people on stdout; where a program reads that, on stderr.

@@ -23,7 +23,7 @@ pub(super) fn step(state: &State, event: Event) -> Stepped {
         State::Open(Handler::Finishing(then)) => own::finishing(*then, event),
         State::Open(Handler::Idle) => own::idle(event),
         State::Doomed { why, held, owed } => own::doomed(why, *held, *owed, event),
-        State::Finding { position, owed } => bound::finding(*position, *owed, event),
+        State::Finding { owed } => bound::finding(*owed, event),
         State::Preparing { position, owed, wanted } => bound::preparing(*position, *owed, *wanted, event),
         State::Prepared => bound::prepared(event),
         State::CommittingOnePhase(position) => bound::committing_one_phase(*position, event),

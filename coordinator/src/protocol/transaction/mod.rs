@@ -17,7 +17,7 @@ use crate::protocol::outcome::{BranchEnd, Decision, Heuristic, Outcome};
 use crate::protocol::record::{About, DecisionKind, DecisionRecord, EndRecord};
 
 /// Where a transaction is on its way.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum State {
     /// The application works; branches enlist.
     Active,
@@ -74,7 +74,7 @@ pub enum PreparedAnswer {
 }
 
 /// One global transaction.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Transaction {
     gtrid: Gtrid,
     about: About,

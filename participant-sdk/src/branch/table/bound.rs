@@ -8,19 +8,17 @@ use super::super::{Action, Applied, Decision, Doom, End, Event, Operation, Owed,
 use super::{Stepped, Tell, acknowledge, apply, impossible, prove, to, undo};
 use crate::resource::{Fate, Prepared, Unresolved};
 
-pub(super) fn finding(position: LogPosition, owed: Owed, event: Event) -> Stepped {
-    let stay = |owed| State::Finding { position, owed };
+pub(super) fn finding(owed: Owed, event: Event) -> Stepped {
+    let stay = |owed| State::Finding { owed };
     match event {
         Event::Found(found) => match (owed, found) {
             (Owed::Rollback(position), _) => apply(Decision::Rollback, position),
             (Owed::Commit(position), _) => apply(Decision::Commit, position),
             (Owed::OnePhase(position), _) => prove(position),
             (Owed::Nothing, Ok(true)) => to(State::Prepared, [Action::Vote(Vote::Commit)]),
-            (Owed::Nothing, Ok(false)) => {
-                undo(position, "no such branch is open or prepared here".to_owned(), Tell::Coordinator)
-            }
-            // Rolled back blindly, it might be one that has voted commit. The coordinator's deadline ends this.
-            (Owed::Nothing, Err(_)) => to(State::Absent, []),
+            // Nothing is voted, and nothing is done: this branch may have voted commit before, and be committed; a failover may bring
+            // it back prepared before a rollback gets there. If its vote is still awaited, the coordinator's deadline ends that.
+            (Owed::Nothing, Ok(false) | Err(_)) => to(State::Absent, []),
         },
         Event::Decide(Decision::Rollback, position) => to(stay(owed.and(Owed::Rollback(position))), []),
         Event::Decide(Decision::Commit, position) => to(stay(owed.and(Owed::Commit(position))), []),

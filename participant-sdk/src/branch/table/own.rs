@@ -13,9 +13,7 @@ pub(super) fn absent(event: Event) -> Stepped {
         Event::Joined(remaining) => {
             to(State::Opening(Enlist::Asked), [Action::Enlist, Action::Run(Operation::Begin(remaining))])
         }
-        Event::Prepare(position) => {
-            to(State::Finding { position, owed: Owed::Nothing }, [Action::Run(Operation::Find)])
-        }
+        Event::Prepare(_) => to(State::Finding { owed: Owed::Nothing }, [Action::Run(Operation::Find)]),
         Event::Decide(decision, position) => apply(decision, position),
         Event::CommitOnePhase(position) => prove(position),
         // About a branch of an earlier life of this process, or one that ended long ago.
