@@ -3,6 +3,7 @@
 pub mod crashes;
 pub mod harness;
 pub mod model;
+pub mod museum;
 pub mod resources;
 pub mod simulation;
 pub mod trial;

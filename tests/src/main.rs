@@ -14,12 +14,12 @@ use lockstep_tests::harness::Failed;
 use lockstep_tests::harness::books::Database;
 use lockstep_tests::harness::clock;
 use lockstep_tests::harness::roles::{Role, Roles, play};
-use lockstep_tests::model;
 use lockstep_tests::resources::{cell, matrix, report, stage};
 use lockstep_tests::simulation;
 use lockstep_tests::trial::progress::Progress;
 use lockstep_tests::trial::run::share;
 use lockstep_tests::trial::verdict::Verdict;
+use lockstep_tests::{model, museum};
 
 /// Violations after which a simulation stops: each is a world that is run again for its trace.
 const MOST_VIOLATIONS: usize = 3;
@@ -42,6 +42,8 @@ enum What {
     Simulate(Simulate),
     /// Every state of small worlds with the real transaction and branch machines: two coordinators, up to three branches
     Model(Model),
+    /// Known bugs, put back one at a time: each has to be found, by what is meant to find it
+    Museum(Museum),
     /// Every kind of database, every way of a transaction, every fault: SIGKILL of participant or server, connections cut
     Resources(Resources),
     /// What a process of the harness plays
@@ -98,6 +100,22 @@ struct Model {
 }
 
 #[derive(Debug, clap::Args)]
+struct Museum {
+    /// End with one line of JSON on stdout
+    #[arg(long)]
+    json: bool,
+    /// The seed of the first simulated world that each bug is tried in
+    #[arg(long, default_value_t = 1)]
+    seed: u64,
+    /// Simulated worlds in which a bug has to be found
+    #[arg(long, default_value_t = 5_000)]
+    worlds: u64,
+    /// Only bugs whose names contain this
+    #[arg(long, value_name = "TEXT")]
+    only: Option<String>,
+}
+
+#[derive(Debug, clap::Args)]
 struct Resources {
     /// End with one line of JSON on stdout
     #[arg(long)]
@@ -124,6 +142,7 @@ fn main() -> ExitCode {
         What::Crashes(arguments) => crashes(&arguments),
         What::Simulate(arguments) => simulate(&arguments),
         What::Model(arguments) => explore(&arguments),
+        What::Museum(arguments) => put_bugs_back(&arguments),
         What::Resources(arguments) => resources(&arguments),
         What::Role { role } => play(role),
     }
@@ -181,6 +200,20 @@ fn explore(arguments: &Model) -> ExitCode {
         eprintln!("{}: {} states", bounds.name, worlds.last().map_or(0, |tried| tried.states));
     }
     let report = model::run::Report::new(worlds, started.elapsed());
+    show(&report.text(), arguments.json.then(|| report.json()));
+    if report.is_clean() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+fn put_bugs_back(arguments: &Museum) -> ExitCode {
+    let threads = std::thread::available_parallelism().map_or(1, usize::from);
+    let wanted = |name: &str| arguments.only.as_ref().is_none_or(|only| name.contains(only));
+    let bugs = museum::catalogue::BUGS.iter().filter(|bug| wanted(bug.name)).copied().collect::<Vec<_>>();
+    if bugs.is_empty() {
+        eprintln!("there is no such bug; docs/museum.md has their names");
+        return ExitCode::from(2);
+    }
+    let effort = museum::run::Effort { seed: arguments.seed, worlds: arguments.worlds, threads };
+    let report = museum::run::run(&bugs, effort, |found| eprintln!("{}", found.line()));
     show(&report.text(), arguments.json.then(|| report.json()));
     if report.is_clean() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }

@@ -7,6 +7,7 @@ mod bound;
 mod own;
 
 use lockstep_proto::LogPosition;
+use lockstep_proto::museum::mutated;
 
 use super::{
     Action, Decision, Doom, End, Event, Handler, Held, Impossible, Operation, Owed, State, Vote, Wanted,
@@ -56,6 +57,14 @@ fn roll_back_now(why: Doom, owed: Owed, tell: Tell) -> Stepped {
 }
 
 fn prepare(position: LogPosition, answer: Option<Action>) -> Stepped {
+    if mutated("votes-before-it-is-prepared") {
+        let actions = [Action::Vote(Vote::Commit), Action::Run(Operation::Prepare(position))];
+        let wanted = Wanted::ByCoordinator;
+        return to(
+            State::Preparing { position, owed: Owed::Nothing, wanted },
+            answer.into_iter().chain(actions),
+        );
+    }
     let state = State::Preparing { position, owed: Owed::Nothing, wanted: Wanted::ByCoordinator };
     to(state, answer.into_iter().chain([Action::Run(Operation::Prepare(position))]))
 }

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use lockstep_proto::limits::PROTOCOL_VERSION;
+use lockstep_proto::museum::mutated;
 
 use super::message::{Hello, ToCoordinator, Welcome};
 use super::{Closing, Effect, Phase, Session};
@@ -81,6 +82,7 @@ fn check(welcome: &Welcome, attachment: &Attachment, highest_epoch: u32) -> Resu
     }
     if let Some(ours) = attachment.cluster
         && ours != welcome.cluster
+        && !mutated("P21-any-cluster-decides")
     {
         return Err(format!(
             "this store belongs to cluster {ours} and the coordinator to cluster {}: \
@@ -89,7 +91,7 @@ fn check(welcome: &Welcome, attachment: &Attachment, highest_epoch: u32) -> Resu
         ));
     }
     let epoch = welcome.position.epoch.get();
-    if epoch < highest_epoch {
+    if epoch < highest_epoch && !mutated("P19-commands-of-a-sealed-epoch") {
         return Err(format!(
             "the coordinator runs under epoch {epoch} and epoch {highest_epoch} was seen here: it is one that was \
              replaced, or its log was restored from a backup: start the one with the newest log"

@@ -9,6 +9,7 @@
 use std::time::Duration;
 
 use lockstep_proto::limits::MAX_REPORT_ENTRIES;
+use lockstep_proto::museum::mutated;
 use lockstep_proto::{Gtrid, Xid};
 
 use super::message::ToCoordinator;
@@ -84,6 +85,9 @@ impl Session {
                 let is_back = listing.attachment.is_some();
                 let soon = self.reports.store_doubtful.then_some(AFTER_A_FAILURE);
                 self.reports.due = Some(now + soon.unwrap_or(self.reports.interval));
+                if mutated("P20-lists-only-when-it-attaches") {
+                    self.reports.due = None;
+                }
                 self.reports.failed = 0;
                 self.report(listing);
                 if is_back {
@@ -110,7 +114,7 @@ impl Session {
         loop {
             let prepared = chunks.next().unwrap_or_default().to_vec();
             let complete = chunks.peek().is_none();
-            let oldest_held = oldest.filter(|_| complete);
+            let oldest_held = oldest.filter(|_| complete && !mutated("P7-holds-nothing-old"));
             self.send(ToCoordinator::Report { prepared, oldest_held, complete, listing: number });
             if complete {
                 return;
@@ -134,6 +138,10 @@ impl Session {
         }
         match result {
             Ok(rows) if rows.is_empty() => {}
+            Ok(rows) if mutated("P19-evidence-goes-unasked") => {
+                let rows = rows.into_iter().map(|row| row.branch).collect();
+                self.effects.push(Effect::Forget(self.number, rows));
+            }
             Ok(rows) => {
                 self.reports.asked = rows.iter().map(|row| row.branch.clone()).collect();
                 let rows = rows.into_iter().map(|row| (row.branch.xid, row.fate)).collect();

@@ -21,7 +21,9 @@ impl World {
 
     /// Gives an event to the live transaction and carries its effects out. Whether it took it.
     pub(super) fn step(&mut self, node: usize, event: Event) -> bool {
-        let Some(transaction) = self.node(node).and_then(|node| node.transaction.as_mut()) else { return false };
+        let Some(transaction) = self.node(node).and_then(|node| node.transaction.as_mut()) else {
+            return false;
+        };
         let Ok(effects) = transaction.step(event, 0) else { return false };
         self.carry_out(node, effects);
         true
@@ -279,7 +281,9 @@ impl World {
     fn record(&mut self, record: &Record) {
         match record {
             Record::Decision(decision) => {
-                if self.log.decision.as_ref().is_some_and(|earlier| earlier != decision) || self.log.end.is_some() {
+                if self.log.decision.as_ref().is_some_and(|earlier| earlier != decision)
+                    || self.log.end.is_some()
+                {
                     self.broken = Some("a decision is written where another one, or an end, stands");
                 }
                 self.log.decision = Some(decision.clone());

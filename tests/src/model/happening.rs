@@ -145,9 +145,8 @@ impl World {
         for participant in 0..self.participants.len() {
             self.possible_at_participant(participant, &mut possible);
         }
-        possible.retain(|happening| {
-            happening.budget().is_none_or(|budget| *budget(&mut self.left.clone()) > 0)
-        });
+        possible
+            .retain(|happening| happening.budget().is_none_or(|budget| *budget(&mut self.left.clone()) > 0));
         possible
     }
 

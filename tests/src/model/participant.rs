@@ -75,10 +75,8 @@ impl Participant {
 
     /// What was sent to the store takes no effect: what was open goes with its connection.
     fn vanish(&mut self, operation: &Operation) -> Event {
-        let uses_up = matches!(
-            operation,
-            Operation::Discard | Operation::Prepare(_) | Operation::CommitOnePhase(_)
-        );
+        let uses_up =
+            matches!(operation, Operation::Discard | Operation::Prepare(_) | Operation::CommitOnePhase(_));
         if uses_up && self.truth == Truth::Open {
             self.truth = Truth::RolledBack;
         }

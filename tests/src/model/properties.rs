@@ -90,7 +90,9 @@ fn reply_matches_log(world: &World) -> bool {
 fn acknowledgement_is_true(world: &World) -> bool {
     world.participants.iter().all(|participant| {
         let fits = |up: &Up| match up {
-            Up::Acknowledge(Applied::Committed) => participant.truth == Truth::Committed || participant.undone,
+            Up::Acknowledge(Applied::Committed) => {
+                participant.truth == Truth::Committed || participant.undone
+            }
             Up::Acknowledge(Applied::RolledBack) => {
                 !matches!(participant.truth, Truth::Committed | Truth::Prepared)
             }

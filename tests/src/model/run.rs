@@ -92,11 +92,13 @@ pub struct Report {
 #[must_use]
 pub fn explore_world(bounds: &Bounds, enough: usize, threads: usize) -> Tried {
     let started = clock::now();
-    let mut violations = unsafe_states(bounds, threads);
+    let mut violations: Vec<String> =
+        unsafe_states(bounds, threads).into_iter().map(|(_, words)| words).collect();
     let explored = explore(bounds, enough);
     if explored.stuck > 0 {
         let way = explored.stuck_trace.join("\n  ");
-        violations.push(format!("termination: {} states have no way to an end, such as\n  {way}", explored.stuck));
+        violations
+            .push(format!("termination: {} states have no way to an end, such as\n  {way}", explored.stuck));
     }
     Tried {
         world: bounds.name,
@@ -111,7 +113,7 @@ pub fn explore_world(bounds: &Bounds, enough: usize, threads: usize) -> Tried {
 
 /// The properties that do not hold in some state, and the shortest ways there.
 #[must_use]
-pub fn unsafe_states(bounds: &Bounds, threads: usize) -> Vec<String> {
+pub fn unsafe_states(bounds: &Bounds, threads: usize) -> Vec<(&'static str, String)> {
     let checker = Explorable(*bounds).checker().threads(threads).finish_when(HasDiscoveries::AnyFailures);
     let checker = checker.spawn_bfs().join();
     let mut found: Vec<_> = checker.discoveries().into_iter().collect();
@@ -120,7 +122,7 @@ pub fn unsafe_states(bounds: &Bounds, threads: usize) -> Vec<String> {
         let last = path.last_state().clone();
         let steps: Vec<String> = path.into_actions().iter().map(|step| format!("{step:?}")).collect();
         let why = last.broken.unwrap_or("does not hold");
-        format!("{name}: {why}, after\n  {}\n{last:#?}", steps.join("\n  "))
+        (name, format!("{name}: {why}, after\n  {}\n{last:#?}", steps.join("\n  ")))
     });
     told.collect()
 }

@@ -5,6 +5,7 @@
 //! again, since a resource manager may have attached meanwhile, and raises the horizon (P7).
 
 use lockstep_proto::Gtrid;
+use lockstep_proto::museum::mutated;
 use sqlx::{SqliteConnection, SqlitePool};
 
 use super::epochs;
@@ -38,6 +39,9 @@ pub(super) async fn candidates(readers: &SqlitePool, limits: &PruneLimits) -> Re
 /// The first time, in milliseconds, of which transactions are kept. `None` while a resource manager has not yet said what
 /// it holds.
 fn first_kept_ms(limits: &PruneLimits, known: &[KnownResourceManager]) -> Option<u64> {
+    if mutated("P7-prunes-above-the-floors") {
+        return Some(limits.below.unix_ms().min(limits.ended_before_ms));
+    }
     known
         .iter()
         .map(|manager| manager.floor.map(|floor| floor.unix_ms()))
@@ -72,6 +76,9 @@ pub(super) async fn delete(
     .bind(json(gone.iter().map(|gtrid| Hex::of(gtrid.to_bytes()))))
     .execute(&mut *connection)
     .await?;
+    if mutated("P7-the-horizon-stays-behind") {
+        return Ok(done.rows_affected());
+    }
     let horizon = epochs::mark(connection, rows::HORIZON).await?;
     let horizon = read::horizon(horizon)?;
     sqlx::query("UPDATE marks SET record = ?2 WHERE name = ?1")

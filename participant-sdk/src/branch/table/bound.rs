@@ -2,7 +2,8 @@
 //!
 //! [`Event::AskAgain`] may come to a state that did not ask for it: a wait that a decision cut short is over only then.
 
-use lockstep_proto::LogPosition;
+use lockstep_proto::museum::mutated;
+use lockstep_proto::{Epoch, Incarnation, LogPosition};
 
 use super::super::{Action, Applied, Decision, Doom, End, Event, Operation, Owed, State, Vote, Wanted};
 use super::{Stepped, Tell, acknowledge, apply, impossible, prove, to, undo};
@@ -18,6 +19,9 @@ pub(super) fn finding(owed: Owed, event: Event) -> Stepped {
             (Owed::Nothing, Ok(true)) => to(State::Prepared, [Action::Vote(Vote::Commit)]),
             // Nothing is voted, and nothing is done: this branch may have voted commit before, and be committed; a failover may bring
             // it back prepared before a rollback gets there. If its vote is still awaited, the coordinator's deadline ends that.
+            (Owed::Nothing, Ok(false)) if mutated("a-branch-that-is-not-found-is-undone") => {
+                undo(position_unknown(), String::new(), Tell::Coordinator)
+            }
             (Owed::Nothing, Ok(false) | Err(_)) => to(State::Absent, []),
         },
         Event::Decide(Decision::Rollback, position) => to(stay(owed.and(Owed::Rollback(position))), []),
@@ -98,6 +102,7 @@ fn prepare_done(
                 }
                 // It has not voted: it is still its participant's own.
                 Wanted::ByNobody => undo(position, Doom::HandlerGone.to_string(), Tell::Coordinator),
+                Wanted::NoMore if mutated("P12-a-lost-session-still-votes") => to(State::Prepared, []),
                 Wanted::NoMore => undo(position, Doom::SessionLost.to_string(), Tell::Nobody),
             },
         },
@@ -134,6 +139,13 @@ fn prepare_done(
             Owed::Commit(position) => apply(Decision::Commit, position),
             Owed::OnePhase(position) => prove(position),
             Owed::Rollback(position) => apply_rollback(wanted, position),
+            Owed::Nothing if mutated("P15-an-error-is-a-no") => {
+                let why = unresolved.to_string();
+                to(State::Ended(End::Refused(why.clone())), [Action::Vote(Vote::Rollback(why))])
+            }
+            Owed::Nothing if mutated("P15-an-error-is-a-yes") => {
+                to(State::Prepared, [Action::Vote(Vote::Commit)])
+            }
             Owed::Nothing => {
                 let why = format!("whether it was prepared was not known: {unresolved}");
                 let tell = if wanted == Wanted::NoMore { Tell::Nobody } else { Tell::Coordinator };
@@ -190,6 +202,9 @@ fn unless_committing(owed: Owed, answer: Result<(), Doom>) -> Result<(), Doom> {
 /// In doubt: neither a deadline nor a broken session nor anyone here ends it.
 pub(super) fn prepared(event: Event) -> Stepped {
     match event {
+        Event::SessionLost if mutated("a-prepared-branch-goes-with-its-session") => {
+            undo(position_unknown(), Doom::SessionLost.to_string(), Tell::Nobody)
+        }
         Event::Prepare(_) => to(State::Prepared, [Action::Vote(Vote::Commit)]),
         Event::Decide(decision, position) => apply(decision, position),
         // The order to commit crossed a vote (P10): it is an order to commit all the same.
@@ -216,6 +231,9 @@ pub(super) fn committing_one_phase(position: LogPosition, event: Event) -> Stepp
     match event {
         Event::Resolved(Ok(fate)) => acknowledge(fate),
         // It may have committed. Only evidence tells, and where there is none, a fence makes that final.
+        Event::Resolved(Err(_)) if mutated("P10-an-error-is-a-rollback") => {
+            to(State::Ended(End::Proved(Fate::RolledBack)), [Action::Acknowledge(Applied::RolledBack)])
+        }
         Event::Resolved(Err(_)) => prove(position),
         // What the store proves in the end answers all of these.
         Event::CommitOnePhase(_) | Event::Decide(..) | Event::Prepare(_) => to(stay, []),
@@ -238,6 +256,9 @@ pub(super) fn committing_one_phase(position: LogPosition, event: Event) -> Stepp
 pub(super) fn applying(event: Event) -> Stepped {
     match event {
         Event::Resolved(Ok(fate)) => acknowledge(fate),
+        Event::Resolved(Err(_)) if mutated("unknown-xid-is-done") => {
+            to(State::Ended(End::Proved(Fate::Committed)), [Action::Acknowledge(Applied::Committed)])
+        }
         // Not done, or not known: the coordinator sends its decision again, to whoever is attached then.
         Event::Resolved(Err(unresolved)) => {
             to(State::Absent, [Action::Acknowledge(Applied::NotYet(unresolved.0))])
@@ -336,6 +357,12 @@ pub(super) fn ended(end: &End, event: Event) -> Stepped {
         | Event::Found(_)
         | Event::Resolved(_) => impossible(stay(), event),
     }
+}
+
+/// For a bug that rolls back what nobody has told it to.
+fn position_unknown() -> LogPosition {
+    let epoch = Epoch::new(1).expect("1 is an epoch");
+    LogPosition { epoch, incarnation: Incarnation::from_bytes([0; 16]), sequence: 0 }
 }
 
 /// The vote of a branch that is over: as it was, so far as a vote can say it.

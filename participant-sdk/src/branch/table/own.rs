@@ -1,5 +1,7 @@
 //! Until it votes: the branch can be rolled back here, without asking anyone.
 
+use lockstep_proto::museum::mutated;
+
 use super::super::{
     Action, Applied, Decision, Doom, End, Enlist, Event, Handler, Held, Operation, Owed, State, Then, Vote,
 };
@@ -93,6 +95,9 @@ pub(super) fn busy(enlist: Enlist, event: Event) -> Stepped {
             doom(Doom::CommitWithoutVote, Owed::Commit(position), false)
         }
         Event::CommitOnePhase(position) => doom(Doom::HandlerRunning, Owed::OnePhase(position), false),
+        Event::DeadlinePassed if mutated("P17-ends-what-a-handler-holds") => {
+            roll_back_now(Doom::DeadlinePassed, Owed::Nothing, Tell::Coordinator)
+        }
         Event::DeadlinePassed => doom(Doom::DeadlinePassed, Owed::Nothing, true),
         Event::SessionLost => doom(Doom::SessionLost, Owed::Nothing, false),
         Event::Joined(_)
@@ -158,6 +163,9 @@ pub(super) fn idle(event: Event) -> Stepped {
         // It was cancelled before it heard that it had finished: its caller hears an error.
         Event::HandlerGone => roll_back_now(Doom::HandlerGone, Owed::Nothing, Tell::Coordinator),
         Event::DeadlinePassed => roll_back_now(Doom::DeadlinePassed, Owed::Nothing, Tell::Coordinator),
+        Event::SessionLost if mutated("P12-an-open-branch-outlives-its-session") => {
+            to(State::Open(Handler::Idle), [])
+        }
         Event::SessionLost => roll_back_now(Doom::SessionLost, Owed::Nothing, Tell::Nobody),
         Event::Enlisted | Event::EnlistRefused(_) => to(State::Open(Handler::Idle), []),
         Event::Finished(_)
