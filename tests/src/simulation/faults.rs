@@ -84,6 +84,8 @@ kinds! {
     Refuses, "store refused prepare", 370_000, Mild;
     /// PREPARE says OK and did nothing.
     HollowPrepare, "hollow prepare", 560_000, Mild;
+    /// A service has committed in the middle of its branch.
+    ServiceCommits, "service committed by itself", 230_000, Harsh;
     /// "Unknown xid", because the session that prepared it is still attached.
     UnknownXid, "unknown xid", 3_600_000, Benign;
 

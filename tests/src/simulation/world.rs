@@ -68,6 +68,10 @@ pub struct Style {
     pub apply_wait: Time,
     /// Transactions that may be live in one shard.
     pub max_live: usize,
+    /// Half of the services vote when their handlers end.
+    pub early_votes: bool,
+    /// Slots for prepared branches, and connections of each instance, if the stores say that they have limits.
+    pub room: Option<(usize, usize)>,
 }
 
 impl Style {
@@ -83,6 +87,8 @@ impl Style {
             report_interval: rng.pick(&[2 * SECOND, 6 * SECOND]),
             apply_wait: rng.pick(&[SECOND, 10 * SECOND]),
             max_live: rng.pick(&[40, 1000, 1000, 1000]),
+            early_votes: rng.below(3) == 0,
+            room: rng.pick(&[None, None, None, Some((200, 10)), Some((12, 4)), Some((6, 2))]),
         }
     }
 }
