@@ -81,6 +81,21 @@ const NONE: Faults = Faults {
     hand: 0,
 };
 
+const ALL: Faults = Faults {
+    coordinator_dies: 1,
+    takeover: 2,
+    participant_dies: 1,
+    session_breaks: 1,
+    loss: 1,
+    duplicate: 1,
+    refused: 1,
+    unknown: 1,
+    unresolved: 1,
+    refuses: 1,
+    failover: 1,
+    hand: 1,
+};
+
 const fn world(name: &'static str, branches: usize, faults: Faults) -> Bounds {
     Bounds { name, branches, read_only: 0, working: 0, faults }
 }
@@ -100,6 +115,11 @@ pub const SMALL: &[Bounds] = &[
 
 /// Together more than ten million states: by command.
 pub const LARGE: &[Bounds] = &[
-    world("three branches", 3, Faults { ..NONE }),
-    world("crash and takeover", 2, Faults { coordinator_dies: 1, takeover: 1, ..NONE }),
+    world("three branches", 3, NONE),
+    world("crash and takeover", 2, Faults { coordinator_dies: 1, takeover: 2, ..NONE }),
+    world("crash and unknown write", 2, Faults { coordinator_dies: 1, unknown: 1, refused: 1, ..NONE }),
+    world("everything, one branch", 1, ALL),
+    world("lost and doubled", 2, Faults { loss: 1, duplicate: 1, ..NONE }),
+    world("participants", 2, Faults { participant_dies: 1, unresolved: 1, ..NONE }),
+    world("by hand", 2, Faults { hand: 1, coordinator_dies: 1, ..NONE }),
 ];

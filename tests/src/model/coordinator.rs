@@ -252,6 +252,14 @@ impl World {
         }
     }
 
+    /// What a dead coordinator had sent to the log arrives, if its epoch is not sealed.
+    pub(super) fn stray_arrives(&mut self) {
+        let Some((epoch, record)) = self.stray.take() else { return };
+        if !self.log.is_sealed(epoch) {
+            self.record(&record);
+        }
+    }
+
     /// The node moves its generation: what has not arrived by now never will (P2).
     pub(super) fn fences(&mut self, number: usize) {
         let Some(node) = self.node(number) else { return };
@@ -306,8 +314,15 @@ impl World {
 
     // ---- lives ----
 
+    /// The process is gone. What it had sent to the log may still arrive.
     pub(super) fn node_dies(&mut self, number: usize) {
-        self.nodes[number] = None;
+        let Some(node) = self.nodes[number].take() else { return };
+        match &node.writing {
+            Some(Writing::OnItsWay(record) | Writing::Unknown { record, limbo: true, .. }) => {
+                self.stray = Some((node.epoch, record.clone()));
+            }
+            Some(Writing::Unknown { .. }) | None => {}
+        }
         for participant in 0..self.participants.len() {
             if self.participants[participant].session == Some(number) {
                 self.session_ends(participant);
@@ -336,6 +351,9 @@ impl World {
     pub(super) fn adopts(&mut self, number: usize) {
         let Some(node) = self.node(number) else { return };
         node.adopting = false;
+        if node.transaction.is_some() {
+            return; // It is its own, or was adopted before.
+        }
         let epoch = node.epoch;
         if let Recorded::Decided(decision) = self.log.look_up(epoch).recorded {
             let (transaction, effects) = Transaction::recover(decision, 0);

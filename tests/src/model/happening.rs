@@ -56,6 +56,7 @@ pub enum Happening {
     Fences { node: usize },
     ReadsBehindFence { node: usize },
     LazyArrives { node: usize },
+    StrayArrives,
     // ---- lives ----
     NodeDies { node: usize },
     NodeStarts { node: usize, beside: bool },
@@ -120,6 +121,7 @@ impl Happening {
             | Self::Fences { .. }
             | Self::ReadsBehindFence { .. }
             | Self::LazyArrives { .. }
+            | Self::StrayArrives
             | Self::NodeStarts { beside: false, .. }
             | Self::Seals { alive: false, .. }
             | Self::Adopts { .. }
@@ -142,6 +144,7 @@ impl World {
         for node in 0..NODES {
             self.possible_at_node(node, &mut possible);
         }
+        possible.extend(self.stray.as_ref().map(|_| Happening::StrayArrives));
         for participant in 0..self.participants.len() {
             self.possible_at_participant(participant, &mut possible);
         }
@@ -322,6 +325,7 @@ impl World {
             Happening::Fences { node } => self.fences(node),
             Happening::ReadsBehindFence { node } => self.reads_behind_fence(node),
             Happening::LazyArrives { node } => self.lazy_arrives(node),
+            Happening::StrayArrives => self.stray_arrives(),
             Happening::NodeDies { node } | Happening::NoticesSeal { node } => self.node_dies(node),
             Happening::NodeStarts { node, .. } => self.node_starts(node),
             Happening::Seals { node, epoch, .. } => self.seals(node, epoch),

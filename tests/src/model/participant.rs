@@ -229,6 +229,8 @@ impl World {
         self.notice(node, number);
         let sealed = self.log.sealed;
         let participant = self.participant(number);
+        // What was still on its way over the old one would have to be told apart.
+        participant.up.clear();
         participant.session = Some(node);
         participant.sealed |= sealed;
         if let Some(node) = self.node(node) {

@@ -57,7 +57,7 @@ pub struct Tried {
     /// Faults among its bounds.
     faults: u64,
     /// States in which everything is over.
-    ends: u64,
+    pub ends: u64,
     /// Violated properties, each with the steps that lead there; and states from which no end can be reached.
     pub violations: Vec<String>,
     /// How long it took.

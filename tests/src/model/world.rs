@@ -174,6 +174,8 @@ pub struct World {
     pub nodes: [Option<Arc<Node>>; NODES],
     /// The participants.
     pub participants: Vec<Arc<Participant>>,
+    /// What a coordinator that is gone had sent to the log, and under which epoch.
+    pub stray: Option<(u8, Record)>,
     /// What was said.
     pub told: Told,
     /// What may still go wrong.
@@ -261,6 +263,7 @@ impl World {
             log: Log { epochs: 1, ..Log::default() },
             nodes: [Some(Arc::new(node)), None],
             participants,
+            stray: None,
             told: Told::default(),
             left: bounds.faults,
             broken: None,

@@ -207,6 +207,11 @@ pub const BUGS: &[Bug] = &[
         "a branch whose session broke while it prepared is taken to have voted commit",
         &["commit_needs_all_votes"],
     ),
+    bug(
+        "anyone-votes",
+        "an instance's vote counts for a branch that another instance holds",
+        Layer::Script(Script::AnotherInstanceVotes),
+    ),
     simulation(
         "P12-an-open-branch-outlives-its-session",
         "a participant keeps a branch open after its session broke",

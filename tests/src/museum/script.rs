@@ -7,11 +7,17 @@ use lockstep::resource::Attachment;
 use lockstep::session::message::{FromCoordinator, Welcome};
 use lockstep::session::{Closing, Effect, Event, Session};
 use lockstep_coordinator::decision_log::KnownResourceManager;
+use lockstep_coordinator::engine::delivery::SessionId;
+use lockstep_coordinator::engine::input::{Input, Now, Output, Wait};
+use lockstep_coordinator::engine::shard::{Shard, ShardConfig};
+use lockstep_coordinator::protocol::event::Vote;
 use lockstep_coordinator::protocol::presumption::{EpochState, Known, LookUp, Recorded, conclude};
+use lockstep_coordinator::protocol::record::About;
 use lockstep_coordinator::sessions::attach::{Hello, compare};
 use lockstep_proto::limits::PROTOCOL_VERSION;
 use lockstep_proto::{
-    ClusterId, Epoch, Incarnation, InstanceId, LogPosition, ResourceManagerId, ResourceManagerName,
+    Bqual, ClusterId, Epoch, Gtrid, Incarnation, InstanceId, LogPosition, ResourceManagerId,
+    ResourceManagerName, Xid,
 };
 
 /// A schedule.
@@ -27,12 +33,15 @@ pub enum Script {
     OldPrimary,
     /// The log was restored from a backup, and does not have a commit (P8): `stability`.
     LostTail,
+    /// An instance votes for a branch that another one holds (P12): `commit_needs_all_votes`.
+    AnotherInstanceVotes,
     /// The epoch was never given out by this log (P8): `stability`.
     UnknownEpoch,
 }
 
 /// All of them.
-pub const SCRIPTS: [Script; 6] = [
+pub const SCRIPTS: [Script; 7] = [
+    Script::AnotherInstanceVotes,
     Script::OldCoordinator,
     Script::OtherCluster,
     Script::OtherDatabase,
@@ -47,6 +56,7 @@ impl Script {
     pub const fn invariant(self) -> &'static str {
         match self {
             Self::OldCoordinator => "one_owner",
+            Self::AnotherInstanceVotes => "commit_needs_all_votes",
             Self::OtherCluster | Self::OtherDatabase => "nothing_foreign_touched",
             Self::OldPrimary | Self::LostTail | Self::UnknownEpoch => "stability",
         }
@@ -60,10 +70,33 @@ impl Script {
             Self::OtherCluster => refuses(&[welcome(1, 1), welcome(2, 2)]),
             Self::OtherDatabase => compare(&hello(2, 1), Some(&known())).is_err(),
             Self::OldPrimary => compare(&hello(1, 1), Some(&known())).is_err(),
+            Self::AnotherInstanceVotes => !counts_a_strangers_vote(),
             Self::LostTail => presumes_nothing(EpochState::Sealed, true),
             Self::UnknownEpoch => presumes_nothing(EpochState::Unknown, false),
         }
     }
+}
+
+/// Two branches, each at its own instance; a third instance votes in the place of the first one, and then the second one does.
+fn counts_a_strangers_vote() -> bool {
+    let epoch = Epoch::new(1).expect("not 0");
+    let apply_wait = Duration::from_secs(1);
+    let mut shard: Shard<()> = Shard::new(ShardConfig { epoch, max_live: 10, apply_wait, begin_from_ms: 0 });
+    let mut give = |input| shard.step(input, Now { monotonic: Duration::ZERO, unix_ms: 1 });
+    let gtrid = Gtrid::new(epoch, 1, [0; 10]);
+    let xid = |name: &str| Xid { gtrid, bqual: Bqual::new(&name.parse().expect("a name"), 0) };
+    for (session, name) in [(1, "a"), (2, "b"), (3, "a")] {
+        let resource_manager = name.parse().expect("a name");
+        give(Input::Attached { session: SessionId(session), resource_manager });
+    }
+    give(Input::Begin { random: [0; 10], timeout: apply_wait, about: About::default(), reply: () });
+    for (session, name) in [(1, "a"), (2, "b")] {
+        give(Input::Enlist { session: SessionId(session), xid: xid(name) });
+    }
+    give(Input::Commit { gtrid, wait: Wait::Decided, reply: () });
+    give(Input::Vote { session: SessionId(3), xid: xid("a"), vote: Vote::Commit });
+    let last = give(Input::Vote { session: SessionId(2), xid: xid("b"), vote: Vote::Commit });
+    last.iter().any(|output| matches!(output, Output::Log(_)))
 }
 
 fn presumes_nothing(epoch: EpochState, behind: bool) -> bool {
