@@ -84,6 +84,9 @@ struct Simulate {
     /// End with one line of JSON on stdout
     #[arg(long)]
     json: bool,
+    /// Say on stderr how often each situation came in a million transactions, as tests/src/simulation/sometimes.txt does
+    #[arg(long)]
+    situations: bool,
 }
 
 #[derive(Debug, clap::Args)]
@@ -179,7 +182,18 @@ fn simulate(arguments: &Simulate) -> ExitCode {
     let started = clock::now();
     let threads = std::thread::available_parallelism().map_or(1, usize::from);
     let run = simulation::run::run(arguments.transactions, arguments.seed, threads, MOST_VIOLATIONS);
-    let report = simulation::report::Report::new(&run, arguments.seed, threads, started.elapsed());
+    let report = simulation::report::Report::new(
+        &run,
+        arguments.seed,
+        threads,
+        started.elapsed(),
+        clock::processor_time(),
+    );
+    if arguments.situations {
+        for (situation, count) in run.reached.situations() {
+            eprintln!("{} {situation}", count.saturating_mul(1_000_000) / run.transactions.max(1));
+        }
+    }
     if arguments.json {
         eprintln!("{}", report.text(&run));
         println!("{}", report.json());
