@@ -103,15 +103,16 @@ const fn world(name: &'static str, branches: usize, faults: Faults) -> Bounds {
 /// Few states each: a share of every test run.
 pub const SMALL: &[Bounds] = &[
     world("one branch", 1, Faults { coordinator_dies: 1, participant_dies: 1, unknown: 1, ..NONE }),
-    world("takeover", 2, Faults { takeover: 2, ..NONE }),
-    world("crash", 2, Faults { coordinator_dies: 1, ..NONE }),
-    world("failover", 2, Faults { failover: 1, unresolved: 1, duplicate: 1, ..NONE }),
-    Bounds {
-        read_only: 1,
-        working: 1,
-        ..world("handlers", 2, Faults { session_breaks: 1, refuses: 1, ..NONE })
-    },
+    world("takeover", 1, Faults { takeover: 2, ..NONE }),
+    world("unknown write", 2, Faults { unknown: 1, ..NONE }),
+    world("by hand", 1, Faults { coordinator_dies: 1, refused: 1, unknown: 1, hand: 1, ..NONE }),
+    Bounds { working: 1, ..world("handlers", 1, Faults { session_breaks: 1, refuses: 1, ..NONE }) },
+    Bounds { read_only: 1, working: 1, ..world("read-only", 2, NONE) },
 ];
+
+/// Too many for a build without optimisation: for the museum.
+pub const FAILOVER: Bounds =
+    world("failover", 2, Faults { duplicate: 1, unresolved: 1, failover: 1, ..NONE });
 
 /// Together more than ten million states: by command.
 pub const LARGE: &[Bounds] = &[

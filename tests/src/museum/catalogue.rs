@@ -128,7 +128,7 @@ pub const BUGS: &[Bug] = &[
         "P4-presumes-under-a-live-epoch",
         "a coordinator answers rolled back because the log has no decision, while the owner may still write one",
         "takeover",
-        &["stability"],
+        &["reply_matches_log", "stability"],
     ),
     simulation(
         "P7-presumes-below-the-horizon",
@@ -251,13 +251,7 @@ pub const BUGS: &[Bug] = &[
         "a-branch-that-is-not-found-is-undone",
         "a prepare that comes twice, the second time after the commit, rolls back what a failover has brought back",
         "failover",
-        &["agreement", "stability"],
-    ),
-    model(
-        "P12-a-lost-session-still-votes",
-        "a branch that is prepared after its session broke stays prepared, as if it had voted, and is not rolled back by itself",
-        "handlers",
-        &["agreement"],
+        &["agreement", "commit_needs_all_votes"],
     ),
     // ---- evidence and heuristics ----
     simulation(

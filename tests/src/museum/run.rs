@@ -144,9 +144,13 @@ fn simulate(effort: Effort) -> (Option<String>, u64) {
 }
 
 fn explore(world: &str, threads: usize) -> Option<String> {
-    let bounds = model::bounds::SMALL.iter().find(|bounds| bounds.name == world);
-    let bounds = bounds.expect("a bug names a world that there is");
-    model::run::unsafe_states(bounds, threads).into_iter().next().map(|(name, _)| name.to_owned())
+    let bounds = worlds().find(|bounds| bounds.name == world).expect("a bug names a world that there is");
+    model::run::unsafe_states(&bounds, threads).into_iter().next().map(|(name, _)| name.to_owned())
+}
+
+/// The worlds of the model in which bugs are put back.
+fn worlds() -> impl Iterator<Item = model::bounds::Bounds> {
+    model::bounds::SMALL.iter().copied().chain([model::bounds::FAILOVER])
 }
 
 fn block_on<T>(future: impl Future<Output = T>) -> T {
@@ -165,11 +169,11 @@ fn false_alarms(bugs: &[Bug], effort: Effort) -> Vec<String> {
     );
     alarms
         .extend(run.found.iter().map(|found| format!("{} (seed {})", found.violation.invariant, found.seed)));
-    let worlds = model::bounds::SMALL.iter().filter(|bounds| {
+    let worlds = worlds().filter(|bounds| {
         bugs.iter().any(|bug| matches!(bug.layer, Layer::Model(world, _) if world == bounds.name))
     });
     for bounds in worlds {
-        let violations = model::run::unsafe_states(bounds, effort.threads);
+        let violations = model::run::unsafe_states(&bounds, effort.threads);
         alarms.extend(violations.into_iter().map(|(name, _)| format!("{name} (model, {})", bounds.name)));
     }
     for promise in PROMISES {

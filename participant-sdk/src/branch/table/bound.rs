@@ -102,7 +102,6 @@ fn prepare_done(
                 }
                 // It has not voted: it is still its participant's own.
                 Wanted::ByNobody => undo(position, Doom::HandlerGone.to_string(), Tell::Coordinator),
-                Wanted::NoMore if mutated("P12-a-lost-session-still-votes") => to(State::Prepared, []),
                 Wanted::NoMore => undo(position, Doom::SessionLost.to_string(), Tell::Nobody),
             },
         },
