@@ -323,6 +323,7 @@ impl World {
             return self.is_done(client);
         }
         let votes = self.style.early_votes && self.rng.coin();
+        let faultless = self.faults.are_over() || self.faults.are_none();
         let calls = self.client(client);
         let Some((instance, read_only)) = calls.calls.get(calls.called).copied() else {
             return self.end(client);
@@ -331,7 +332,7 @@ impl World {
         calls.attempt += 1;
         // Once it has voted, nobody can work in it any more. A few have it do so too early all the same.
         let comes_again = calls.calls[calls.called..].iter().any(|(later, _)| *later == instance);
-        let votes = votes && (!comes_again || calls.curious);
+        let votes = votes && (!comes_again || calls.curious && !faultless);
         let hasty = calls.hasty && calls.called == calls.calls.len();
         let call = Call {
             client,

@@ -370,10 +370,10 @@ impl Store {
         self.prepared.contains_key(&branch_number(&xid.bqual))
     }
 
-    /// The oldest transaction with evidence of a commit.
+    /// The oldest transaction with evidence of a commit or a hazard.
     #[must_use]
     pub fn oldest_evidence(&self) -> Option<Gtrid> {
-        self.evidence.values().filter(|row| row.committed).map(|row| row.xid.gtrid).min()
+        self.evidence.values().filter(|row| row.fate() != Fate::RolledBack).map(|row| row.xid.gtrid).min()
     }
 
     /// Evidence whose deadline is `retention` ago.

@@ -1,6 +1,7 @@
 //! One world: a coordinator, its log, participants with their stores, applications, and time. A seed is all that it depends on.
 
 use lockstep::resource::BranchId;
+use lockstep::session::Event;
 use lockstep_coordinator::engine::input::Input;
 use lockstep_proto::{Bqual, ClusterId, Epoch, Gtrid, ResourceManagerId, Xid};
 
@@ -144,7 +145,8 @@ impl World {
     pub fn new(seed: u64, wanted: usize, told: bool) -> Self {
         let mut rng = Rng::new(seed);
         let faults = Faults::drawn(&mut rng);
-        let style = Style::drawn(&mut rng);
+        let mut style = Style::drawn(&mut rng);
+        style.room = style.room.filter(|_| !faults.are_none());
         let cluster = ClusterId::from_random(0x5eed);
         let stores: Vec<Store> =
             (0..rng.index(3) + 2).map(|number| store(number, cluster, &mut rng)).collect();
@@ -248,7 +250,7 @@ impl World {
             self.tick_node();
         } else if wake <= planned {
             self.now = self.now.max(wake);
-            self.tell(instance, lockstep::session::Event::Tick);
+            self.tell(instance, Event::Tick);
         } else {
             let Some((at, what)) = self.queue.pop() else {
                 return self.violate("termination_after_healing", None, "nothing is planned any more");
@@ -299,6 +301,13 @@ impl World {
         say!(self, None, "--- all faults stop ---");
         // Sessions stay as they are: what was lost in them is found out by timers, not by a new session.
         self.instances.iter_mut().for_each(|instance| instance.cut_until = 0);
+        // What is begun after this has to commit: there is room for it.
+        self.style.room = None;
+        for instance in 0..self.instances.len() {
+            if self.instances[instance].session().is_some() {
+                self.tell(instance, Event::Room(Ok(None)));
+            }
+        }
     }
 
     /// Notes that an invariant does not hold. The first one counts.

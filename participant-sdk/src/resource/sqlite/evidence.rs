@@ -35,7 +35,7 @@ CREATE TABLE IF NOT EXISTS lockstep_evidence (
     written_ms INTEGER NOT NULL
 ) STRICT, WITHOUT ROWID;
 CREATE INDEX IF NOT EXISTS lockstep_evidence_old ON lockstep_evidence (cluster, deadline_ms);
-CREATE INDEX IF NOT EXISTS lockstep_evidence_oldest ON lockstep_evidence (cluster, gtrid) WHERE kind = 'branch';
+CREATE INDEX IF NOT EXISTS lockstep_evidence_oldest ON lockstep_evidence (cluster, gtrid) WHERE kind <> 'fence';
 ";
 
 /// What a row proves.
@@ -252,7 +252,7 @@ pub(super) async fn raise_position(
     Ok(())
 }
 
-/// The oldest transaction of the cluster with a row of kind *branch*.
+/// The oldest transaction of the cluster with a row of kind *branch* or *hazard*: it is still to be compared with its record.
 pub(super) async fn oldest(
     connection: &mut SqliteConnection,
     cluster: ClusterId,
@@ -261,7 +261,7 @@ pub(super) async fn oldest(
         return Ok(None);
     }
     let bytes: Option<Vec<u8>> = sqlx::query_scalar(
-        "SELECT min(gtrid) FROM main.lockstep_evidence WHERE cluster = ?1 AND kind = 'branch'",
+        "SELECT min(gtrid) FROM main.lockstep_evidence WHERE cluster = ?1 AND kind <> 'fence'",
     )
     .bind(cluster.to_string())
     .fetch_one(connection)
