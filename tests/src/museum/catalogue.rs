@@ -106,7 +106,7 @@ pub const BUGS: &[Bug] = &[
     simulation(
         "P2-unknown-is-written",
         "a decision whose write is of unknown result is taken to be in the log",
-        &["durable_before_sent"],
+        &["durable_before_sent", "assertion"],
     ),
     simulation(
         "P2-unknown-is-absent",
@@ -184,7 +184,7 @@ pub const BUGS: &[Bug] = &[
     simulation(
         "P10-intent-recovered-as-commit",
         "a restarted coordinator takes a one-phase intent for a commit decision",
-        &["agreement", "stability", "reply_matches_log"],
+        &["durable_before_sent"],
     ),
     simulation(
         "P10-an-error-is-a-rollback",

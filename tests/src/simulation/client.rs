@@ -140,7 +140,7 @@ impl World {
         let wait = if self.rng.coin() { Wait::Applied } else { Wait::Decided };
         let ending = match self.rng.below(100) {
             0..1 if !plain => Ending::Abandon,
-            1..3 if !plain => Ending::Rollback,
+            1..2 if !plain => Ending::Rollback,
             _ => Ending::Commit(wait),
         };
         let client = Client {
@@ -153,7 +153,7 @@ impl World {
             calls,
             called: 0,
             ending,
-            hasty: !plain && self.rng.below(30) == 0,
+            hasty: !plain && self.rng.below(60) == 0,
             curious: self.rng.below(8) == 0,
         };
         self.busy_clients += 1;

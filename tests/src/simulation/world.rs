@@ -88,8 +88,8 @@ impl Style {
             report_interval: rng.pick(&[2 * SECOND, 6 * SECOND]),
             apply_wait: rng.pick(&[SECOND, 10 * SECOND]),
             max_live: rng.pick(&[40, 1000, 1000, 1000]),
-            early_votes: rng.below(3) == 0,
-            room: rng.pick(&[None, None, None, Some((200, 10)), Some((12, 4)), Some((6, 2))]),
+            early_votes: rng.below(4) == 0,
+            room: rng.pick(&[None, None, None, None, None, Some((200, 10)), Some((12, 4)), Some((6, 2))]),
         }
     }
 }
