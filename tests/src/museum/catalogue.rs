@@ -238,11 +238,6 @@ pub const BUGS: &[Bug] = &[
         &["agreement"],
     ),
     simulation(
-        "a-prepared-branch-goes-with-its-session",
-        "a participant rolls a prepared branch back when its session breaks",
-        &["agreement", "stability"],
-    ),
-    simulation(
         "P17-ends-what-a-handler-holds",
         "a branch whose deadline passes is ended on the connection that its handler works with",
         &["agreement"],

@@ -95,8 +95,11 @@ impl Transaction {
             self.branches.retain(|branch| branch.bqual != *bqual);
             return Ok(None);
         }
+        if mutated("P12-lost-branch-has-voted") && self.known(bqual)?.state == BranchState::Preparing {
+            self.branch_mut(bqual).state = BranchState::Prepared;
+            return Ok(None);
+        }
         let state = match self.known(bqual)?.state {
-            BranchState::Preparing if mutated("P12-lost-branch-has-voted") => BranchState::Prepared,
             BranchState::Enlisted | BranchState::ToldOpen => BranchState::Ended(BranchEnd::Lost),
             BranchState::Preparing => BranchState::InDoubt,
             BranchState::Prepared | BranchState::InDoubt | BranchState::Told | BranchState::Ended(_) => {

@@ -201,9 +201,6 @@ fn unless_committing(owed: Owed, answer: Result<(), Doom>) -> Result<(), Doom> {
 /// In doubt: neither a deadline nor a broken session nor anyone here ends it.
 pub(super) fn prepared(event: Event) -> Stepped {
     match event {
-        Event::SessionLost if mutated("a-prepared-branch-goes-with-its-session") => {
-            undo(position_unknown(), Doom::SessionLost.to_string(), Tell::Nobody)
-        }
         Event::Prepare(_) => to(State::Prepared, [Action::Vote(Vote::Commit)]),
         Event::Decide(decision, position) => apply(decision, position),
         // The order to commit crossed a vote (P10): it is an order to commit all the same.
