@@ -59,7 +59,7 @@ pub const BUGS: &[Bug] = &[
     simulation(
         "AC2-rollback-after-commit",
         "a rollback is carried out after commit was decided",
-        &["stability"],
+        &["stability", "reply_matches_log"],
     ),
     simulation(
         "AC3-first-vote-decides",
@@ -76,11 +76,6 @@ pub const BUGS: &[Bug] = &[
         "read-only-is-prepared",
         "a read-only vote counts as a commit vote, and its branch is told to commit",
         &["commit_needs_all_votes", "agreement"],
-    ),
-    simulation(
-        "enlisting-never-ends",
-        "a branch may enlist after commit was requested, and is never asked for its vote",
-        &["commit_when_no_failure", "termination_after_healing", "commit_needs_all_votes", "assertion"],
     ),
     simulation(
         "told-before-durable",
@@ -130,10 +125,10 @@ pub const BUGS: &[Bug] = &[
         "takeover",
         &["reply_matches_log", "stability"],
     ),
-    simulation(
+    bug(
         "P7-presumes-below-the-horizon",
         "a transaction that was pruned is answered with rolled back",
-        &["reply_matches_log"],
+        Layer::Log(Promise::Horizon),
     ),
     simulation(
         "P7-begins-below-the-floor",
@@ -211,11 +206,6 @@ pub const BUGS: &[Bug] = &[
         "anyone-votes",
         "an instance's vote counts for a branch that another instance holds",
         Layer::Script(Script::AnotherInstanceVotes),
-    ),
-    simulation(
-        "P12-an-open-branch-outlives-its-session",
-        "a participant keeps a branch open after its session broke",
-        &["termination_after_healing", "agreement", "no_orphan_left"],
     ),
     simulation(
         "P15-an-error-is-a-no",

@@ -69,7 +69,6 @@ impl Transaction {
 
     pub(super) fn step_preparing(&mut self, event: Event, now_ms: u64) -> Stepped {
         match event {
-            Event::Enlist(bqual) if mutated("enlisting-never-ends") => Ok(self.enlist(bqual)),
             Event::Enlist(bqual) => Ok(refuse(bqual, EnlistRefusal::CommitRequested)),
             Event::CommitRequested => Ok(Effects::none()),
             Event::RollbackRequested(why) => Ok(self.become_rolling_back(&why, now_ms)),

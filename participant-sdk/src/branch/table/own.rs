@@ -163,9 +163,6 @@ pub(super) fn idle(event: Event) -> Stepped {
         // It was cancelled before it heard that it had finished: its caller hears an error.
         Event::HandlerGone => roll_back_now(Doom::HandlerGone, Owed::Nothing, Tell::Coordinator),
         Event::DeadlinePassed => roll_back_now(Doom::DeadlinePassed, Owed::Nothing, Tell::Coordinator),
-        Event::SessionLost if mutated("P12-an-open-branch-outlives-its-session") => {
-            to(State::Open(Handler::Idle), [])
-        }
         Event::SessionLost => roll_back_now(Doom::SessionLost, Owed::Nothing, Tell::Nobody),
         Event::Enlisted | Event::EnlistRefused(_) => to(State::Open(Handler::Idle), []),
         Event::Finished(_)
