@@ -311,7 +311,7 @@ pub const BUGS: &[Bug] = &[
     bug(
         "P15-a-fence-is-evidence",
         "the kind of an evidence row is not looked at: a fence is read as committed",
-        Layer::Store(&[Rule::UnknownIsFenced, Rule::RollbackRepeats]),
+        Layer::Store(&[Rule::LatePrepareIsRefused, Rule::UnknownIsFenced]),
     ),
     bug(
         "P15-a-duplicate-is-overlooked",

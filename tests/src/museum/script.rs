@@ -69,7 +69,7 @@ impl Script {
             Self::OldCoordinator => refuses(&[welcome(2, 1), welcome(1, 1)]),
             Self::OtherCluster => refuses(&[welcome(1, 1), welcome(2, 2)]),
             Self::OtherDatabase => compare(&hello(2, 1), Some(&known())).is_err(),
-            Self::OldPrimary => compare(&hello(1, 1), Some(&known())).is_err(),
+            Self::OldPrimary => compare(&hello(1, 0), Some(&known())).is_err(),
             Self::AnotherInstanceVotes => !counts_a_strangers_vote(),
             Self::LostTail => presumes_nothing(EpochState::Sealed, true),
             Self::UnknownEpoch => presumes_nothing(EpochState::Unknown, false),
