@@ -1,7 +1,12 @@
 //! Puts the coordinator together, runs it, and takes it down.
 //!
 //! The order at the start is what makes recovery safe: the log is opened under a new epoch, with every earlier one sealed
-//! and what it reads forced to disk (P6); every unfinished decision is with its shard; only then is anyone served.
+//! (every one whose node is gone, where several share the log) and what it reads forced (P3, P6); every unfinished decision is
+//! with its shard; only then is anyone served.
+//!
+//! **Lives.** A node whose epoch was sealed by another ends that life at once: its streams and its waiting clients are told that
+//! it is gone, its transactions are the other's to finish, or are presumed rolled back. Then it begins again under a new epoch, in
+//! the same process and on the same address.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -12,20 +17,23 @@ use tokio::sync::mpsc;
 use tokio::task::{JoinError, JoinHandle, JoinSet};
 use tokio_util::sync::CancellationToken;
 
+use crate::cluster::Keeper;
 use crate::config::Config;
 use crate::decision_log::group_commit::GroupCommit;
-use crate::decision_log::sqlite::{OpenError, Opened, Options, SqliteLog};
-use crate::decision_log::{AppendError, DecisionLog, ReadError};
+use crate::decision_log::{AppendError, DecisionLog, ReadError, postgres, sqlite};
 use crate::engine::clock::Clock;
 use crate::engine::handle::Engine;
 use crate::engine::input::Input;
 use crate::engine::shard::{Shard, ShardConfig};
 use crate::engine::shell::{Mail, ShardTask, Shards, Stopped, StrayAcknowledgement};
 use crate::engine::{inquiry, maintenance};
+use crate::open_log::OpenLog;
 use crate::operator::{Ready, Recovered};
 use crate::rpc::Services;
 use crate::sessions::registry::Registry;
 use crate::sessions::session::{Shared, Terms};
+use crate::telemetry::metrics::Metrics;
+use crate::telemetry::stopwatch::Stopwatch;
 
 /// Acknowledgements of forgotten transactions that wait to be compared with the log.
 const STRAYS: usize = 4096;
@@ -48,9 +56,12 @@ pub enum ServeError {
         /// What the operating system says.
         source: std::io::Error,
     },
-    /// The decision log cannot be opened.
+    /// The embedded decision log cannot be opened.
     #[error(transparent)]
-    Open(#[from] OpenError),
+    Open(#[from] sqlite::OpenError),
+    /// The shared decision log cannot be opened.
+    #[error(transparent)]
+    OpenShared(#[from] postgres::OpenError),
     /// The decision log cannot be read.
     #[error(transparent)]
     Read(#[from] ReadError),
@@ -74,12 +85,12 @@ impl ServeError {
                  Take another address with --listen; port 0 takes a free one"
                 .to_owned(),
             // Its own sentence says what to do.
-            Self::Open(_) => String::new(),
-            Self::Read(_) => "keep a copy of the data directory before anything else; \
-                 then look at the disk, and restore from a backup if the log is damaged"
+            Self::Open(_) | Self::OpenShared(_) => String::new(),
+            Self::Read(_) => "if the log is damaged, keep a copy of it before anything else; \
+                 then look at the disk, and restore from a backup"
                 .to_owned(),
             Self::LogFailed(_) => {
-                "look at the disk, then start again: what is really in the log is read then, and \
+                "look at the log's disk, then start again: what is really in the log is read then, and \
                  every transaction in doubt is finished from it"
                     .to_owned()
             }
@@ -102,29 +113,93 @@ pub async fn serve(
 ) -> Result<(), ServeError> {
     let address = config.listen;
     let cannot_listen = |source| ServeError::Listen { address, source };
-    let listener = TcpListener::bind(address).await.map_err(cannot_listen)?;
+    // Not tokio's: it is the same through all lives, and connections that come between two of them wait in it.
+    let listener = std::net::TcpListener::bind(address).map_err(cannot_listen)?;
+    listener.set_nonblocking(true).map_err(cannot_listen)?;
     let bound = listener.local_addr().map_err(cannot_listen)?;
 
-    let (log, opened) = SqliteLog::open(&config.data_dir, Options::default()).await?;
-    let log = Arc::new(log);
-    let mut parts = Parts::start(config, &log).await?;
-    let recovered = parts.recover(&log).await?;
+    // Through all lives: what is counted only grows.
+    let metrics = Arc::new(Metrics::new());
+    let mut on_ready = Some(on_ready);
+    loop {
+        let first = on_ready.is_some();
+        let Some(log) = open(config, bound, first, &shutdown).await? else { return Ok(()) };
+        let listener = listener.try_clone().and_then(TcpListener::from_std).map_err(cannot_listen)?;
+        let mut told = |ready: Ready| match on_ready.take() {
+            Some(on_ready) => on_ready(ready),
+            None => tracing::warn!(epoch = %ready.epoch, recovered = ?ready.recovered, "serving again"),
+        };
+        match Box::pin(live(config, &log, listener, &metrics, &mut told, &shutdown)).await? {
+            Ended::Stopped => return Ok(()),
+            Ended::Sealed(why) => tracing::error!("{why}; this node begins again under a new epoch"),
+        }
+    }
+}
+
+/// Opens the log. After the first life the server that it is on was there a moment ago: it is waited for. `None`: this process was told
+/// to stop meanwhile.
+async fn open(
+    config: &Config,
+    bound: SocketAddr,
+    first: bool,
+    shutdown: &CancellationToken,
+) -> Result<Option<OpenLog>, ServeError> {
+    const AGAIN: Duration = Duration::from_secs(1);
+    loop {
+        match OpenLog::open(config, bound, first).await {
+            Err(ServeError::OpenShared(error)) if !first => {
+                tracing::error!(%error, "the decision log cannot be opened again; it is tried again");
+            }
+            opened => return opened.map(Some),
+        }
+        tokio::select! {
+            () = shutdown.cancelled() => return Ok(None),
+            () = tokio::time::sleep(AGAIN) => {}
+        }
+    }
+}
+
+/// How a life ended.
+enum Ended {
+    /// This process was told to stop, and has drained.
+    Stopped,
+    /// Another node has taken over.
+    Sealed(String),
+}
+
+/// One life: from an open log to its end.
+async fn live(
+    config: &Config,
+    log: &OpenLog,
+    listener: TcpListener,
+    metrics: &Arc<Metrics>,
+    on_ready: &mut (dyn FnMut(Ready) + Send),
+    shutdown: &CancellationToken,
+) -> Result<Ended, ServeError> {
+    let bound =
+        listener.local_addr().map_err(|source| ServeError::Listen { address: config.listen, source })?;
+    let mut parts = Parts::start(config, log.shared(), metrics).await?;
+    let recovered = parts.recover(log.shared()).await?;
     fail::fail_point!("coordinator-recovered-before-serving");
-    parts.run_beside(config, &log);
+    parts.run_beside(config, log);
+    let mut keeper = parts.keep(config, log);
 
     let server = tonic::transport::Server::builder()
         .http2_keepalive_interval(Some(PING_EVERY))
         .http2_keepalive_timeout(Some(PING_TIMEOUT))
         .tcp_nodelay(true)
+        // For /metrics and the probes; gRPC is HTTP/2.
+        .accept_http1(true)
         .add_routes(Services::new(parts.shared.clone(), config.default_timeout).router());
     let incoming = tonic::transport::server::TcpIncoming::from(listener).with_nodelay(Some(true));
     let stopped = parts.shared.shutdown.clone();
     let mut serving = tokio::spawn(server.serve_with_incoming_shutdown(incoming, stopped.cancelled_owned()));
 
-    on_ready(ready(bound, opened, recovered));
+    on_ready(log.ready(bound, recovered));
     let ended = tokio::select! {
-        () = shutdown.cancelled() => Ok(()),
-        ended = &mut parts.log_task => Err(log_ended(ended)),
+        () = shutdown.cancelled() => Ok(Ended::Stopped),
+        ended = &mut parts.log_task => log_ended(ended),
+        over = &mut keeper => log_ended(over.map(Err)),
         task = parts.tasks.join_next() => Err(ServeError::Bug(format!("{task:?}"))),
         served = &mut serving => Err(match served {
             Ok(Err(error)) => error.into(),
@@ -133,31 +208,33 @@ pub async fn serve(
         }),
     };
     // After a failed force or a bug nothing more may be sent: the process ends here.
-    ended?;
-    parts.drain(config.drain_timeout).await;
-    parts.shared.shutdown.cancel();
-    let _served = serving.await;
-    parts.flush().await;
-    log.close().await;
-    Ok(())
-}
-
-fn log_ended(ended: Result<Result<(), AppendError>, JoinError>) -> ServeError {
-    match ended {
-        Ok(Ok(())) => ServeError::Bug("the decision log's writer stopped by itself".into()),
-        Ok(Err(error)) => ServeError::LogFailed(error.to_string()),
-        Err(panic) => ServeError::Bug(panic.to_string()),
+    match ended? {
+        Ended::Stopped => {
+            parts.drain(config.drain_timeout).await;
+            parts.shared.shutdown.cancel();
+            let _served = serving.await;
+            parts.flush().await;
+            keeper.abort();
+            log.shared().close().await;
+            Ok(Ended::Stopped)
+        }
+        sealed @ Ended::Sealed(_) => {
+            keeper.abort();
+            parts.end_at_once(serving).await;
+            log.shared().close().await;
+            Ok(sealed)
+        }
     }
 }
 
-fn ready(bound: SocketAddr, opened: Opened, recovered: Recovered) -> Ready {
-    Ready {
-        listening: vec![bound],
-        durability: opened.durability.to_owned(),
-        data_dir: opened.dir,
-        cluster: opened.cluster,
-        epoch: opened.position.epoch,
-        recovered: Recovered { sealed_epochs: opened.sealed_epochs, ..recovered },
+fn log_ended(ended: Result<Result<(), AppendError>, JoinError>) -> Result<Ended, ServeError> {
+    match ended {
+        Ok(Ok(())) => Err(ServeError::Bug("the decision log's writer stopped by itself".into())),
+        Ok(Err(AppendError::Sealed(why))) => Ok(Ended::Sealed(why)),
+        Ok(Err(error @ (AppendError::Refused(_) | AppendError::Unknown(_)))) => {
+            Err(ServeError::LogFailed(error.to_string()))
+        }
+        Err(panic) => Err(ServeError::Bug(panic.to_string())),
     }
 }
 
@@ -173,35 +250,45 @@ struct Parts {
 }
 
 impl Parts {
-    async fn start(config: &Config, log: &Arc<SqliteLog>) -> Result<Self, ServeError> {
+    async fn start(
+        config: &Config,
+        log: &Arc<dyn DecisionLog>,
+        metrics: &Arc<Metrics>,
+    ) -> Result<Self, ServeError> {
         let clock = Clock::start();
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
         let count = cores.min(config.max_in_flight / LIVE_PER_SHARD).max(1);
         let (answer_to, answers): (Vec<_>, Vec<_>) = (0..count).map(|_| mpsc::unbounded_channel()).unzip();
-        let (writer, group_commit) = GroupCommit::new(Arc::clone(log) as Arc<dyn DecisionLog>, answer_to);
+        let (writer, group_commit) = GroupCommit::new(Arc::clone(log), answer_to, metrics.log.clone());
         let log_task = tokio::spawn(group_commit.run());
         let (stray_sender, strays) = mpsc::channel(STRAYS);
         let known = log.resource_managers().await?;
-        let floors_ms = known.iter().filter_map(|known| known.floor).map(|floor| floor.unix_ms());
-        let begin_from_ms = floors_ms.fold(log.status().await?.horizon_ms + 1, u64::max);
         let shard_config = ShardConfig {
             epoch: log.position().epoch,
             max_live: config.max_in_flight.div_ceil(count),
             apply_wait: config.apply_wait,
-            begin_from_ms,
+            begin_from_ms: log.begins_from_ms().await?,
         };
         let mut tasks = JoinSet::new();
         let mut handles = Vec::new();
         for (number, answers) in answers.into_iter().enumerate() {
             let shard = Shard::new(shard_config);
-            let (task, handle) =
-                ShardTask::new(number, shard, clock, writer.clone(), answers, stray_sender.clone());
+            let stopwatch = Stopwatch::new(Arc::clone(metrics));
+            let (task, handle) = ShardTask::new(
+                number,
+                shard,
+                clock,
+                writer.clone(),
+                answers,
+                stray_sender.clone(),
+                stopwatch,
+            );
             tasks.spawn(task.run());
             handles.push(handle);
         }
         let registry = Registry::new(known);
-        let dyn_log = Arc::clone(log) as Arc<dyn DecisionLog>;
-        let engine = Engine::new(Shards::new(handles), dyn_log, writer, config.max_in_flight);
+        let shards = Shards::new(handles);
+        let engine = Engine::new(shards, Arc::clone(log), writer, Arc::clone(metrics), config.max_in_flight);
         let terms = Terms { retention: config.retention, report_interval: config.report_interval };
         let shared = Shared { engine, registry, terms: Arc::new(terms), shutdown: CancellationToken::new() };
         Ok(Self { shared, clock, tasks, log_task, strays: Some(strays) })
@@ -209,7 +296,7 @@ impl Parts {
 
     /// Gives every unfinished decision to its shard. Reads the decisions of sealed epochs only: the seal is committed, so that
     /// none can appear behind what was read (P1).
-    async fn recover(&mut self, log: &SqliteLog) -> Result<Recovered, ServeError> {
+    async fn recover(&mut self, log: &Arc<dyn DecisionLog>) -> Result<Recovered, ServeError> {
         let mut recovered = Recovered::default();
         let mut after = None;
         loop {
@@ -223,13 +310,20 @@ impl Parts {
                 shard.send(mail).await.map_err(|Stopped| ServeError::Bug("a shard has ended".into()))?;
             }
         }
-        let horizon = log.status().await?.horizon_ms;
-        self.shared.engine.admission().horizon_ms.store(horizon, std::sync::atomic::Ordering::Relaxed);
+        let status = log.status().await?;
+        self.shared.engine.admission().raise_horizon(status.horizon_ms);
+        if status.behind {
+            tracing::error!(
+                "the decision log lacks what participants, or a node, had seen: nothing is presumed and nothing is begun \
+                 before every coordinator was stopped and `lockstep restore` was run"
+            );
+            self.shared.engine.presume_nothing();
+        }
         Ok(recovered)
     }
 
     /// Starts what runs beside the transactions.
-    fn run_beside(&mut self, config: &Config, log: &Arc<SqliteLog>) {
+    fn run_beside(&mut self, config: &Config, log: &OpenLog) {
         let engine = || self.shared.engine.clone();
         let strays = self.strays.take().expect("started once");
         self.tasks.spawn(inquiry::judge_strays(engine(), strays));
@@ -238,8 +332,35 @@ impl Parts {
             self.shared.registry.clone(),
             config.retention,
         ));
-        let log = Arc::clone(log);
-        self.tasks.spawn(maintenance::watch_disk(engine(), move || log.free_bytes()));
+        if let Some(log) = log.embedded() {
+            self.tasks.spawn(maintenance::watch_disk(engine(), move || log.free_bytes()));
+        }
+    }
+
+    /// Keeps the lease, where there is one, until another node has taken over.
+    fn keep(&self, config: &Config, log: &OpenLog) -> JoinHandle<AppendError> {
+        let keeper = log.on_postgres().map(|(log, adopted)| {
+            Keeper::new(log, self.shared.engine.clone(), self.shared.registry.clone(), config.lease, adopted)
+        });
+        tokio::spawn(async move {
+            match keeper {
+                Some(keeper) => keeper.run().await,
+                None => std::future::pending().await,
+            }
+        })
+    }
+
+    /// Ends everything of a life that is over: nothing more is sent, and whoever waits learns that this node is gone.
+    async fn end_at_once(self, mut serving: JoinHandle<Result<(), tonic::transport::Error>>) {
+        const PATIENCE: Duration = Duration::from_secs(2);
+        let Self { shared, mut tasks, log_task, .. } = self;
+        shared.shutdown.cancel();
+        // What is under way in the log is void behind the seal.
+        log_task.abort();
+        tasks.shutdown().await;
+        if tokio::time::timeout(PATIENCE, &mut serving).await.is_err() {
+            serving.abort();
+        }
     }
 
     /// Lets go of everything that can write to the log, and waits until what was written lazily is in it.

@@ -22,6 +22,9 @@ fn samples(key: &Key) -> [&'static str; 3] {
         Form::Count => ["11", "12", "13"],
         // The default is false: a layer that does not win must say something else than the one below it.
         Form::Switch => ["true", "false", "true"],
+        Form::LogPlace => ["postgres://a/log", "postgres://b/log", "postgres://c/log"],
+        Form::Settings => ["fsync", "full_page_writes", "fsync,synchronous_commit"],
+        Form::NodeName => ["node-a", "node-b", "node-c"],
         Form::LogFormat => ["json", "text", "json"],
         Form::LogFilter => ["warn", "debug", "error"],
     }
@@ -30,9 +33,14 @@ fn samples(key: &Key) -> [&'static str; 3] {
 fn toml_value(key: &Key, text: &str) -> String {
     match key.form {
         Form::Count | Form::Switch => text.to_owned(),
-        Form::Address | Form::Path | Form::Duration | Form::LogFormat | Form::LogFilter => {
-            format!("\"{text}\"")
-        }
+        Form::Address
+        | Form::Path
+        | Form::Duration
+        | Form::LogPlace
+        | Form::Settings
+        | Form::NodeName
+        | Form::LogFormat
+        | Form::LogFilter => format!("\"{text}\""),
     }
 }
 

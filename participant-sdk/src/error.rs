@@ -31,6 +31,11 @@ pub struct ConnectError {
 }
 
 impl ConnectError {
+    /// A list of coordinators with nothing on it.
+    pub(crate) fn none() -> Self {
+        Self { address: String::new(), why: "no address was given".to_owned() }
+    }
+
     /// Always [`Advice::GiveUp`]: the configuration has to change.
     #[must_use]
     pub const fn advice(&self) -> Advice {

@@ -1,5 +1,6 @@
 //! Proof over the real thing: what the tests and `prove` share.
 
+pub mod cluster;
 pub mod crashes;
 pub mod harness;
 pub mod model;

@@ -4,8 +4,10 @@
 //! with exit code 0 only if nothing was violated and everything that it promised to try was tried.
 
 use std::process::ExitCode;
+use std::time::Duration;
 
 use clap::{Parser, Subcommand};
+use lockstep_tests::cluster;
 use lockstep_tests::crashes::matrix::{Cell, cells};
 use lockstep_tests::crashes::report::{Report, table};
 use lockstep_tests::crashes::stage::Stage;
@@ -46,6 +48,8 @@ enum What {
     Museum(Museum),
     /// Every kind of database, every way of a transaction, every fault: SIGKILL of participant or server, connections cut
     Resources(Resources),
+    /// SIGKILL or SIGSTOP of a random coordinator every few seconds, several of them on one PostgreSQL log, under load
+    Cluster(Cluster),
     /// What a process of the harness plays
     #[command(hide = true)]
     Role {
@@ -134,6 +138,34 @@ struct Resources {
     share: (usize, usize),
 }
 
+#[derive(Debug, clap::Args)]
+struct Cluster {
+    /// End with one line of JSON on stdout
+    #[arg(long)]
+    json: bool,
+    /// For how long
+    #[arg(long, default_value_t = 5)]
+    minutes: u64,
+    /// Coordinators
+    #[arg(long, default_value_t = 3)]
+    nodes: usize,
+    /// What the participants keep their data in: files, or a PostgreSQL server
+    #[arg(long, value_enum, default_value = "postgres")]
+    database: Database,
+    /// After that, SIGKILL and restart of the log's PostgreSQL server, so often
+    #[arg(long, default_value_t = 0, value_name = "N")]
+    log_crashes: usize,
+    /// After that, SIGKILL of the log's server and promotion of its synchronous standby, so often
+    #[arg(long, default_value_t = 0, value_name = "N")]
+    failovers: usize,
+    /// Chooses who is struck, how and when
+    #[arg(long, default_value_t = 1)]
+    seed: u64,
+    /// Break nothing, and compare the throughput of two nodes on one log with that of one
+    #[arg(long, conflicts_with_all = ["log_crashes", "failovers"])]
+    throughput: bool,
+}
+
 fn parse_share(text: &str) -> Result<(usize, usize), String> {
     let parts = text.split_once('/').and_then(|(k, n)| Some((k.parse().ok()?, n.parse().ok()?)));
     let (k, n) = parts.ok_or("it has the form K/N, such as 1/4")?;
@@ -147,6 +179,7 @@ fn main() -> ExitCode {
         What::Model(arguments) => explore(&arguments),
         What::Museum(arguments) => put_bugs_back(&arguments),
         What::Resources(arguments) => resources(&arguments),
+        What::Cluster(arguments) => cluster(&arguments),
         What::Role { role } => play(role),
     }
 }
@@ -176,6 +209,64 @@ fn crashes(arguments: &Crashes) -> ExitCode {
     let for_people = format!("{}\n{}", table(&cells, &verdicts), report.summary());
     show(&for_people, arguments.json.then(|| report.json()));
     if report.is_clean(cells.len()) { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+fn cluster(arguments: &Cluster) -> ExitCode {
+    if arguments.throughput {
+        return throughput(arguments);
+    }
+    let report = match try_cluster(arguments) {
+        Ok(report) => report,
+        Err(failed) => {
+            eprintln!("{failed}");
+            return ExitCode::FAILURE;
+        }
+    };
+    if arguments.json {
+        eprintln!("{}", report.summary());
+        println!("{}", report.json());
+    } else {
+        println!("{}", report.summary());
+    }
+    if report.is_clean() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+fn throughput(arguments: &Cluster) -> ExitCode {
+    const ROUND: Duration = Duration::from_secs(10);
+    // Both take turns.
+    let rounds = usize::try_from(60 * arguments.minutes / (2 * ROUND.as_secs())).unwrap_or(usize::MAX).max(3);
+    let plans = cluster::throughput::Plans { rounds, round: ROUND };
+    let measured = tempfile::tempdir()
+        .map_err(Failed::because("no temporary directory"))
+        .and_then(|directory| cluster::throughput::measure(&roles()?, directory.path(), plans));
+    match measured {
+        Ok(measured) => {
+            show(&measured.table(), arguments.json.then(|| measured.json()));
+            if measured.is_enough() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+        }
+        Err(failed) => {
+            eprintln!("{failed}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn try_cluster(arguments: &Cluster) -> Result<cluster::report::Report, Failed> {
+    let directory = tempfile::tempdir().map_err(Failed::because("no temporary directory"))?;
+    let plan = cluster::run::Plan {
+        nodes: arguments.nodes.max(2),
+        time: Duration::from_secs(60 * arguments.minutes),
+        banks: arguments.database,
+        faults: usize::from(arguments.minutes > 0),
+        log_crashes: arguments.log_crashes,
+        failovers: arguments.failovers,
+        seed: arguments.seed,
+    };
+    let mut count = 0;
+    cluster::run::run(&roles()?, directory.path(), plan, |struck| {
+        count += 1;
+        eprintln!("{count:>4}  {struck}");
+    })
 }
 
 fn simulate(arguments: &Simulate) -> ExitCode {

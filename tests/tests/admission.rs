@@ -9,6 +9,7 @@ use futures::future::join_all;
 use lockstep::{Advice, Client, JoinError, Participant, Postgres, Transaction};
 use lockstep_tests::harness::coordinator::Coordinator;
 use lockstep_tests::harness::postgres::{PostgresServer, fresh_database};
+use lockstep_tests::harness::process::Reaped;
 use lockstep_tests::harness::roles::Roles;
 use sqlx::postgres::PgPoolOptions;
 use sqlx::{AssertSqlSafe, PgPool};
@@ -23,7 +24,7 @@ struct World {
     stock: Participant<Postgres>,
     pool: PgPool,
     server: PostgresServer,
-    _coordinator: Coordinator,
+    coordinator: Coordinator,
     _directory: TempDir,
 }
 
@@ -50,7 +51,7 @@ impl World {
             stock: attach("stock-db", &elsewhere.url()).await,
             pool,
             server,
-            _coordinator: coordinator,
+            coordinator,
             _directory: directory,
         }
     }
@@ -130,6 +131,42 @@ async fn slots_that_others_have_taken_count_and_are_noticed_when_they_are_free()
     tx.commit().await.unwrap();
     world.server.psql("postgres", "ROLLBACK PREPARED 'b'").unwrap();
     assert_eq!(world.rows().await, 1);
+}
+
+/// A branch that this process prepared and somebody else has ended, unheard of here: its slot is free, and it must not be counted for
+/// ever. (Another instance does the same when it is told the decision.)
+#[tokio::test(flavor = "multi_thread")]
+async fn a_branch_that_was_prepared_here_and_ended_elsewhere_takes_no_slot() {
+    let mut world = World::with("2", 3).await;
+    let voted = world.begin().await;
+    let mut branch = world.orders.join(&voted.vote()).await.unwrap();
+    sqlx::raw_sql("INSERT INTO work VALUES (1)").execute(&mut *branch).await.unwrap();
+    branch.finish().await.unwrap();
+    let gid = world.server.psql("postgres", "SELECT gid FROM pg_prepared_xacts").unwrap();
+    world.server.psql("postgres", &format!("ROLLBACK PREPARED '{gid}'")).unwrap();
+    // Whoever has begun it forgets it, and nobody lists it any more: no decision about it comes here.
+    assert_eq!(world.coordinator.process().kill().unwrap(), Reaped::KILLED);
+    world.coordinator.start_again(None).unwrap();
+    world.coordinator.expect_it_serves().unwrap();
+
+    let both_slots = async {
+        loop {
+            let (first, second) = (world.begin().await, world.begin().await);
+            let worked = [
+                World::work(&world.orders, &first).await.is_ok(),
+                World::work(&world.orders, &second).await.is_ok(),
+            ];
+            for tx in [first, second] {
+                // What the coordinator has rolled back itself is as good.
+                drop(tx.rollback("only looking").await);
+            }
+            if worked == [true, true] {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, both_slots).await.expect("its slot is free for others");
 }
 
 /// Two participants, so that branches are prepared, and not committed in one phase. The other one's server has slots for

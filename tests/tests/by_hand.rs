@@ -49,7 +49,7 @@ impl Torn {
         seen.torn_by_hand = Some(gtrid.clone());
         let told = seen.ledger.iter().rev().find_map(|entry| match entry.what {
             What::Told { told, .. } if entry.gtrid == gtrid => Some(told),
-            What::Told { .. } | What::Begun { .. } | What::Heard { .. } => None,
+            What::Told { .. } | What::Begun { .. } | What::Ready { .. } | What::Heard { .. } => None,
         });
         let shown = world.coordinator.ask(&["tx", "show", &gtrid]).unwrap();
         Self { seen, told: told.unwrap(), gtrid, shown }
@@ -66,7 +66,8 @@ impl Torn {
     }
 }
 
-/// Two banks, the first of them in a server behind a proxy, which holds up its command that begins so.
+/// Two banks, the first of them in a server behind a proxy, which holds up its command that begins so. In MariaDB the one of a second
+/// session: while that is there which prepared the branch, no hand can finish it.
 fn held_up(
     stage: &Stage,
     server: &Server,
@@ -76,7 +77,12 @@ fn held_up(
 ) -> (World, Proxy) {
     let [tested, other] = BANKS;
     let proxy = server.proxy().unwrap();
-    proxy.arm(&[Strike { statement, same: None, nth: 2, answers: &[], at: At::Request, then: Then::Freeze }]);
+    let strike = |nth, then| Strike { statement, same: None, nth, answers: &[], at: At::Request, then };
+    let strikes = match server {
+        Server::Mariadb(_) => vec![strike(2, Then::Cut), strike(1, Then::Freeze)],
+        Server::Postgres(_) => vec![strike(2, Then::Freeze)],
+    };
+    proxy.arm(&strikes);
     let mut world = World::start(&stage.roles, directory, &[], None, None).unwrap();
     let books = world.block_on(server.books(tested, &stage.fresh_name())).unwrap();
     world.block_on(books.plant_foreign()).unwrap();
@@ -86,10 +92,16 @@ fn held_up(
     world.start_client(&[plan], false, None).unwrap();
     wait_for("the command to be held up", PATIENCE, || {
         world.expect_all_alive()?;
-        Ok((!proxy.struck().is_empty()).then_some(()))
+        Ok((proxy.struck().len() == strikes.len()).then_some(()))
     })
     .unwrap();
     (world, proxy)
+}
+
+/// MariaDB lets nobody else finish a branch until the session has ended that has prepared it, some milliseconds after its client has gone.
+fn do_by_hand(world: &World, sql: &str) {
+    let try_it = || Ok(world.block_on(world.banks[0].books.execute(sql)).ok());
+    wait_for("the branch to be ended by hand", PATIENCE, try_it).unwrap();
 }
 
 fn committed_but_rolled_back_by_hand(kind: Database, statement: &'static str) {
@@ -98,9 +110,9 @@ fn committed_but_rolled_back_by_hand(kind: Database, statement: &'static str) {
     let directory = tempfile::tempdir().unwrap();
     let (mut world, proxy) =
         held_up(&stage, &server, &directory.path().join("cell"), Plan::Commit, statement);
-    let held = proxy.struck().remove(0);
+    let held = proxy.struck().pop().unwrap();
     let by_hand = held.text.replace("COMMIT", "ROLLBACK");
-    world.block_on(world.banks[0].books.execute(&by_hand)).unwrap();
+    do_by_hand(&world, &by_hand);
     proxy.release();
     let torn = Torn::look(&mut world, &held.text, held.when);
     assert_eq!(torn.seen.contradictions(), Vec::<String>::new());
@@ -116,9 +128,9 @@ fn rolled_back_but_committed_by_hand(kind: Database, statement: &'static str) {
     let directory = tempfile::tempdir().unwrap();
     let (mut world, proxy) =
         held_up(&stage, &server, &directory.path().join("cell"), Plan::RefusedBySecond, statement);
-    let held = proxy.struck().remove(0);
+    let held = proxy.struck().pop().unwrap();
     let by_hand = held.text.replace("ROLLBACK", "COMMIT");
-    world.block_on(world.banks[0].books.execute(&by_hand)).unwrap();
+    do_by_hand(&world, &by_hand);
     proxy.release();
     let torn = Torn::look(&mut world, &held.text, held.when);
     assert_eq!(torn.seen.found(&torn.gtrid), Found::Torn, "nobody repairs it");

@@ -5,6 +5,7 @@
 
 use std::sync::Mutex;
 
+use lockstep::resource::BranchId;
 use lockstep::resource::mysql::MySql;
 use lockstep::resource::postgres::Postgres;
 use lockstep::resource::sqlite::Sqlite;
@@ -13,7 +14,9 @@ use lockstep_tests::harness::{mariadb, postgres};
 use sqlx::mysql::{MySqlConnectOptions, MySqlPoolOptions};
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
 use sqlx::sqlite::{SqliteConnectOptions, SqlitePoolOptions};
-use sqlx::{ConnectOptions as _, Connection as _, MySqlConnection, PgConnection, SqliteConnection};
+use sqlx::{
+    AssertSqlSafe, ConnectOptions as _, Connection as _, MySqlConnection, PgConnection, SqliteConnection,
+};
 use tempfile::TempDir;
 
 const TABLE: &str = "CREATE TABLE work (key text PRIMARY KEY)";
@@ -57,6 +60,18 @@ impl Subject for OnPostgres {
         words(sqlx::query(READ).execute(connection).await)
     }
 
+    /// Plain autocommit afterwards.
+    async fn commit_by_itself(&self, connection: &mut PgConnection, _branch: &BranchId) -> bool {
+        sqlx::raw_sql("COMMIT").execute(connection).await.unwrap();
+        true
+    }
+
+    /// The whole transaction has failed, and PREPARE TRANSACTION would say nothing of it.
+    async fn fail_silently(&self, connection: &mut PgConnection, key: &str) -> bool {
+        self.write(connection, key).await.unwrap_err();
+        true
+    }
+
     async fn is_there(&self, _resource: &Postgres, address: &str, key: &str) -> bool {
         let mut connection = PgConnection::connect(address).await.unwrap();
         let count: i64 = sqlx::query_scalar(LOOK).bind(key).fetch_one(&mut connection).await.unwrap();
@@ -96,6 +111,21 @@ impl Subject for OnMariaDb {
 
     async fn read(&self, connection: &mut MySqlConnection) -> Result<(), String> {
         words(sqlx::query(READ).execute(connection).await)
+    }
+
+    /// The server refuses COMMIT, and not XA statements.
+    async fn commit_by_itself(&self, connection: &mut MySqlConnection, branch: &BranchId) -> bool {
+        let BranchId { cluster, xid } = branch;
+        let xid = format!("'{cluster}:{}','{}',1819239275", xid.gtrid, xid.bqual);
+        let sql = AssertSqlSafe(format!("XA END {xid}; XA COMMIT {xid} ONE PHASE"));
+        sqlx::raw_sql(sql).execute(connection).await.unwrap();
+        true
+    }
+
+    /// One statement was undone, and XA PREPARE would prepare the others.
+    async fn fail_silently(&self, connection: &mut MySqlConnection, key: &str) -> bool {
+        self.write(connection, key).await.unwrap_err();
+        true
     }
 
     async fn is_there(&self, _resource: &MySql, address: &str, key: &str) -> bool {
@@ -138,6 +168,20 @@ impl Subject for OnSqlite {
 
     async fn read(&self, connection: &mut SqliteConnection) -> Result<(), String> {
         words(sqlx::query(READ).execute(connection).await)
+    }
+
+    /// Past the hook that keeps a service from doing so.
+    async fn commit_by_itself(&self, connection: &mut SqliteConnection, _branch: &BranchId) -> bool {
+        connection.lock_handle().await.unwrap().set_commit_hook(|| true);
+        sqlx::raw_sql("COMMIT; BEGIN").execute(connection).await.unwrap();
+        true
+    }
+
+    /// The whole transaction is gone, and what follows would be another one.
+    async fn fail_silently(&self, connection: &mut SqliteConnection, key: &str) -> bool {
+        let again = sqlx::query("INSERT OR ROLLBACK INTO work (key) VALUES ($1)").bind(key);
+        again.execute(connection).await.unwrap_err();
+        true
     }
 
     async fn is_there(&self, _resource: &Sqlite, address: &str, key: &str) -> bool {

@@ -108,7 +108,8 @@ fn assert_explained(errors: &[String], locks: [&str; 2]) {
 }
 
 const NAMED_BY_POSTGRESQL: &str = "a lock (while updating tuple (0,2) in relation \"accounts\")";
-const NOT_NAMED_BY_MARIADB: &str = "a lock on a row or a table of the statement that failed";
+/// And by whom it is held, which its own error does not say.
+const FOUND_IN_MARIADB: &str = "`.`accounts` (index PRIMARY, page ";
 
 #[test]
 fn a_deadlock_over_two_postgresql_servers_ends_with_the_deadlines_and_is_explained() {
@@ -119,5 +120,12 @@ fn a_deadlock_over_two_postgresql_servers_ends_with_the_deadlines_and_is_explain
 #[test]
 fn a_deadlock_over_postgresql_and_mariadb_ends_with_the_deadlines_and_is_explained() {
     let errors = deadlock([Database::Postgres, Database::MariaDb]);
-    assert_explained(&errors, [NAMED_BY_POSTGRESQL, NOT_NAMED_BY_MARIADB]);
+    assert_explained(&errors, [NAMED_BY_POSTGRESQL, FOUND_IN_MARIADB]);
+}
+
+#[test]
+fn a_deadlock_over_two_mariadb_servers_ends_with_the_deadlines_and_is_explained() {
+    let errors = deadlock([Database::MariaDb, Database::MariaDb]);
+    assert_explained(&errors, [FOUND_IN_MARIADB; 2]);
+    assert!(errors.iter().all(|error| error.contains("held by session ")), "{errors:?}");
 }

@@ -8,7 +8,9 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use super::place::{LogPlace, NodeName};
 use super::value::{Form, LogFilter, LogFormat, Value};
+use crate::decision_log::postgres::Accepted;
 
 /// What every variable of ours begins with.
 pub const VARIABLE_PREFIX: &str = "LOCKSTEP_";
@@ -70,10 +72,15 @@ impl Key {
 }
 
 /// Everything that can be set, in the order in which it is shown.
-pub static KEYS: [Key; 11] = [
+pub static KEYS: [Key; 16] = [
     LISTEN,
     INSECURE_LISTEN,
     DATA_DIR,
+    LOG,
+    MIGRATE_LOG,
+    INSECURE_LOG_SETTINGS,
+    NODE,
+    LEASE,
     RETENTION,
     DEFAULT_TIMEOUT,
     APPLY_WAIT,
@@ -104,6 +111,44 @@ pub(super) const DATA_DIR: Key = Key::new::<PathBuf>(
     "./lockstep-data",
     "Where the decision log lives; made if it is not there. Losing it loses decisions",
 );
+
+pub(super) const LOG: Key = Key::new::<LogPlace>(
+    "log",
+    "LOCKSTEP_LOG",
+    "embedded",
+    "The decision log: embedded, in the data directory, or a PostgreSQL database that several nodes share",
+);
+
+pub(super) const MIGRATE_LOG: Key = Key::new::<bool>(
+    "migrate-log",
+    "LOCKSTEP_MIGRATE_LOG",
+    "false",
+    "Let a start make the schema of a shared decision log, or bring it up to date, as `lockstep migrate` does",
+);
+
+pub(super) const INSECURE_LOG_SETTINGS: Key = Key::new::<Accepted>(
+    "insecure-log-settings",
+    "LOCKSTEP_INSECURE_LOG_SETTINGS",
+    "none",
+    "Settings of a shared decision log's server that may be such that it loses decisions: fsync, synchronous_commit, \
+     full_page_writes, with commas between them",
+);
+
+pub(super) const NODE: Key = Key::new::<NodeName>(
+    "node",
+    "LOCKSTEP_NODE",
+    "auto",
+    "What this node calls itself among those that share a decision log: the same at every start of it, and at no other. \
+     auto: the host's name and the port",
+);
+
+pub(super) const LEASE: Key = Key::new::<Duration>(
+    "lease",
+    "LOCKSTEP_LEASE",
+    "3s",
+    "How long a node that shares its decision log may be silent before the others take over",
+)
+.within("500ms", "5m");
 
 pub(super) const RETENTION: Key = Key::new::<Duration>(
     "retention",

@@ -3,7 +3,8 @@
 //! Read in this order:
 //! - `keys`: the one table of everything that can be set. Flags, variables, help, `config show` and the tables in
 //!   `docs/` follow from it.
-//! - `value`: how a text becomes an address, a duration, a count, and what is said if it does not.
+//! - `value`: how a text becomes an address, a duration, a count, and what is said if it does not; `place`: the same of
+//!   where a decision log is, and of a node's name.
 //! - `overrides`: the flags and variables, which clap parses and tells apart.
 //! - `file`: the TOML file, whose keys and values keep their lines.
 //! - `environment`: variables that look like ours and are not.
@@ -19,6 +20,7 @@ mod file;
 pub mod keys;
 mod nearest;
 mod overrides;
+mod place;
 mod value;
 
 use std::fmt;
@@ -28,9 +30,12 @@ use std::time::Duration;
 
 pub use keys::{KEYS, Key};
 pub use overrides::Overrides;
+pub use place::{LogPlace, NodeName};
 pub use value::{Form, LogFilter, LogFormat};
 
 use value::Value;
+
+use crate::decision_log::postgres::Accepted;
 
 /// The file that is read if none is named and it exists.
 pub const DEFAULT_FILE: &str = "./lockstep.toml";
@@ -42,6 +47,11 @@ pub struct Config {
     pub listen: SocketAddr,
     pub insecure_listen: bool,
     pub data_dir: PathBuf,
+    pub log: LogPlace,
+    pub migrate_log: bool,
+    pub insecure_log_settings: Accepted,
+    pub node: NodeName,
+    pub lease: Duration,
     pub retention: Duration,
     pub default_timeout: Duration,
     pub apply_wait: Duration,
@@ -245,6 +255,11 @@ impl<'a> Reader<'a> {
             listen: self.read(&keys::LISTEN),
             insecure_listen: self.read(&keys::INSECURE_LISTEN),
             data_dir: self.read(&keys::DATA_DIR),
+            log: self.read(&keys::LOG),
+            migrate_log: self.read(&keys::MIGRATE_LOG),
+            insecure_log_settings: self.read(&keys::INSECURE_LOG_SETTINGS),
+            node: self.read(&keys::NODE),
+            lease: self.read(&keys::LEASE),
             retention: self.read(&keys::RETENTION),
             default_timeout: self.read(&keys::DEFAULT_TIMEOUT),
             apply_wait: self.read(&keys::APPLY_WAIT),

@@ -22,6 +22,12 @@ pub enum Form {
     Count,
     /// Yes or no.
     Switch,
+    /// [`super::LogPlace`].
+    LogPlace,
+    /// Names of settings.
+    Settings,
+    /// [`super::NodeName`].
+    NodeName,
     /// [`LogFormat`].
     LogFormat,
     /// [`LogFilter`].
@@ -46,6 +52,9 @@ impl Form {
             Self::Duration => "DURATION",
             Self::Count => "COUNT",
             Self::Switch => "true|false",
+            Self::LogPlace => "embedded|URL",
+            Self::Settings => "none|NAMES",
+            Self::NodeName => "auto|NAME",
             Self::LogFormat => "text|json",
             Self::LogFilter => "FILTER",
         }
@@ -54,9 +63,14 @@ impl Form {
     /// How such a value is written in the file.
     pub(super) const fn toml(self) -> TomlType {
         match self {
-            Self::Address | Self::Path | Self::Duration | Self::LogFormat | Self::LogFilter => {
-                TomlType::String
-            }
+            Self::Address
+            | Self::Path
+            | Self::Duration
+            | Self::LogPlace
+            | Self::Settings
+            | Self::NodeName
+            | Self::LogFormat
+            | Self::LogFilter => TomlType::String,
             Self::Count => TomlType::Integer,
             Self::Switch => TomlType::Boolean,
         }
@@ -72,6 +86,13 @@ impl Form {
             Self::Duration => "duration: write a number with its unit, such as \"500ms\", \"30s\" or \"1h\"",
             Self::Count => "whole number: write one without a unit, such as 100000",
             Self::Switch => "switch: write true or false",
+            Self::LogPlace => {
+                "decision log: write \"embedded\", or the address of a database such as \"postgres://lockstep@db:5432/lockstep\""
+            }
+            Self::Settings => {
+                "list of settings: write \"none\", or some of \"fsync,synchronous_commit,full_page_writes\""
+            }
+            Self::NodeName => "name of a node: write \"auto\", or 1 to 64 letters, digits and any of . : _ -",
             Self::LogFormat => "log format: write \"text\" or \"json\"",
             Self::LogFilter => {
                 "log filter: write one such as \"info\" or \"warn,lockstep_coordinator=debug\" (the levels are off, \
@@ -91,7 +112,7 @@ pub(super) trait Value: Sized + PartialOrd {
 }
 
 /// "is no …", with how to write it.
-fn is_no<T: Value>() -> String {
+pub(super) fn is_no<T: Value>() -> String {
     format!("is no {}", T::FORM.advice())
 }
 

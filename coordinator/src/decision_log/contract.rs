@@ -1,9 +1,15 @@
 //! What every decision log has to pass, whatever it is made of. One test per promise of [`DecisionLog`].
 //!
-//! A log joins with an implementation of [`Store`] and one line: `contract!(MyStore)`.
+//! A log joins with an implementation of [`Store`] and one line: `decision_log_contract!(MyStore)`. Behind the feature
+//! `contract`, for tests in other crates.
 
-use lockstep_proto::{Bqual, Epoch, Gtrid, Incarnation, LogPosition, ResourceManagerId};
+#![allow(missing_docs, reason = "the name of each promise is what it says")]
+#![allow(clippy::unwrap_used, clippy::missing_panics_doc, reason = "these are tests")]
+#![allow(async_fn_in_trait, reason = "nothing but these tests calls it")]
 
+use lockstep_proto::{Bqual, ClusterId, Epoch, Gtrid, Incarnation, LogPosition, ResourceManagerId};
+
+use super::restore::{Order, Restoration, RestoreError, Step};
 use super::{
     AppendError, Batch, DecisionLog, EpochState, KnownResourceManager, LookUp, PruneLimits, ReadError,
     Recorded,
@@ -12,7 +18,7 @@ use crate::protocol::outcome::{BranchEnd, Heuristic, Outcome};
 use crate::protocol::record::{About, DecisionKind, DecisionRecord, EndRecord};
 
 /// A place where a log is.
-pub(crate) trait Store {
+pub trait Store {
     /// The log.
     type Log: DecisionLog;
 
@@ -21,18 +27,22 @@ pub(crate) trait Store {
 
     /// Opens the log, as the only one on it, under a new epoch, sealing all earlier ones.
     async fn open(&self) -> Self::Log;
+
+    /// Has an operator deal with it, while it is closed.
+    async fn restore(&self, order: &Order) -> Result<Restoration, RestoreError>;
 }
 
 /// Makes a test of each promise for one [`Store`].
-macro_rules! contract {
+#[macro_export]
+macro_rules! decision_log_contract {
     ($store:ty: $($promise:ident)*) => {
         $(#[tokio::test]
         async fn $promise() {
-            crate::decision_log::contract::$promise::<$store>().await;
+            $crate::decision_log::contract::$promise::<$store>().await;
         })*
     };
     ($store:ty) => {
-        crate::decision_log::contract::contract! { $store:
+        $crate::decision_log_contract! { $store:
             what_was_forced_is_there_after_a_crash
             a_new_log_knows_nothing
             ends_keep_everything_they_were_given
@@ -46,6 +56,9 @@ macro_rules! contract {
             every_opening_takes_a_new_epoch_and_seals_the_others
             each_forced_batch_has_the_next_number
             positions_of_a_lost_tail_are_not_reached
+            a_log_that_is_behind_presumes_nothing_whoever_opens_it
+            a_restored_log_presumes_nothing_of_what_was_before
+            a_restore_is_done_only_as_it_was_confirmed
             looking_up_answers_in_the_order_asked
             looking_up_tells_the_epochs
             unfinished_decisions_come_page_by_page
@@ -61,23 +74,21 @@ macro_rules! contract {
         }
     };
 }
-pub(crate) use contract;
-
 /// A time that gtrids of these tests are around.
-pub(crate) const NOON_MS: u64 = 1_800_000_000_000;
+pub const NOON_MS: u64 = 1_800_000_000_000;
 
 /// A transaction of this epoch, begun `ms` after noon; `n` tells it from others of that moment.
-pub(crate) fn gtrid(epoch: Epoch, ms: u64, n: u8) -> Gtrid {
+pub fn gtrid(epoch: Epoch, ms: u64, n: u8) -> Gtrid {
     Gtrid::new(epoch, NOON_MS + ms, [n; 10])
 }
 
 /// A branch of `manager`; `n` tells it from its others.
-pub(crate) fn bqual(manager: &str, n: u64) -> Bqual {
+pub fn bqual(manager: &str, n: u64) -> Bqual {
     Bqual::new(&manager.parse().unwrap(), n)
 }
 
 /// A commit decision over two databases.
-pub(crate) fn commit(gtrid: Gtrid) -> DecisionRecord {
+pub fn commit(gtrid: Gtrid) -> DecisionRecord {
     DecisionRecord {
         gtrid,
         kind: DecisionKind::Commit,
@@ -88,7 +99,7 @@ pub(crate) fn commit(gtrid: Gtrid) -> DecisionRecord {
 }
 
 /// The end that follows from a decision, when all went well.
-pub(crate) fn committed(decision: &DecisionRecord) -> EndRecord {
+pub fn committed(decision: &DecisionRecord) -> EndRecord {
     EndRecord {
         gtrid: decision.gtrid,
         outcome: Outcome::Committed,
@@ -100,7 +111,7 @@ pub(crate) fn committed(decision: &DecisionRecord) -> EndRecord {
 }
 
 /// The end of a transaction that was rolled back.
-pub(crate) fn rolled_back(gtrid: Gtrid) -> EndRecord {
+pub fn rolled_back(gtrid: Gtrid) -> EndRecord {
     EndRecord {
         gtrid,
         outcome: Outcome::RolledBack,
@@ -116,7 +127,7 @@ pub(crate) fn rolled_back(gtrid: Gtrid) -> EndRecord {
 }
 
 /// A name and two labels.
-pub(crate) fn about(name: &str) -> About {
+pub fn about(name: &str) -> About {
     let labels = [("order", "o-91"), ("customer", "größer als 17")];
     About {
         name: name.to_owned(),
@@ -125,7 +136,7 @@ pub(crate) fn about(name: &str) -> About {
 }
 
 /// A resource manager that has reported `floor`.
-pub(crate) fn manager(name: &str, floor: Option<Gtrid>) -> KnownResourceManager {
+pub fn manager(name: &str, floor: Option<Gtrid>) -> KnownResourceManager {
     KnownResourceManager {
         name: name.parse().unwrap(),
         identity: ResourceManagerId::from_bytes([7; 16]),
@@ -136,12 +147,12 @@ pub(crate) fn manager(name: &str, floor: Option<Gtrid>) -> KnownResourceManager 
 }
 
 /// A batch of decisions.
-pub(crate) fn decisions(decisions: &[DecisionRecord]) -> Batch {
+pub fn decisions(decisions: &[DecisionRecord]) -> Batch {
     Batch { decisions: decisions.to_vec(), ends: Vec::new() }
 }
 
 /// A batch of ends.
-pub(crate) fn ends(ends: &[EndRecord]) -> Batch {
+pub fn ends(ends: &[EndRecord]) -> Batch {
     Batch { decisions: Vec::new(), ends: ends.to_vec() }
 }
 
@@ -157,7 +168,7 @@ fn own<L: DecisionLog>(log: &L) -> Epoch {
     log.position().epoch
 }
 
-pub(crate) async fn what_was_forced_is_there_after_a_crash<S: Store>() {
+pub async fn what_was_forced_is_there_after_a_crash<S: Store>() {
     let store = S::create().await;
     let log = store.open().await;
     let (epoch, cluster) = (own(&log), log.cluster());
@@ -181,7 +192,7 @@ pub(crate) async fn what_was_forced_is_there_after_a_crash<S: Store>() {
     }
 }
 
-pub(crate) async fn a_new_log_knows_nothing<S: Store>() {
+pub async fn a_new_log_knows_nothing<S: Store>() {
     let store = S::create().await;
     let log = store.open().await;
     let answer = look(&log, gtrid(own(&log), 0, 1)).await;
@@ -230,7 +241,7 @@ fn ends_of(decision: &DecisionRecord) -> Vec<EndRecord> {
     ]
 }
 
-pub(crate) async fn ends_keep_everything_they_were_given<S: Store>() {
+pub async fn ends_keep_everything_they_were_given<S: Store>() {
     let store = S::create().await;
     let log = store.open().await;
     let epoch = own(&log);
@@ -254,7 +265,7 @@ pub(crate) async fn ends_keep_everything_they_were_given<S: Store>() {
 }
 
 /// Else the evidence of a branch that was committed by hand is pruned, and nothing tells of it any more.
-pub(crate) async fn a_late_heuristic_outcome_replaces_the_end_and_stays<S: Store>() {
+pub async fn a_late_heuristic_outcome_replaces_the_end_and_stays<S: Store>() {
     let store = S::create().await;
     let log = store.open().await;
     let gtrid = gtrid(own(&log), 0, 1);
@@ -283,7 +294,7 @@ pub(crate) async fn a_late_heuristic_outcome_replaces_the_end_and_stays<S: Store
     }
 }
 
-pub(crate) async fn an_end_without_a_decision_makes_a_row<S: Store>() {
+pub async fn an_end_without_a_decision_makes_a_row<S: Store>() {
     let store = S::create().await;
     let log = store.open().await;
     let epoch = own(&log);
@@ -306,7 +317,7 @@ pub(crate) async fn an_end_without_a_decision_makes_a_row<S: Store>() {
     }
 }
 
-pub(crate) async fn an_end_may_come_with_its_decision<S: Store>() {
+pub async fn an_end_may_come_with_its_decision<S: Store>() {
     let store = S::create().await;
     let log = store.open().await;
     let decision = commit(gtrid(own(&log), 0, 1));
@@ -318,7 +329,7 @@ pub(crate) async fn an_end_may_come_with_its_decision<S: Store>() {
     assert_eq!(recorded(&log, end.gtrid).await, Recorded::Ended(Some(decision), end));
 }
 
-pub(crate) async fn lazy_ends_are_there_after_closing<S: Store>() {
+pub async fn lazy_ends_are_there_after_closing<S: Store>() {
     let store = S::create().await;
     let log = store.open().await;
     let decision = commit(gtrid(own(&log), 0, 1));
@@ -336,7 +347,7 @@ pub(crate) async fn lazy_ends_are_there_after_closing<S: Store>() {
     assert_eq!(recorded(&log, alone.gtrid).await, Recorded::Ended(None, alone));
 }
 
-pub(crate) async fn a_repeated_write_changes_nothing<S: Store>() {
+pub async fn a_repeated_write_changes_nothing<S: Store>() {
     let store = S::create().await;
     let log = store.open().await;
     let decision = commit(gtrid(own(&log), 0, 1));
@@ -352,7 +363,7 @@ pub(crate) async fn a_repeated_write_changes_nothing<S: Store>() {
     assert_eq!(recorded(&log, end.gtrid).await, Recorded::Ended(Some(decision), end));
 }
 
-pub(crate) async fn a_second_decision_is_an_unknown_and_breaks_the_log<S: Store>() {
+pub async fn a_second_decision_is_an_unknown_and_breaks_the_log<S: Store>() {
     let store = S::create().await;
     let log = store.open().await;
     let decision = commit(gtrid(own(&log), 0, 1));
@@ -382,7 +393,7 @@ pub(crate) async fn a_second_decision_is_an_unknown_and_breaks_the_log<S: Store>
     );
 }
 
-pub(crate) async fn an_end_against_the_decision_is_an_unknown<S: Store>() {
+pub async fn an_end_against_the_decision_is_an_unknown<S: Store>() {
     for (decided, outcome) in [
         (true, Outcome::RolledBack),
         (true, Outcome::NothingToCommit),
@@ -404,7 +415,7 @@ pub(crate) async fn an_end_against_the_decision_is_an_unknown<S: Store>() {
     }
 }
 
-pub(crate) async fn every_opening_takes_a_new_epoch_and_seals_the_others<S: Store>() {
+pub async fn every_opening_takes_a_new_epoch_and_seals_the_others<S: Store>() {
     let store = S::create().await;
     let mut seen: Vec<LogPosition> = Vec::new();
     for _ in 0..4 {
@@ -421,7 +432,7 @@ pub(crate) async fn every_opening_takes_a_new_epoch_and_seals_the_others<S: Stor
     }
 }
 
-pub(crate) async fn each_forced_batch_has_the_next_number<S: Store>() {
+pub async fn each_forced_batch_has_the_next_number<S: Store>() {
     let store = S::create().await;
     let log = store.open().await;
     for n in 1..=5 {
@@ -433,7 +444,7 @@ pub(crate) async fn each_forced_batch_has_the_next_number<S: Store>() {
     }
 }
 
-pub(crate) async fn positions_of_a_lost_tail_are_not_reached<S: Store>() {
+pub async fn positions_of_a_lost_tail_are_not_reached<S: Store>() {
     let store = S::create().await;
     let log = store.open().await;
     let start = log.position();
@@ -451,7 +462,99 @@ pub(crate) async fn positions_of_a_lost_tail_are_not_reached<S: Store>() {
     }
 }
 
-pub(crate) async fn looking_up_answers_in_the_order_asked<S: Store>() {
+fn order(step: Step, cluster: ClusterId) -> Order {
+    Order { step, confirm: Some(cluster.to_string()), reason: "disk lost".to_owned(), now_ms: NOON_MS }
+}
+
+/// Gives the place free. Whose log it was.
+async fn shut(log: impl DecisionLog) -> ClusterId {
+    log.close().await;
+    log.cluster()
+}
+
+pub async fn a_log_that_is_behind_presumes_nothing_whoever_opens_it<S: Store>() {
+    let store = S::create().await;
+    let log = store.open().await;
+    let absent = gtrid(log.position().epoch, 1, 1);
+    assert_eq!(look(&log, absent).await.epoch, EpochState::Own);
+    assert!(!log.status().await.unwrap().behind);
+    log.note_behind().await.unwrap();
+    log.note_behind().await.unwrap();
+    assert_eq!(look(&log, absent).await.epoch, EpochState::Unknown);
+    shut(log).await;
+    let log = store.open().await;
+    assert!(log.status().await.unwrap().behind);
+    for epoch in [absent.epoch(), log.position().epoch] {
+        assert_eq!(look(&log, gtrid(epoch, 1, 1)).await.epoch, EpochState::Unknown);
+    }
+    // What is on record is on record.
+    let decision = commit(gtrid(log.position().epoch, 2, 2));
+    log.force(&decisions(std::slice::from_ref(&decision))).await.unwrap();
+    assert_eq!(look(&log, decision.gtrid).await.recorded, Recorded::Decided(decision));
+}
+
+pub async fn a_restored_log_presumes_nothing_of_what_was_before<S: Store>() {
+    let store = S::create().await;
+    let log = store.open().await;
+    let before = log.position().epoch;
+    let decision = commit(gtrid(before, 1, 1));
+    log.force(&decisions(std::slice::from_ref(&decision))).await.unwrap();
+    // What a participant has seen of the tail that is lost.
+    let lost = LogPosition { sequence: 99, ..log.position() };
+    let of_a_later_start = LogPosition { epoch: Epoch::new(before.get() + 7).unwrap(), ..lost };
+    assert!(!log.reaches(lost).await.unwrap());
+    log.note_behind().await.unwrap();
+    let cluster = shut(log).await;
+
+    let done = store.restore(&order(Step::Restore, cluster)).await.unwrap();
+    assert_eq!((done.cluster, done.unfinished, done.was_behind), (cluster, 1, true));
+    let log = store.open().await;
+    assert!(log.position().epoch > done.below && done.below > before);
+    assert!(!log.status().await.unwrap().behind);
+    assert!(log.reaches(lost).await.unwrap() && log.reaches(of_a_later_start).await.unwrap());
+    let absent = [gtrid(before, 2, 2), gtrid(of_a_later_start.epoch, 2, 2)];
+    for absent in absent {
+        assert_eq!(look(&log, absent).await.epoch, EpochState::Unknown);
+    }
+    assert_eq!(look(&log, gtrid(log.position().epoch, 3, 3)).await.epoch, EpochState::Own);
+    assert_eq!(log.unfinished(None, 10).await.unwrap(), [decision]);
+    shut(log).await;
+
+    let settled = store.restore(&order(Step::Settle, cluster)).await.unwrap();
+    assert_eq!(settled.below, done.below);
+    let log = store.open().await;
+    for absent in absent {
+        // Still nothing is presumed; and whatever is to be compared with it was compared.
+        let found = look(&log, absent).await;
+        assert_eq!((found.epoch, found.below_horizon), (EpochState::Sealed, true));
+    }
+    // A second one covers what was begun since the first.
+    let between = gtrid(log.position().epoch, 4, 4);
+    shut(log).await;
+    store.restore(&order(Step::Restore, cluster)).await.unwrap();
+    let log = store.open().await;
+    assert_eq!(look(&log, between).await.epoch, EpochState::Unknown);
+}
+
+pub async fn a_restore_is_done_only_as_it_was_confirmed<S: Store>() {
+    let store = S::create().await;
+    let log = store.open().await;
+    let absent = gtrid(log.position().epoch, 1, 1);
+    let cluster = shut(log).await;
+    let wrong = Order { confirm: Some("zzzzzzzz".to_owned()), ..order(Step::Restore, cluster) };
+    let refused = store.restore(&wrong).await.unwrap_err();
+    assert!(matches!(refused, RestoreError::Refused(_)), "{refused}");
+    let settled = store.restore(&order(Step::Settle, cluster)).await.unwrap_err();
+    assert!(settled.to_string().contains("without --settled"), "{settled}");
+    let look_only = Order { confirm: None, ..order(Step::Restore, cluster) };
+    let looked = store.restore(&look_only).await.unwrap();
+    assert!(looked.dry_run && looked.below > absent.epoch());
+    let log = store.open().await;
+    assert_eq!(log.position().epoch.get(), absent.epoch().get() + 1);
+    assert_eq!(look(&log, absent).await.epoch, EpochState::Sealed);
+}
+
+pub async fn looking_up_answers_in_the_order_asked<S: Store>() {
     let store = S::create().await;
     let log = store.open().await;
     let epoch = own(&log);
@@ -469,7 +572,7 @@ pub(crate) async fn looking_up_answers_in_the_order_asked<S: Store>() {
     }
 }
 
-pub(crate) async fn looking_up_tells_the_epochs<S: Store>() {
+pub async fn looking_up_tells_the_epochs<S: Store>() {
     let store = S::create().await;
     let sealed = own(&store.open().await);
     let log = store.open().await;
@@ -484,7 +587,7 @@ pub(crate) async fn looking_up_tells_the_epochs<S: Store>() {
     }
 }
 
-pub(crate) async fn unfinished_decisions_come_page_by_page<S: Store>() {
+pub async fn unfinished_decisions_come_page_by_page<S: Store>() {
     let store = S::create().await;
     let log = store.open().await;
     let epoch = own(&log);
@@ -507,7 +610,7 @@ pub(crate) async fn unfinished_decisions_come_page_by_page<S: Store>() {
     assert_eq!(found, expected);
 }
 
-pub(crate) async fn ended_transactions_come_newest_first<S: Store>() {
+pub async fn ended_transactions_come_newest_first<S: Store>() {
     let store = S::create().await;
     let log = store.open().await;
     let epoch = own(&log);
@@ -532,7 +635,7 @@ async fn commit_at<L: DecisionLog>(log: &L, times: &[u64]) -> Vec<Gtrid> {
     all.iter().map(|decision| decision.gtrid).collect()
 }
 
-pub(crate) async fn pruning_removes_only_what_is_old_and_ended<S: Store>() {
+pub async fn pruning_removes_only_what_is_old_and_ended<S: Store>() {
     let store = S::create().await;
     let log = store.open().await;
     let epoch = own(&log);
@@ -571,7 +674,7 @@ pub(crate) async fn pruning_removes_only_what_is_old_and_ended<S: Store>() {
     assert_eq!(log.prune(before(epoch, 300)).await.unwrap(), 0);
 }
 
-pub(crate) async fn pruning_stays_below_every_floor<S: Store>() {
+pub async fn pruning_stays_below_every_floor<S: Store>() {
     let store = S::create().await;
     let log = store.open().await;
     let epoch = own(&log);
@@ -585,7 +688,7 @@ pub(crate) async fn pruning_stays_below_every_floor<S: Store>() {
     assert_eq!(log.status().await.unwrap().horizon_ms, NOON_MS + 200);
 }
 
-pub(crate) async fn pruning_waits_for_every_resource_manager<S: Store>() {
+pub async fn pruning_waits_for_every_resource_manager<S: Store>() {
     let store = S::create().await;
     let log = store.open().await;
     let epoch = own(&log);
@@ -600,7 +703,7 @@ pub(crate) async fn pruning_waits_for_every_resource_manager<S: Store>() {
     assert_eq!(log.prune(before(epoch, 800)).await.unwrap(), 1);
 }
 
-pub(crate) async fn pruning_stops_at_its_limit<S: Store>() {
+pub async fn pruning_stops_at_its_limit<S: Store>() {
     let store = S::create().await;
     let log = store.open().await;
     let epoch = own(&log);
@@ -613,7 +716,7 @@ pub(crate) async fn pruning_stops_at_its_limit<S: Store>() {
     assert_eq!(recorded(&log, gtrids[4]).await, Recorded::Absent);
 }
 
-pub(crate) async fn the_horizon_never_goes_down<S: Store>() {
+pub async fn the_horizon_never_goes_down<S: Store>() {
     let store = S::create().await;
     let log = store.open().await;
     let epoch = own(&log);
@@ -625,7 +728,7 @@ pub(crate) async fn the_horizon_never_goes_down<S: Store>() {
     assert_eq!(log.status().await.unwrap().horizon_ms, NOON_MS + 500);
 }
 
-pub(crate) async fn transactions_are_found_by_how_they_begin<S: Store>() {
+pub async fn transactions_are_found_by_how_they_begin<S: Store>() {
     let store = S::create().await;
     let mut all: Vec<Gtrid> = Vec::new();
     // Epochs 1 to 12, so that one number begins another.
@@ -660,7 +763,7 @@ pub(crate) async fn transactions_are_found_by_how_they_begin<S: Store>() {
     }
 }
 
-pub(crate) async fn resource_managers_are_remembered<S: Store>() {
+pub async fn resource_managers_are_remembered<S: Store>() {
     let store = S::create().await;
     let log = store.open().await;
     let stock = KnownResourceManager {
@@ -681,7 +784,7 @@ pub(crate) async fn resource_managers_are_remembered<S: Store>() {
     assert_eq!(log.resource_managers().await.unwrap(), [manager("ledger", None), moved]);
 }
 
-pub(crate) async fn a_closed_log_says_so<S: Store>() {
+pub async fn a_closed_log_says_so<S: Store>() {
     let store = S::create().await;
     let log = store.open().await;
     let decision = commit(gtrid(own(&log), 0, 1));

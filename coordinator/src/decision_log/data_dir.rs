@@ -143,6 +143,12 @@ impl DataDir {
         Ok(dir)
     }
 
+    /// Whether there is an embedded log in this directory.
+    #[must_use]
+    pub fn is_made(path: &Path) -> bool {
+        path.join(LOG_FILE).exists()
+    }
+
     /// The directory, absolute.
     #[must_use]
     pub fn path(&self) -> &Path {

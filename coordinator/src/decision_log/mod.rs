@@ -1,22 +1,29 @@
 //! The decision log: what a coordinator must still know after any crash.
 //!
-//! [`DecisionLog`] is the edge to a store; [`sqlite`] is the embedded one. [`group_commit`] stands between the engine and a log: whatever waits
+//! [`DecisionLog`] is the edge to a store; [`sqlite`] is the embedded one, [`postgres`] that of several coordinators. [`group_commit`] stands between the engine and a log: whatever waits
 //! goes into one forced write. The log knows nothing of messages or participants; the protocol knows nothing of
 //! stores. Rules P1 to P9 of the protocol say what an implementation owes.
 //!
 //! What a failed write means is in the types: [`AppendError::Refused`] wrote nothing and never will,
-//! [`AppendError::Unknown`] may have written, and nobody may conclude anything before the log was read again.
+//! [`AppendError::Unknown`] may have written, and nobody may conclude anything before the log was read again. A form of a record
+//! (`rows`), and what may follow on what (`ends`, `pruning`), is the same in every log.
 
-#[cfg(test)]
-mod contract;
+#[cfg(any(test, feature = "contract"))]
+pub mod contract;
 pub mod data_dir;
+mod ends;
 pub mod group_commit;
+pub mod postgres;
+mod prefix;
+mod pruning;
 #[cfg(test)]
 mod rerun;
+pub mod restore;
+mod rows;
 pub mod sqlite;
 
 use futures::future::BoxFuture;
-use lockstep_proto::{ClusterId, Gtrid, LogPosition, ResourceManagerId, ResourceManagerName};
+use lockstep_proto::{ClusterId, Epoch, Gtrid, LogPosition, ResourceManagerId, ResourceManagerName};
 
 pub use crate::protocol::presumption::{EpochState, LookUp, Recorded};
 use crate::protocol::record::{DecisionRecord, EndRecord};
@@ -45,11 +52,15 @@ pub enum AppendError {
     /// Nothing was written, and nothing of it will appear later.
     #[error("the decision log refused the write: {0}")]
     Refused(String),
-    /// It may have been written, or the log contradicts what was asked for (a decision that stands there with other contents,
-    /// an epoch that was sealed by someone else): nothing that this process believes of it counts any more. For the
-    /// embedded log this ends the process (P6); until then it refuses everything, reads too.
+    /// It may have been written, or the log contradicts what was asked for (a decision that stands there with other contents):
+    /// nothing that this process believes of it counts any more. This ends the process (P6); until then it refuses everything,
+    /// reads too.
     #[error("whether the decision log has the write is unknown: {0}")]
     Unknown(String),
+    /// Another node has sealed the epoch: nothing is decided under it any more, and what this write was about, the log alone tells.
+    /// Nothing more is written or read; a new epoch has to be taken.
+    #[error("{0}")]
+    Sealed(String),
 }
 
 /// The log could not be read.
@@ -79,6 +90,15 @@ pub struct KnownResourceManager {
     pub floor: Option<Gtrid>,
 }
 
+/// The epochs that a log has given out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Epochs {
+    /// Every epoch below this one is sealed.
+    pub sealed_below: Epoch,
+    /// No epoch above this one was given out.
+    pub newest: Epoch,
+}
+
 /// What [`DecisionLog::prune`] may remove.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct PruneLimits {
@@ -101,6 +121,8 @@ pub struct LogStatus {
     pub bytes: u64,
     /// The newest pruned gtrid's time, milliseconds since 1970; 0 if nothing was ever pruned.
     pub horizon_ms: u64,
+    /// A participant has seen more than the log has, and no operator has dealt with it ([`DecisionLog::note_behind`]).
+    pub behind: bool,
 }
 
 /// A durable decision log, opened under an epoch of its own.
@@ -122,8 +144,12 @@ pub trait DecisionLog: Send + Sync + 'static {
     fn look_up<'a>(&'a self, gtrids: &'a [Gtrid]) -> BoxFuture<'a, Result<Vec<LookUp>, ReadError>>;
 
     /// Whether this position is behind the newest one of this log: its epoch is known under that incarnation, and has come at
-    /// least so far. If not, the log has lost its tail, or is another one, and nothing may be presumed from it (P8).
+    /// least so far; or it is of before a restore that an operator has dealt with. If not, the log has lost its tail, or is another one, and nothing may be presumed from it (P8).
     fn reaches(&self, position: LogPosition) -> BoxFuture<'_, Result<bool, ReadError>>;
+
+    /// Notes in the log that a participant has seen more than it has. From now on [`DecisionLog::look_up`] calls every epoch unknown, here, at
+    /// every other node and after every restart, until an operator has dealt with it ([`restore`]). Forced.
+    fn note_behind(&self) -> BoxFuture<'_, Result<(), AppendError>>;
 
     /// Decisions without an end, in the order of their gtrids, from behind `after`, at most `limit`.
     fn unfinished(
@@ -145,8 +171,19 @@ pub trait DecisionLog: Send + Sync + 'static {
     /// The highest timeline stays; another identity under its name is refused (P21).
     fn remember<'a>(&'a self, known: &'a KnownResourceManager) -> BoxFuture<'a, Result<(), AppendError>>;
 
+    /// The epochs that this log has given out, as it is now.
+    fn epochs(&self) -> BoxFuture<'_, Result<Epochs, ReadError>>;
+
+    /// The first time, in milliseconds since 1970, that a transaction may have that begins under this epoch: above the horizon, and not
+    /// below any floor that a node of this log has told anybody (P7). No clock has a say in it.
+    fn begins_from_ms(&self) -> BoxFuture<'_, Result<u64, ReadError>>;
+
+    /// Nothing that is live at any node on this log, or will be, is older than this; `own`: the same of this node, which the other
+    /// nodes are told first.
+    fn floor(&self, own: Gtrid) -> BoxFuture<'_, Result<Gtrid, ReadError>>;
+
     /// Removes records that ended long enough ago and raises the horizon in the same write, which stays below every known
-    /// resource manager's floor (one without a floor stops pruning). How many rows went.
+    /// resource manager's floor (one without a floor stops pruning) and every node's. How many rows went.
     fn prune(&self, limits: PruneLimits) -> BoxFuture<'_, Result<u64, AppendError>>;
 
     /// Numbers for people.

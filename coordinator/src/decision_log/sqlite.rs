@@ -3,8 +3,8 @@
 //! Read in this order:
 //! - `open`: what happens before there is a log, and in which order;
 //! - `transaction`: one SQLite transaction, and what a failure in it means;
-//! - `append`: decisions and ends, written; `rows`: how they lie in rows; `hex`: how many of them go into one statement;
-//! - `epochs`, `read`, `find`, `prune`, `checkpoint`.
+//! - `append`: decisions and ends, written (the form of a record is in `decision_log/rows.rs`); `hex`: how many of them go into one statement;
+//! - `epochs`, `read`, `find`, `prune`, `checkpoint`, `restore`.
 //!
 //! **Connections.** One writes what is forced (`synchronous=FULL`: an fsync in every COMMIT), one what is lazy (`NORMAL`:
 //! none; the next forced commit syncs the same file and takes it along). Two, rather than one whose setting goes back
@@ -22,7 +22,7 @@ mod hex;
 mod open;
 mod prune;
 mod read;
-mod rows;
+mod restore;
 #[cfg(test)]
 pub(crate) mod tests;
 mod transaction;
@@ -40,12 +40,15 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 pub use self::open::{OpenError, Opened, Options};
+pub use self::restore::restore;
 
 use self::epochs::OwnEpoch;
 use self::transaction::{Broken, Fault, Tx};
 use super::data_dir::DataDir;
+use super::restore::{BEHIND, encode_behind};
 use super::{
-    AppendError, Batch, DecisionLog, KnownResourceManager, LogStatus, LookUp, PruneLimits, ReadError,
+    AppendError, Batch, DecisionLog, Epochs, KnownResourceManager, LogStatus, LookUp, PruneLimits, ReadError,
+    pruning,
 };
 use crate::protocol::record::{DecisionRecord, EndRecord};
 
@@ -174,6 +177,17 @@ impl SqliteLog {
         Ok(())
     }
 
+    async fn note_behind_now(&self) -> Result<(), AppendError> {
+        let mut guard = self.shared.writers.lock().await;
+        let writers = open_writers(&mut guard)?;
+        let mut tx = Tx::begin(&mut writers.forced, &self.shared.broken).await?;
+        let work = match epochs::hold(tx.connection(), &writers.own).await {
+            Ok(()) => epochs::set_mark(tx.connection(), BEHIND, &encode_behind()).await,
+            Err(fault) => Err(fault),
+        };
+        tx.finish(work).await
+    }
+
     /// What may be read: nothing, once the log is broken.
     fn readers(&self) -> Result<&SqlitePool, ReadError> {
         match self.shared.broken.reason() {
@@ -272,7 +286,7 @@ async fn remember(
          ON CONFLICT (name) DO UPDATE SET record = excluded.record",
     )
     .bind(now.name.as_str())
-    .bind(rows::encode_resource_manager(&now))
+    .bind(super::rows::encode_resource_manager(&now))
     .execute(connection)
     .await?;
     Ok(())
@@ -288,11 +302,7 @@ impl DecisionLog for SqliteLog {
     }
 
     fn force<'a>(&'a self, batch: &'a Batch) -> BoxFuture<'a, Result<LogPosition, AppendError>> {
-        async move {
-            fail::fail_point!("log-before-force");
-            self.append(&batch.decisions, &batch.ends, true).await
-        }
-        .boxed()
+        self.append(&batch.decisions, &batch.ends, true).boxed()
     }
 
     fn write_lazily<'a>(&'a self, ends: &'a [EndRecord]) -> BoxFuture<'a, Result<(), AppendError>> {
@@ -305,6 +315,10 @@ impl DecisionLog for SqliteLog {
 
     fn reaches(&self, position: LogPosition) -> BoxFuture<'_, Result<bool, ReadError>> {
         async move { read::reaches(self.readers()?, position).await }.boxed()
+    }
+
+    fn note_behind(&self) -> BoxFuture<'_, Result<(), AppendError>> {
+        self.note_behind_now().boxed()
     }
 
     fn unfinished(
@@ -331,6 +345,25 @@ impl DecisionLog for SqliteLog {
         self.remember_now(known).boxed()
     }
 
+    fn epochs(&self) -> BoxFuture<'_, Result<Epochs, ReadError>> {
+        // One process at a time has the log: every earlier epoch is sealed.
+        let own = self.start.epoch;
+        futures::future::ok(Epochs { sealed_below: own, newest: own }).boxed()
+    }
+
+    fn begins_from_ms(&self) -> BoxFuture<'_, Result<u64, ReadError>> {
+        async move {
+            let horizon_ms = self.status().await?.horizon_ms;
+            Ok(pruning::begins_from_ms(horizon_ms, &self.resource_managers().await?))
+        }
+        .boxed()
+    }
+
+    fn floor(&self, own: Gtrid) -> BoxFuture<'_, Result<Gtrid, ReadError>> {
+        // One process at a time has the log.
+        futures::future::ok(own).boxed()
+    }
+
     fn prune(&self, limits: PruneLimits) -> BoxFuture<'_, Result<u64, AppendError>> {
         self.prune_now(limits).boxed()
     }
@@ -340,7 +373,8 @@ impl DecisionLog for SqliteLog {
             let readers = self.readers()?;
             let (unfinished, heuristic, horizon_ms) = read::facts(readers).await?;
             let bytes = self.dir.log_bytes().map_err(|error| ReadError::Unavailable(error.to_string()))?;
-            Ok(LogStatus { unfinished, heuristic, bytes, horizon_ms })
+            let behind = read::marks(readers).await?.is_behind();
+            Ok(LogStatus { unfinished, heuristic, bytes, horizon_ms, behind })
         }
         .boxed()
     }

@@ -233,6 +233,11 @@ impl Deliveries {
         self.queues.values().map(|queue| queue.deliveries.len()).sum()
     }
 
+    /// How many decisions each resource manager that ever had one has not acknowledged.
+    pub fn depths(&self) -> impl Iterator<Item = (&ResourceManagerName, usize)> {
+        self.queues.iter().map(|(name, queue)| (name, queue.deliveries.len()))
+    }
+
     /// Whether every decision is acknowledged.
     #[must_use]
     pub fn is_empty(&self) -> bool {

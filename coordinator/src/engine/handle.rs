@@ -16,6 +16,7 @@ use crate::decision_log::{AppendError, DecisionLog, LookUp, ReadError};
 use crate::protocol::outcome::Outcome;
 use crate::protocol::presumption::{Known, conclude};
 use crate::protocol::record::About;
+use crate::telemetry::metrics::Metrics;
 
 /// What a question to the engine can fail with. Nothing is known then, and nothing was changed.
 #[derive(Debug, thiserror::Error)]
@@ -45,7 +46,7 @@ pub enum BeginError {
     /// Participants have seen decisions that this log has lost (P8).
     #[error(
         "the decision log is behind what participants have seen: it was restored from a backup, \
-         and nothing is begun before an operator has dealt with that"
+         and nothing is begun before an operator has stopped every coordinator and run `lockstep restore`"
     )]
     Behind,
     /// The data directory has too little room left.
@@ -69,6 +70,7 @@ struct Inner {
     shards: Shards,
     log: Arc<dyn DecisionLog>,
     writer: LogWriter,
+    metrics: Arc<Metrics>,
     max_in_flight: usize,
     draining: AtomicBool,
     behind: AtomicBool,
@@ -85,14 +87,28 @@ pub struct Admission {
     pub horizon_ms: std::sync::atomic::AtomicU64,
 }
 
+impl Admission {
+    /// Nothing that begins from now on is older than this, or exactly as old.
+    pub fn raise_horizon(&self, unix_ms: u64) {
+        self.horizon_ms.fetch_max(unix_ms, Ordering::Relaxed);
+    }
+}
+
 impl Engine {
     /// An engine of these parts.
     #[must_use]
-    pub fn new(shards: Shards, log: Arc<dyn DecisionLog>, writer: LogWriter, max_in_flight: usize) -> Self {
+    pub fn new(
+        shards: Shards,
+        log: Arc<dyn DecisionLog>,
+        writer: LogWriter,
+        metrics: Arc<Metrics>,
+        max_in_flight: usize,
+    ) -> Self {
         Self(Arc::new(Inner {
             shards,
             log,
             writer,
+            metrics,
             max_in_flight,
             draining: AtomicBool::new(false),
             behind: AtomicBool::new(false),
@@ -117,6 +133,20 @@ impl Engine {
     #[must_use]
     pub fn writer(&self) -> &LogWriter {
         &self.0.writer
+    }
+
+    /// What is measured.
+    #[must_use]
+    pub fn metrics(&self) -> &Metrics {
+        &self.0.metrics
+    }
+
+    /// Whether a transaction may begin now.
+    ///
+    /// # Errors
+    /// Why not.
+    pub fn may_begin(&self) -> Result<(), BeginError> {
+        self.admit()
     }
 
     /// What admission looks at.
@@ -154,6 +184,7 @@ impl Engine {
     pub async fn begin(&self, about: About, timeout: Duration) -> Result<Gtrid, BeginError> {
         self.admit()?;
         let random: [u8; 10] = rand::random();
+        let name = about.name.clone();
         // The shard follows from the random bits alone, so any time and epoch give the right one.
         let epoch = self.0.log.position().epoch;
         let shard = self.0.shards.of(&Gtrid::new(epoch, 0, random));
@@ -164,6 +195,7 @@ impl Engine {
         let Answer::Begun(gtrid) = answer else {
             unreachable!("a begin is answered with begun or full, not {answer:?}")
         };
+        self.0.metrics.started(&name);
         Ok(gtrid)
     }
 
@@ -284,20 +316,35 @@ impl Engine {
             };
             sum.live += part.live;
             sum.undecided += part.undecided;
+            sum.overdue += part.overdue;
             sum.undelivered += part.undelivered;
+            sum.oldest_undelivered =
+                [sum.oldest_undelivered, part.oldest_undelivered].into_iter().flatten().min();
             sum.oldest = [sum.oldest, part.oldest].into_iter().flatten().min();
             sum.begins_from_ms = sum.begins_from_ms.min(part.begins_from_ms);
+            for (name, depth) in part.queued {
+                *sum.queued.entry(name).or_default() += depth;
+            }
         }
         Ok(sum)
     }
 
-    /// No live transaction is older than this, and none that begins later will be.
+    /// No transaction that is live here is older than this, and none that begins later will be.
     ///
     /// # Errors
     /// [`Stopped`].
     pub async fn live_floor(&self) -> Result<Gtrid, Stopped> {
         let sum = self.summarize().await?;
         Ok(sum.floor(self.0.log.position().epoch))
+    }
+
+    /// The same of every node on the log.
+    ///
+    /// # Errors
+    /// [`EngineError`].
+    pub async fn floor(&self) -> Result<Gtrid, EngineError> {
+        let own = self.live_floor().await?;
+        Ok(self.0.log.floor(own).await?)
     }
 
     /// Hands mail to every shard.
@@ -327,6 +374,7 @@ pub fn recorded_outcome(look_up: &LookUp, behind: bool) -> OutcomeAnswer {
         Known::OnePhase => {
             (None, "its only branch commits by itself and has not answered yet".to_owned(), branches)
         }
+        Known::Elsewhere => (None, "it is running at another coordinator: ask that one".to_owned(), 0),
         Known::PresumedRolledBack => {
             let detail =
                 "no commit of it is recorded: it was rolled back, its deadline passed, or it never began";

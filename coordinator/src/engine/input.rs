@@ -1,5 +1,6 @@
 //! What goes into a shard, and what comes out.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use lockstep_proto::{Epoch, Gtrid, ResourceManagerName, Xid};
@@ -275,18 +276,24 @@ pub struct BranchView {
 }
 
 /// A shard in numbers.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Summary {
     /// Live transactions.
     pub live: usize,
     /// Those without a decision.
     pub undecided: usize,
+    /// Those of them whose deadline has passed.
+    pub overdue: usize,
     /// Decided, and a branch has not acknowledged.
     pub undelivered: usize,
+    /// The oldest of them.
+    pub oldest_undelivered: Option<Gtrid>,
     /// The oldest live transaction.
     pub oldest: Option<Gtrid>,
     /// Nothing that begins from now on carries an earlier time, whatever the clock does. Milliseconds since 1970.
     pub begins_from_ms: u64,
+    /// Decisions that each resource manager has not acknowledged.
+    pub queued: BTreeMap<ResourceManagerName, usize>,
 }
 
 impl Summary {

@@ -46,6 +46,7 @@ impl From<PreparedFate> for BranchAnswer {
         match fate {
             PreparedFate::Commit => Self::Commit,
             PreparedFate::Rollback => Self::Rollback,
+            PreparedFate::StillRunning => Self::StillRunning,
             PreparedFate::Unknown(why) => Self::Unknown(why),
         }
     }
@@ -172,7 +173,10 @@ async fn record_heuristic(engine: &Engine, xid: &Xid, applied: Applied) -> Resul
     let record = late_end(look_up, xid, applied, clock::unix_ms());
     tracing::error!(gtrid = %xid.gtrid, bqual = %xid.bqual, %applied, "heuristic outcome: {}", record.detail);
     match engine.log().force(&Batch { decisions: Vec::new(), ends: vec![record] }).await {
-        Ok(_position) => Ok(true),
+        Ok(_position) => {
+            engine.metrics().turned_out_heuristic();
+            Ok(true)
+        }
         Err(error) => {
             tracing::error!(gtrid = %xid.gtrid, %error, "the heuristic outcome is not on record yet");
             Ok(false)

@@ -57,7 +57,7 @@ async fn prune(engine: &Engine, registry: &Registry, retention: Duration) -> Res
     if pruned > 0 {
         tracing::debug!(pruned, "ended transactions were pruned from the decision log");
         let horizon = engine.log().status().await?.horizon_ms;
-        engine.admission().horizon_ms.store(horizon, Ordering::Relaxed);
+        engine.admission().raise_horizon(horizon);
     }
     Ok(())
 }

@@ -20,6 +20,7 @@ use crate::decision_log::AppendError;
 use crate::decision_log::group_commit::{LogDone, LogWriter};
 use crate::protocol::event::Applied;
 use crate::sessions::outbox::Outbox;
+use crate::telemetry::stopwatch::Stopwatch;
 
 /// Where a shard's answer goes.
 pub type ReplyTo = oneshot::Sender<Answer>;
@@ -57,6 +58,7 @@ pub struct ShardTask {
     log: LogWriter,
     strays: mpsc::Sender<StrayAcknowledgement>,
     outboxes: BTreeMap<SessionId, Outbox>,
+    stopwatch: Stopwatch,
 }
 
 /// The sending ends of one shard's channels.
@@ -100,9 +102,11 @@ impl ShardTask {
         log: LogWriter,
         log_answers: mpsc::UnboundedReceiver<Vec<LogDone>>,
         strays: mpsc::Sender<StrayAcknowledgement>,
+        stopwatch: Stopwatch,
     ) -> (Self, ShardHandle) {
         let (sender, mail) = mpsc::channel(MAILBOX);
-        let task = Self { number, shard, clock, mail, log_answers, log, strays, outboxes: BTreeMap::new() };
+        let outboxes = BTreeMap::new();
+        let task = Self { number, shard, clock, mail, log_answers, log, strays, outboxes, stopwatch };
         (task, ShardHandle { mail: sender })
     }
 
@@ -147,7 +151,10 @@ impl ShardTask {
     }
 
     async fn step(&mut self, input: Input<ReplyTo>) {
-        for output in self.shard.step(input, self.clock.now()) {
+        let now = self.clock.now();
+        self.stopwatch.goes_in(&input, now.monotonic);
+        for output in self.shard.step(input, now) {
+            self.stopwatch.comes_out(&output, now.monotonic);
             self.carry_out(output).await;
         }
     }
@@ -216,7 +223,7 @@ fn log_answer(done: LogDone) -> LogAnswer {
     match done.result {
         Ok(_position) => LogAnswer::Forced,
         Err(AppendError::Refused(why)) => LogAnswer::Refused(why),
-        Err(AppendError::Unknown(why)) => LogAnswer::Unknown(why),
+        Err(AppendError::Unknown(why) | AppendError::Sealed(why)) => LogAnswer::Unknown(why),
     }
 }
 

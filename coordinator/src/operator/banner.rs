@@ -21,14 +21,23 @@ pub struct Ready {
     pub listening: Vec<SocketAddr>,
     /// What a decision is forced to before anyone hears of it, such as `sqlite, WAL, synchronous=FULL`.
     pub durability: String,
-    /// The data directory, absolute.
-    pub data_dir: PathBuf,
+    /// The decision log.
+    pub log: Where,
     /// The cluster of the decision log.
     pub cluster: ClusterId,
     /// This life of the node.
     pub epoch: Epoch,
     /// What earlier lives left.
     pub recovered: Recovered,
+}
+
+/// Where a decision log is.
+#[derive(Debug, Clone)]
+pub enum Where {
+    /// In this directory, absolute.
+    DataDirectory(PathBuf),
+    /// On this server.
+    Server(String),
 }
 
 /// What was found in the decision log.
@@ -78,7 +87,10 @@ fn text(ready: &Ready) -> String {
         ));
     }
     line(format_args!("durability: {}", ready.durability));
-    line(format_args!("data directory: {}", ready.data_dir.display()));
+    match &ready.log {
+        Where::DataDirectory(path) => line(format_args!("data directory: {}", path.display())),
+        Where::Server(place) => line(format_args!("decision log: {place}")),
+    }
     line(format_args!("cluster {} epoch {}", ready.cluster, ready.epoch));
     let Recovered { undelivered, one_phase, sealed_epochs } = ready.recovered;
     line(format_args!(
@@ -94,13 +106,16 @@ fn insecure(ready: &Ready) -> impl Iterator<Item = &SocketAddr> {
 
 /// The same as an object: what is documented in docs/cli.md.
 #[derive(Serialize)]
-struct Json {
+struct Json<'a> {
     product: &'static str,
     version: &'static str,
     listening: Vec<String>,
     insecure: bool,
     durability: String,
-    data_dir: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    data_dir: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    decision_log: Option<&'a str>,
     cluster: String,
     epoch: u32,
     recovered: Recovered,
@@ -108,13 +123,18 @@ struct Json {
 
 fn json(ready: &Ready) -> String {
     let url = |address: &SocketAddr| format!("http://{address}");
+    let (data_dir, decision_log) = match &ready.log {
+        Where::DataDirectory(path) => (Some(path.display().to_string()), None),
+        Where::Server(place) => (None, Some(place.as_str())),
+    };
     let object = Json {
         product: PRODUCT,
         version: VERSION,
         listening: ready.listening.iter().map(url).collect(),
         insecure: insecure(ready).next().is_some(),
         durability: ready.durability.clone(),
-        data_dir: ready.data_dir.display().to_string(),
+        data_dir,
+        decision_log,
         cluster: ready.cluster.to_string(),
         epoch: ready.epoch.get(),
         recovered: ready.recovered,
@@ -135,7 +155,7 @@ mod tests {
         Ready {
             listening: listening.iter().map(|address| address.parse().unwrap()).collect(),
             durability: "SQLite, WAL, synchronous=FULL".into(),
-            data_dir: "/var/lib/lockstep".into(),
+            log: Where::DataDirectory("/var/lib/lockstep".into()),
             cluster: "7c1f09ae".parse().unwrap(),
             epoch: Epoch::new(12).unwrap(),
             recovered: Recovered { undelivered: 2, one_phase: 1, sealed_epochs: 1 },
@@ -155,6 +175,18 @@ mod tests {
              lockstep recovered: 2 decisions to deliver, 1 one-phase commits to ask for, 1 epochs sealed\n"
         );
         assert_eq!(banner, expected);
+    }
+
+    #[test]
+    fn a_log_on_a_server_is_told_in_place_of_the_directory() {
+        let log = Where::Server("postgres://db:5432/log".to_owned());
+        let ready = Ready { log, ..ready(&["127.0.0.1:7420"]) };
+        let text = banner(&ready, LogFormat::Text);
+        assert!(text.contains("\nlockstep decision log: postgres://db:5432/log\n"), "{text}");
+        assert!(!text.contains("data directory"), "{text}");
+        let object: serde_json::Value = serde_json::from_str(&banner(&ready, LogFormat::Json)).unwrap();
+        assert_eq!(object["decision_log"], "postgres://db:5432/log");
+        assert_eq!(object.get("data_dir"), None);
     }
 
     #[test]

@@ -10,5 +10,5 @@ mod banner;
 mod cli;
 mod view;
 
-pub use banner::{Ready, Recovered};
+pub use banner::{Ready, Recovered, Where};
 pub use cli::run;

@@ -94,6 +94,8 @@ pub enum Known {
     Committing,
     /// A single branch may commit in one phase; only its evidence tells whether it did.
     OnePhase,
+    /// No record, and another coordinator, which has not been sealed, may still write one.
+    Elsewhere,
     /// No record, and none can appear: it is rolled back.
     PresumedRolledBack,
     /// Nothing may be concluded, and why.
@@ -121,8 +123,10 @@ pub fn conclude(look_up: &LookUp, behind: bool) -> Known {
             EpochState::Own | EpochState::Sealed => Known::PresumedRolledBack,
             EpochState::Live if mutated("P4-presumes-under-a-live-epoch") => Known::PresumedRolledBack,
             EpochState::Unknown if mutated("P8-presumes-under-an-unknown-epoch") => Known::PresumedRolledBack,
-            EpochState::Live => Known::Unknown("another coordinator may still decide it: ask that one"),
-            EpochState::Unknown => Known::Unknown("its epoch was never given out by this decision log"),
+            EpochState::Live => Known::Elsewhere,
+            EpochState::Unknown => Known::Unknown(
+                "the decision log does not know all of its epoch: it was restored from a backup, or is another one",
+            ),
         },
     }
 }
@@ -134,6 +138,8 @@ pub enum PreparedFate {
     Commit,
     /// Roll it back.
     Rollback,
+    /// Ask again later: its coordinator decides, or is sealed.
+    StillRunning,
     /// Leave it alone, and why: an operator has to look.
     Unknown(&'static str),
 }
@@ -158,6 +164,7 @@ pub fn prepared_fate(look_up: &LookUp, behind: bool, bqual: &Bqual) -> PreparedF
         Known::Ended(Outcome::Heuristic(_) | Outcome::Unknown, _) => PreparedFate::Unknown(
             "its one-phase commit has a heuristic outcome on record: an operator decides",
         ),
+        Known::Elsewhere => PreparedFate::StillRunning,
         Known::Unknown(why) => PreparedFate::Unknown(why),
     }
 }
@@ -186,7 +193,9 @@ pub fn judge(look_up: &LookUp, behind: bool, bqual: &Bqual, applied: Applied) ->
             Some(BranchEnd::Hazard) => Applied::Hazard,
             Some(BranchEnd::RolledBack | BranchEnd::ReadOnly | BranchEnd::Lost) | None => Applied::RolledBack,
         },
-        Known::Committing | Known::OnePhase | Known::Ended(Outcome::Unknown, _) => return Judgement::Open,
+        Known::Committing | Known::OnePhase | Known::Elsewhere | Known::Ended(Outcome::Unknown, _) => {
+            return Judgement::Open;
+        }
         Known::Unknown(_) => return judge_unknown(look_up, behind),
     };
     if applied == expected || mutated("P19-evidence-is-not-compared") {

@@ -9,6 +9,7 @@ use lockstep_proto::{limits, v1};
 use tokio::sync::mpsc;
 use tonic::{Status, Streaming};
 
+use crate::decision_log::Epochs;
 use crate::sessions::attach::{AttachError, Hello, admit};
 use crate::sessions::outbox::{Outbox, frames};
 use crate::sessions::registry::Attached;
@@ -29,11 +30,12 @@ pub(super) async fn attach(
     let first = first.ok_or_else(|| AttachError::NotAHello("the stream ended".into()))?;
     let hello = Hello::from_frame(first)?;
     admit(&hello, &shared.engine, &shared.registry).await?;
+    let epochs = shared.engine.log().epochs().await.map_err(AttachError::from)?;
 
     let stop = shared.shutdown.child_token();
     let (outbox, receivers) = Outbox::new(stop.clone());
     let (instance, resource_manager) = (hello.instance, hello.resource_manager);
-    outbox.answer(v1::coordinator_message::Kind::Welcome(welcome(shared)));
+    outbox.answer(v1::coordinator_message::Kind::Welcome(welcome(shared, epochs)));
     let attached = Attached {
         instance,
         resource_manager: resource_manager.clone(),
@@ -64,15 +66,15 @@ pub(super) async fn attach(
     Ok(Box::pin(until_the_end(frames, faults)))
 }
 
-fn welcome(shared: &Shared) -> v1::Welcome {
+fn welcome(shared: &Shared, epochs: Epochs) -> v1::Welcome {
     let position = shared.engine.writer().position();
     v1::Welcome {
         protocol_version: limits::PROTOCOL_VERSION,
         cluster: shared.engine.log().cluster().to_string(),
         position: Some((&position).into()),
         retention_ms: millis(shared.terms.retention),
-        // One process at a time has the embedded log: every earlier epoch is sealed.
-        sealed_below: position.epoch.get(),
+        sealed_below: epochs.sealed_below.get(),
+        newest_epoch: epochs.newest.get(),
         report_interval_ms: millis(shared.terms.report_interval),
     }
 }

@@ -6,6 +6,7 @@ mod admin;
 mod attach;
 mod begin;
 mod commit;
+mod http;
 mod inquire;
 mod rollback;
 pub mod status;
@@ -36,15 +37,15 @@ impl Services {
         Self { shared, default_timeout, started_ms: crate::engine::clock::unix_ms() }
     }
 
-    /// The three services, with their limits, to be served.
+    /// The three services, with their limits, and what is asked for over HTTP/1.1 on the same address, to be served.
     #[must_use]
     pub fn router(self) -> tonic::service::Routes {
         let max = limits::MAX_FRAME_BYTES;
-        tonic::service::Routes::new(
-            CoordinatorServiceServer::new(self.clone()).max_decoding_message_size(max),
-        )
-        .add_service(ParticipantServiceServer::new(self.clone()).max_decoding_message_size(max))
-        .add_service(AdminServiceServer::new(self).max_decoding_message_size(max))
+        let shared = self.shared.clone();
+        tonic::service::Routes::from(http::router(shared))
+            .add_service(CoordinatorServiceServer::new(self.clone()).max_decoding_message_size(max))
+            .add_service(ParticipantServiceServer::new(self.clone()).max_decoding_message_size(max))
+            .add_service(AdminServiceServer::new(self).max_decoding_message_size(max))
     }
 
     /// The transaction that a request names, if it can be one of this cluster's.

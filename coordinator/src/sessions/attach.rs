@@ -169,6 +169,8 @@ pub async fn admit(hello: &Hello, engine: &Engine, registry: &Registry) -> Resul
     if off > LARGEST_CLOCK_SKEW {
         return Err(AttachError::ClockSkew { off_s: off.as_secs() });
     }
+    // Another node on the log may have met it meanwhile.
+    registry.learn(engine.log().resource_managers().await?);
     let known = registry.known(&name);
     let next = compare(hello, known.as_ref())?;
     if known.as_ref() != Some(&next) {
@@ -180,10 +182,11 @@ pub async fn admit(hello: &Hello, engine: &Engine, registry: &Registry) -> Resul
         None => false,
     };
     if ahead {
-        let problem =
-            "it has seen decisions that this decision log does not have: the log was restored from a backup";
-        tracing::error!(resource_manager = %name, seen = ?hello.seen, "{problem}; nothing is presumed any more");
+        let problem = "it has seen decisions that this decision log does not have: the log was restored from a backup. Nothing \
+             is presumed and nothing is begun any more: stop every coordinator and run `lockstep restore`";
+        tracing::error!(resource_manager = %name, seen = ?hello.seen, "{problem}");
         engine.presume_nothing();
+        engine.log().note_behind().await?;
         registry.set_problem(&name, problem.to_owned());
     }
     Ok(())

@@ -112,6 +112,21 @@ impl Registry {
         state.resource_managers.insert(known.name.clone(), Entry { known, changed, problem });
     }
 
+    /// Takes over what the log knows, as far as it is not about to be told something newer.
+    pub fn learn(&self, known: Vec<KnownResourceManager>) {
+        let mut state = self.state();
+        for known in known {
+            match state.resource_managers.get_mut(&known.name) {
+                Some(entry) if entry.changed => {}
+                Some(entry) => entry.known = known,
+                None => {
+                    let entry = Entry { known, changed: false, problem: String::new() };
+                    state.resource_managers.insert(entry.known.name.clone(), entry);
+                }
+            }
+        }
+    }
+
     /// Notes why nothing may be presumed of this resource manager's branches.
     pub fn set_problem(&self, name: &ResourceManagerName, problem: String) {
         if let Some(entry) = self.state().resource_managers.get_mut(name) {

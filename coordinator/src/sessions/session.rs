@@ -325,7 +325,7 @@ async fn note_floor(
         let floor = oldest_held.map_or(before, |oldest| oldest.min(before));
         shared.registry.set_floor(name, floor);
     }
-    shared.engine.live_floor().await.ok()
+    shared.engine.floor().await.ok()
 }
 
 async fn answer_report(engine: &Engine, listing: u64, xids: &[Xid]) -> Result<v1::ReportAnswer, EngineError> {

@@ -120,7 +120,7 @@ pub enum Event {
     Discarded,
     /// What came of preparing.
     PrepareDone(Result<Prepared, Unresolved>),
-    /// Whether it is prepared.
+    /// Whether it is prepared: asked for, or noticed when all that is prepared was listed.
     Found(Result<bool, Unresolved>),
     /// What the branch has become.
     Resolved(Result<Fate, Unresolved>),

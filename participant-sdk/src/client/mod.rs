@@ -7,6 +7,7 @@
 mod transaction;
 
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
@@ -31,6 +32,9 @@ pub const DEFAULT_PATIENCE: Duration = Duration::from_secs(10);
 /// and one that is overloaded must not be asked in a loop.
 const FIRST_WAIT: Duration = Duration::from_millis(20);
 const LONGEST_WAIT: Duration = Duration::from_secs(1);
+/// How long one of several coordinators may take to answer what it can answer at once, before another one is asked. Far shorter than
+/// it takes to find out that a peer is gone without a word.
+const TURN: Duration = Duration::from_secs(1);
 /// How long one attempt to connect may take.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// A connection on which nothing is heard for this long is asked, and given up if there is no answer: a peer that lost
@@ -64,7 +68,7 @@ pub enum Outcome {
     },
 }
 
-/// A client of one coordinator. Cheap to clone; all clones share one connection.
+/// A client of a coordinator, or of several that share their decision log. Cheap to clone; all clones share their connections.
 #[derive(Debug, Clone)]
 pub struct Client {
     shared: Arc<Shared>,
@@ -72,7 +76,10 @@ pub struct Client {
 
 #[derive(Debug)]
 struct Shared {
-    rpc: CoordinatorServiceClient<Channel>,
+    /// At least one.
+    coordinators: Vec<CoordinatorServiceClient<Channel>>,
+    /// Counts up, so that begins are spread.
+    next: AtomicUsize,
     patience: Duration,
     /// Known since the first begin. An inquiry sends it along, so that another cluster's coordinator refuses it.
     cluster: OnceLock<ClusterId>,
@@ -93,7 +100,14 @@ impl Client {
 
     /// As [`Client::connect`], with options.
     pub fn builder(address: impl AsRef<str>) -> ClientBuilder {
-        ClientBuilder { address: address.as_ref().to_owned(), patience: DEFAULT_PATIENCE }
+        Self::builder_of([address])
+    }
+
+    /// A client of several coordinators that share their decision log: begins are spread over them, and whatever one of them
+    /// does not answer is asked of the next.
+    pub fn builder_of<A: AsRef<str>>(addresses: impl IntoIterator<Item = A>) -> ClientBuilder {
+        let addresses = addresses.into_iter().map(|address| address.as_ref().to_owned()).collect();
+        ClientBuilder { addresses, patience: DEFAULT_PATIENCE }
     }
 
     /// A transaction that is about to be begun. `name` says what it is, for people: at most 64 bytes, not unique.
@@ -127,11 +141,11 @@ impl Client {
             cluster: self.shared.cluster.get().map(ToString::to_string).unwrap_or_default(),
         };
         let until = clock::now() + self.shared.patience;
-        let answer = self.repeat(until, |mut rpc| {
+        let answer = self.repeat(self.turn(), until, |mut rpc| {
             let request = request.clone();
-            async move { rpc.inquire(request).await }
+            self.in_turn(async move { rpc.inquire(request).await })
         });
-        let response = answer.await.map_err(|status| {
+        let (response, _who) = answer.await.map_err(|status| {
             let detail = sentence(&status);
             if is_transient(&status) || status.code() == Code::ResourceExhausted {
                 InquireError::Unavailable { gtrid, detail }
@@ -145,8 +159,26 @@ impl Client {
         })
     }
 
-    /// Calls until there is an answer that repeating would not change, or `until` has passed.
-    async fn repeat<T, F, A>(&self, until: Instant, call: F) -> Result<T, Status>
+    /// Whose turn it is to be asked.
+    fn turn(&self) -> usize {
+        self.shared.next.fetch_add(1, Ordering::Relaxed) % self.shared.coordinators.len()
+    }
+
+    /// Waits for an answer as long as nobody else could give it sooner.
+    async fn in_turn<T>(
+        &self,
+        call: impl Future<Output = Result<Response<T>, Status>>,
+    ) -> Result<Response<T>, Status> {
+        if self.shared.coordinators.len() == 1 {
+            return call.await;
+        }
+        let elapsed = |_elapsed| Status::unavailable("the coordinator did not answer in time");
+        tokio::time::timeout(TURN, call).await.unwrap_or_else(|error| Err(elapsed(error)))
+    }
+
+    /// Calls until there is an answer that repeating would not change, or `until` has passed: `first`, and then the other coordinators
+    /// in turn. The answer, and whose it is.
+    async fn repeat<T, F, A>(&self, first: usize, until: Instant, call: F) -> Result<(T, usize), Status>
     where
         F: Fn(CoordinatorServiceClient<Channel>) -> A,
         A: Future<Output = Result<Response<T>, Status>>,
@@ -154,9 +186,11 @@ impl Client {
         let until: tokio::time::Instant = until.into();
         let mut failed = 0;
         let mut last = None;
+        let mut who = first;
         loop {
-            let status = match tokio::time::timeout_at(until, call(self.shared.rpc.clone())).await {
-                Ok(Ok(response)) => return Ok(response.into_inner()),
+            let coordinator = self.shared.coordinators[who].clone();
+            let status = match tokio::time::timeout_at(until, call(coordinator)).await {
+                Ok(Ok(response)) => return Ok((response.into_inner(), who)),
                 Ok(Err(status)) if is_transient(&status) => status,
                 Ok(Err(verdict)) => return Err(verdict),
                 // What was wrong before is more to the point than that time is up.
@@ -171,6 +205,7 @@ impl Client {
             tracing::debug!(%status, ?wait, "the coordinator did not answer, asking again");
             last = Some(status);
             failed += 1;
+            who = (who + 1) % self.shared.coordinators.len();
             tokio::time::sleep(wait).await;
         }
     }
@@ -210,7 +245,7 @@ fn outcome(wire: i32, detail: String) -> Option<Outcome> {
 #[derive(Debug, Clone)]
 #[must_use]
 pub struct ClientBuilder {
-    address: String,
+    addresses: Vec<String>,
     patience: Duration,
 }
 
@@ -225,12 +260,21 @@ impl ClientBuilder {
     /// The client. Has to be called inside a tokio runtime.
     ///
     /// # Errors
-    /// If the address is none.
+    /// If an address is none, or there is none.
     pub fn connect(self) -> Result<Client, ConnectError> {
-        let rpc = CoordinatorServiceClient::new(lazy_channel(&self.address)?)
-            .max_decoding_message_size(MAX_FRAME_BYTES)
-            .max_encoding_message_size(MAX_FRAME_BYTES);
-        let shared = Shared { rpc, patience: self.patience, cluster: OnceLock::new() };
+        if self.addresses.is_empty() {
+            return Err(ConnectError::none());
+        }
+        let coordinator = |address: &String| {
+            Ok(CoordinatorServiceClient::new(lazy_channel(address)?)
+                .max_decoding_message_size(MAX_FRAME_BYTES)
+                .max_encoding_message_size(MAX_FRAME_BYTES))
+        };
+        let coordinators =
+            self.addresses.iter().map(coordinator).collect::<Result<Vec<_>, ConnectError>>()?;
+        // Clients that start together do not all begin at the first.
+        let next = AtomicUsize::new(usize::from(clock::random_bytes()[0]));
+        let shared = Shared { coordinators, next, patience: self.patience, cluster: OnceLock::new() };
         Ok(Client { shared: Arc::new(shared) })
     }
 }
@@ -271,14 +315,14 @@ impl Begin<'_> {
             labels: self.labels,
         };
         let until = clock::now() + self.client.shared.patience;
-        let answer = self.client.repeat(until, |mut rpc| {
+        let answer = self.client.repeat(self.client.turn(), until, |mut rpc| {
             let request = request.clone();
-            async move { rpc.begin(request).await }
+            self.client.in_turn(async move { rpc.begin(request).await })
         });
-        let response = answer.await.map_err(|status| begin_error(&status))?;
+        let (response, home) = answer.await.map_err(|status| begin_error(&status))?;
         let context = begun(&response)?;
         let _known = self.client.shared.cluster.set(context.cluster());
-        Ok(Transaction::new(self.client.clone(), context))
+        Ok(Transaction::new(self.client.clone(), context, home))
     }
 
     /// Begins it, runs `work` inside it, and commits if that succeeds; rolls back if it fails, panics or is cancelled.

@@ -30,6 +30,8 @@ const ALREADY_COMMITTED: &str = "ALREADY_COMMITTED";
 pub struct Transaction {
     client: Client,
     context: Context,
+    /// The coordinator that it was begun at: of several, the one that can end it.
+    home: usize,
     /// Where a drop can send its rollback from: the runtime that the transaction was begun in.
     runtime: Handle,
     /// Whether a drop still has to roll back: neither commit was sent nor rollback confirmed.
@@ -51,8 +53,8 @@ pub struct Committed {
 }
 
 impl Transaction {
-    pub(super) fn new(client: Client, context: Context) -> Self {
-        Self { client, context, runtime: Handle::current(), armed: true }
+    pub(super) fn new(client: Client, context: Context, home: usize) -> Self {
+        Self { client, context, home, runtime: Handle::current(), armed: true }
     }
 
     /// Its id.
@@ -103,7 +105,7 @@ impl Transaction {
     /// # Errors
     /// If the coordinator has not confirmed it. The transaction is rolled back at its deadline then.
     pub async fn rollback(mut self, reason: impl AsRef<str>) -> Result<(), RollbackError> {
-        let result = send_rollback(&self.client, &self.context, reason.as_ref()).await;
+        let result = send_rollback(&self.client, &self.context, self.home, reason.as_ref()).await;
         // Not before: a call that is cancelled on the way leaves it to the drop.
         self.armed = false;
         result
@@ -113,7 +115,7 @@ impl Transaction {
         // Before anything is sent, so that no cancellation point lies between the two (P13).
         self.armed = false;
         fail::fail_point!("sdk-client-before-commit");
-        let result = commit(&self.client, &self.context, wait).await;
+        let result = commit(&self.client, &self.context, self.home, wait).await;
         fail::fail_point!("sdk-client-after-commit");
         result
     }
@@ -133,10 +135,12 @@ impl Drop for Transaction {
         if !self.armed {
             return;
         }
-        let (client, context) = (self.client.clone(), self.context);
+        let (client, context, home) = (self.client.clone(), self.context, self.home);
         // On a runtime that is shutting down the task is never run: the deadline ends the transaction.
         drop(self.runtime.spawn(async move {
-            if let Err(unconfirmed) = send_rollback(&client, &context, "dropped by the application").await {
+            if let Err(unconfirmed) =
+                send_rollback(&client, &context, home, "dropped by the application").await
+            {
                 tracing::warn!(%unconfirmed, "a dropped transaction");
             }
         }));
@@ -149,7 +153,12 @@ fn patience_end(client: &Client, context: &Context) -> Instant {
     context.deadline().max(clock::now()) + client.shared.patience
 }
 
-async fn commit(client: &Client, context: &Context, wait: v1::Wait) -> Result<Committed, CommitError> {
+async fn commit(
+    client: &Client,
+    context: &Context,
+    home: usize,
+    wait: v1::Wait,
+) -> Result<Committed, CommitError> {
     let gtrid = context.gtrid();
     let request = v1::CommitRequest {
         gtrid: gtrid.to_string(),
@@ -157,15 +166,16 @@ async fn commit(client: &Client, context: &Context, wait: v1::Wait) -> Result<Co
         wait: wait.into(),
     };
     let until = patience_end(client, context);
-    // A lost answer is followed by the same commit again: it has no second effect, and answers as the first would have.
-    let answer = client.repeat(until, |mut rpc| {
+    // A lost answer is followed by the same commit again, at another coordinator if there is one: it has no second effect, and
+    // answers as the first would have. To any but its own, it is an inquiry.
+    let answer = client.repeat(home, until, |mut rpc| {
         let request = request.clone();
         async move {
             let response = rpc.commit(request).await?;
             decided_or_again(response)
         }
     });
-    let response =
+    let (response, _who) =
         answer.await.map_err(|status| CommitError::Unknown { gtrid, detail: sentence(&status) })?;
     let committed = |nothing_to_commit| Committed {
         gtrid,
@@ -209,18 +219,23 @@ fn decided_or_again(
     }
 }
 
-async fn send_rollback(client: &Client, context: &Context, why: &str) -> Result<(), RollbackError> {
+async fn send_rollback(
+    client: &Client,
+    context: &Context,
+    home: usize,
+    why: &str,
+) -> Result<(), RollbackError> {
     let gtrid = context.gtrid();
     let request = v1::RollbackRequest {
         gtrid: gtrid.to_string(),
         cluster: context.cluster().to_string(),
         reason: cut(why, MAX_REASON_BYTES).to_owned(),
     };
-    let answer = client.repeat(clock::now() + client.shared.patience, |mut rpc| {
+    let answer = client.repeat(home, clock::now() + client.shared.patience, |mut rpc| {
         let request = request.clone();
         async move { rpc.rollback(request).await }
     });
-    let response = answer.await.map_err(|status| rollback_error(gtrid, &status))?;
+    let (response, _who) = answer.await.map_err(|status| rollback_error(gtrid, &status))?;
     let unconfirmed = |detail: String| RollbackError::Unconfirmed { gtrid, detail };
     match outcome(response.outcome, response.detail) {
         Some(Outcome::RolledBack { .. } | Outcome::NothingToCommit) => Ok(()),

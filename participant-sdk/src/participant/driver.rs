@@ -8,8 +8,8 @@ use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use lockstep_proto::{InstanceId, ResourceManagerName, Xid, v1};
-use tokio::sync::{mpsc, oneshot, watch};
+use lockstep_proto::{Epoch, InstanceId, ResourceManagerName, Xid, v1};
+use tokio::sync::{broadcast, mpsc, oneshot, watch};
 use tonic::Status;
 use tonic::transport::Channel;
 
@@ -83,6 +83,7 @@ enum Woken<R: Resource> {
     Release(Release<R>),
     Report(Report<R>),
     Frame(Result<Option<v1::CoordinatorFrame>, Status>),
+    Sealed(Vec<u32>),
     Writable,
     Time,
 }
@@ -108,7 +109,10 @@ pub(super) struct Driver<R: Resource> {
     reports: mpsc::UnboundedReceiver<Report<R>>,
     report_sender: mpsc::UnboundedSender<Report<R>>,
     first: Option<oneshot::Sender<Result<(), AttachError>>>,
-    attached: watch::Sender<bool>,
+    attached: watch::Sender<Option<Epoch>>,
+    /// What any session of this participant was told of sealed epochs, its own words among them.
+    seals: broadcast::Sender<Vec<u32>>,
+    told_seals: broadcast::Receiver<Vec<u32>>,
     /// Dropped when all is done.
     detachers: Vec<oneshot::Sender<()>>,
 }
@@ -117,12 +121,15 @@ pub(super) struct Driver<R: Resource> {
 #[derive(Debug)]
 pub(super) struct Parts<R: Resource> {
     pub(super) name: ResourceManagerName,
-    pub(super) resource: R,
+    /// Shared by the drivers of all coordinators.
+    pub(super) resource: Arc<R>,
     pub(super) channel: Channel,
     pub(super) joins: mpsc::Receiver<Join<R>>,
     pub(super) releases: mpsc::UnboundedReceiver<Release<R>>,
     pub(super) first: oneshot::Sender<Result<(), AttachError>>,
-    pub(super) attached: watch::Sender<bool>,
+    /// The epoch of the coordinator that it is attached to.
+    pub(super) attached: watch::Sender<Option<Epoch>>,
+    pub(super) seals: broadcast::Sender<Vec<u32>>,
 }
 
 impl<R: Resource> Driver<R> {
@@ -136,7 +143,7 @@ impl<R: Resource> Driver<R> {
             channel: parts.channel,
             link: Link::Waiting(started),
             attempts: Attempts::default(),
-            operations: Operations::new(parts.name.clone(), Arc::new(parts.resource), report_sender.clone()),
+            operations: Operations::new(parts.name.clone(), parts.resource, report_sender.clone()),
             name: parts.name,
             opens: HashMap::new(),
             events: VecDeque::new(),
@@ -149,6 +156,8 @@ impl<R: Resource> Driver<R> {
             report_sender,
             first: Some(parts.first),
             attached: parts.attached,
+            told_seals: parts.seals.subscribe(),
+            seals: parts.seals,
             detachers: Vec::new(),
         }
     }
@@ -180,6 +189,7 @@ impl<R: Resource> Driver<R> {
             Some(release) = self.releases.recv() => Woken::Release(release),
             Some(report) = self.reports.recv() => Woken::Report(report),
             frame = self.link.next(reads) => frame.map_or(Woken::Writable, Woken::Frame),
+            Ok(epochs) = self.told_seals.recv() => Woken::Sealed(epochs),
             () = sleep_until(wake) => Woken::Time,
         }
     }
@@ -192,6 +202,7 @@ impl<R: Resource> Driver<R> {
             Woken::Release(release) => self.release(release),
             Woken::Report(report) => self.report(report),
             Woken::Frame(frame) => self.frame(frame),
+            Woken::Sealed(epochs) => self.tell(Event::Sealed(epochs)),
             Woken::Writable => {}
             Woken::Time => self.time(),
         }
@@ -289,6 +300,7 @@ impl<R: Resource> Driver<R> {
             | FromCoordinator::EnlistRefused(..)
             | FromCoordinator::ReconcileAnswer(_)
             | FromCoordinator::Refused(..)
+            | FromCoordinator::Sealed(_)
             | FromCoordinator::Drain => {}
         }
         self.tell(Event::Received(message));
@@ -358,7 +370,7 @@ impl<R: Resource> Driver<R> {
 
     /// Ends the stream from our side, and plans the next one.
     fn down(&mut self, why: &Closing) {
-        self.attached.send_replace(false);
+        self.attached.send_replace(None);
         if let Closing::Refused(detail) = why {
             let name = self.name.to_string();
             self.refuse_first(AttachError::Refused { name, detail: detail.clone() });
@@ -378,7 +390,8 @@ impl<R: Resource> Driver<R> {
 
     /// Whoever waits for the first attach is told, and the participant ends: its handle was never given out.
     fn refuse_first(&mut self, error: AttachError) {
-        if let Some(first) = self.first.take() {
+        // Nobody waits for it any more where another coordinator has attached this participant: then it is tried again.
+        if let Some(first) = self.first.take_if(|first| !first.is_closed()) {
             let _gone = first.send(Err(error));
             self.tell(Event::Detach(self.now()));
         }
@@ -436,12 +449,16 @@ impl<R: Resource> Driver<R> {
                 self.operations.find_old_evidence(session, cluster, retention, limit);
             }
             Effect::Forget(session, branches) => self.operations.forget(session, branches),
-            Effect::Attached(cluster) => {
-                tracing::info!(name = %self.name, %cluster, "attached");
+            Effect::Sealed(epochs) => {
+                // Somebody hears it: this driver itself.
+                let _heard = self.seals.send(epochs);
+            }
+            Effect::Attached(cluster, epoch) => {
+                tracing::info!(name = %self.name, %cluster, %epoch, "attached");
                 if let Link::Up(up) = &mut self.link {
                     up.welcome_by = None;
                 }
-                self.attached.send_replace(true);
+                self.attached.send_replace(Some(epoch));
                 if let Some(first) = self.first.take() {
                     let _gone = first.send(Ok(()));
                 }

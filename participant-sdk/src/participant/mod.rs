@@ -12,21 +12,29 @@ mod wire;
 
 use std::fmt;
 use std::ops::{Deref, DerefMut};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use lockstep_proto::{Gtrid, ResourceManagerName, Xid};
-use tokio::sync::{mpsc, oneshot, watch};
+use futures::StreamExt as _;
+use futures::stream::FuturesUnordered;
+use lockstep_proto::{Epoch, Gtrid, ResourceManagerName, Xid};
+use tokio::sync::{broadcast, mpsc, oneshot, watch};
 
 use crate::client::lazy_channel;
 use crate::clock;
 use crate::context::Context;
-use crate::error::{AttachError, FinishError, JoinError, WorkError};
+use crate::error::{AttachError, ConnectError, FinishError, JoinError, WorkError};
 use crate::resource::Resource;
 use crate::session::HandlerId;
 use driver::{Driver, JOINS, Join, Parts, Release};
 
 /// Where a coordinator listens unless told otherwise.
 const DEFAULT_COORDINATOR: &str = "http://127.0.0.1:7420";
+/// How long a join waits for a session with the coordinator that its transaction was begun at: one that has just started is
+/// found within the longest wait between two attempts to attach.
+const SESSION_PATIENCE: Duration = Duration::from_secs(5);
+/// Words about sealed epochs that may wait for a driver: it takes them at once.
+const SEALS: usize = 64;
 
 /// A store that is attached to a coordinator under a name, in this process. Cheap to clone.
 ///
@@ -34,16 +42,22 @@ const DEFAULT_COORDINATOR: &str = "http://127.0.0.1:7420";
 /// once: branches that are not prepared are rolled back. [`Participant::detach`] waits for them.
 pub struct Participant<R: Resource> {
     name: ResourceManagerName,
+    nodes: Arc<[Node<R>]>,
+}
+
+/// One coordinator, and the driver that keeps a session with it.
+struct Node<R: Resource> {
     joins: mpsc::Sender<Join<R>>,
     releases: mpsc::UnboundedSender<Release<R>>,
-    attached: watch::Receiver<bool>,
+    /// The coordinator's epoch, as long as there is a session.
+    attached: watch::Receiver<Option<Epoch>>,
 }
 
 impl<R: Resource> Participant<R> {
     /// A participant that is about to attach: `name` is what the resource manager is called, the same at every start and
     /// in every instance: 1 to 47 of `a` to `z`, `0` to `9`, `-` and `_`.
     pub fn builder(name: impl Into<String>, resource: R) -> ParticipantBuilder<R> {
-        ParticipantBuilder { name: name.into(), resource, coordinator: DEFAULT_COORDINATOR.to_owned() }
+        ParticipantBuilder { name: name.into(), resource, coordinators: vec![DEFAULT_COORDINATOR.to_owned()] }
     }
 
     /// The resource manager's name.
@@ -52,10 +66,10 @@ impl<R: Resource> Participant<R> {
         self.name.as_str()
     }
 
-    /// Whether there is a session with the coordinator now, so that transactions can be joined.
+    /// Whether there is a session with a coordinator now, so that transactions can be joined.
     #[must_use]
     pub fn is_attached(&self) -> bool {
-        *self.attached.borrow()
+        self.nodes.iter().any(|node| node.attached.borrow().is_some())
     }
 
     /// Opens a branch of the transaction in `context`, or continues the one that this process has open for it: a handler
@@ -68,12 +82,45 @@ impl<R: Resource> Participant<R> {
     /// See [`JoinError`].
     pub async fn join(&self, context: &Context) -> Result<Branch<R>, JoinError> {
         let gtrid = context.gtrid();
+        let node = self.node_of(context).await?;
         let (reply, answer) = oneshot::channel();
-        let join = Join { context: *context, reply, releases: self.releases.clone() };
-        if self.joins.send(join).await.is_err() {
+        let join = Join { context: *context, reply, releases: node.releases.clone() };
+        if node.joins.send(join).await.is_err() {
             return Err(JoinError::Detaching { gtrid });
         }
         answer.await.unwrap_or(Err(JoinError::Detaching { gtrid }))
+    }
+
+    /// The coordinator that a transaction was begun at: its epoch is in the transaction's name.
+    async fn node_of(&self, context: &Context) -> Result<&Node<R>, JoinError> {
+        let gtrid = context.gtrid();
+        if let [only] = &*self.nodes {
+            // Its driver knows better why it will not do.
+            return Ok(only);
+        }
+        let mut attaching: FuturesUnordered<_> = self
+            .nodes
+            .iter()
+            .map(async |node| {
+                let mut attached = node.attached.clone();
+                let found = attached.wait_for(|epoch| *epoch == Some(gtrid.epoch())).await;
+                found.is_ok().then_some(node)
+            })
+            .collect();
+        let found = async {
+            loop {
+                match attaching.next().await {
+                    Some(Some(node)) => return Ok(node),
+                    // This driver has ended.
+                    Some(None) => {}
+                    None => return Err(JoinError::Detaching { gtrid }),
+                }
+            }
+        };
+        match tokio::time::timeout(SESSION_PATIENCE, found).await {
+            Ok(found) => found,
+            Err(_elapsed) => Err(JoinError::NotAttached { gtrid }),
+        }
     }
 
     /// Goes away: refuses new branches, waits at most `grace` until those that this process holds have ended, and ends the
@@ -82,8 +129,12 @@ impl<R: Resource> Participant<R> {
     ///
     /// A service calls this when it is told to stop, after its server has stopped taking requests.
     pub async fn detach(&self, grace: Duration) {
-        let (done, gone) = oneshot::channel();
-        if self.releases.send(Release::Detach(grace, done)).is_ok() {
+        let detach = |node: &Node<R>| {
+            let (done, gone) = oneshot::channel();
+            node.releases.send(Release::Detach(grace, done)).ok().map(|()| gone)
+        };
+        let going: Vec<_> = self.nodes.iter().filter_map(detach).collect();
+        for gone in going {
             // The sender is dropped with the driver.
             let _gone = gone.await;
         }
@@ -92,12 +143,7 @@ impl<R: Resource> Participant<R> {
 
 impl<R: Resource> Clone for Participant<R> {
     fn clone(&self) -> Self {
-        Self {
-            name: self.name.clone(),
-            joins: self.joins.clone(),
-            releases: self.releases.clone(),
-            attached: self.attached.clone(),
-        }
+        Self { name: self.name.clone(), nodes: Arc::clone(&self.nodes) }
     }
 }
 
@@ -117,43 +163,69 @@ impl<R: Resource> fmt::Debug for Participant<R> {
 pub struct ParticipantBuilder<R: Resource> {
     name: String,
     resource: R,
-    coordinator: String,
+    coordinators: Vec<String>,
 }
 
 impl<R: Resource> ParticipantBuilder<R> {
     /// The coordinator's address: `http://127.0.0.1:7420` unless set.
     pub fn coordinator(mut self, address: impl Into<String>) -> Self {
-        self.coordinator = address.into();
+        self.coordinators = vec![address.into()];
         self
     }
 
-    /// Attaches. Waits for a coordinator and a store that are not up yet, for as long as it takes, and says so in the log.
+    /// The addresses of several coordinators that share their decision log: this participant attaches to each of them, and
+    /// any of them finishes what another one has left. The list must be complete: a coordinator that is not on it cannot
+    /// prepare or commit anything here.
+    pub fn coordinators<A: Into<String>>(mut self, addresses: impl IntoIterator<Item = A>) -> Self {
+        self.coordinators = addresses.into_iter().map(Into::into).collect();
+        self
+    }
+
+    /// Attaches. Waits for a coordinator (of several, for the first one) and a store that are not up yet, for as long as it takes,
+    /// and says so in the log.
     ///
     /// # Errors
     /// If waiting does not mend it: a malformed name or address, a store that is not fit, or two sides that do not fit
     /// together. After the first attach such a refusal is logged as an error and tried again every 30 s.
     pub async fn attach(self) -> Result<Participant<R>, AttachError> {
         let name: ResourceManagerName = self.name.parse()?;
-        let channel = lazy_channel(&self.coordinator)?;
-        let (joins, join_receiver) = mpsc::channel(JOINS);
-        // Bounded by the branches that may be open: each handler gives its connection back once.
-        let (releases, release_receiver) = mpsc::unbounded_channel();
-        let (first, attaching) = oneshot::channel();
-        let (attached_sender, attached) = watch::channel(false);
-        let driver = Driver::new(Parts {
-            name: name.clone(),
-            resource: self.resource,
-            channel,
-            joins: join_receiver,
-            releases: release_receiver,
-            first,
-            attached: attached_sender,
-        });
-        let participant = Participant { name, joins, releases, attached };
-        tokio::spawn(driver.run());
-        let result = attaching.await;
-        result.expect("the driver answers the first attach before it ends")?;
-        Ok(participant)
+        if self.coordinators.is_empty() {
+            return Err(ConnectError::none().into());
+        }
+        let channels =
+            self.coordinators.iter().map(|address| lazy_channel(address)).collect::<Result<Vec<_>, _>>()?;
+        let resource = Arc::new(self.resource);
+        let (seals, _told) = broadcast::channel(SEALS);
+        let mut nodes = Vec::new();
+        let mut attaching = FuturesUnordered::new();
+        for channel in channels {
+            let (joins, join_receiver) = mpsc::channel(JOINS);
+            // Bounded by the branches that may be open: each handler gives its connection back once.
+            let (releases, release_receiver) = mpsc::unbounded_channel();
+            let (first, attached_first) = oneshot::channel();
+            let (attached_sender, attached) = watch::channel(None);
+            let driver = Driver::new(Parts {
+                name: name.clone(),
+                resource: Arc::clone(&resource),
+                channel,
+                joins: join_receiver,
+                releases: release_receiver,
+                first,
+                attached: attached_sender,
+                seals: seals.clone(),
+            });
+            tokio::spawn(driver.run());
+            nodes.push(Node { joins, releases, attached });
+            attaching.push(attached_first);
+        }
+        let mut refused = None;
+        while let Some(result) = attaching.next().await {
+            match result.expect("the driver answers the first attach before it ends") {
+                Ok(()) => return Ok(Participant { name, nodes: nodes.into() }),
+                Err(error) => refused = Some(error),
+            }
+        }
+        Err(refused.expect("there is at least one coordinator"))
     }
 }
 
@@ -204,13 +276,18 @@ impl<R: Resource> Branch<R> {
     /// The store ends every wait for a lock shortly before the transaction's deadline, which also ends a deadlock over two databases that neither
     /// of them can see. Its error alone says neither for which lock nor until when; this does, as far as the store tells.
     ///
-    /// ```ignore
-    /// sqlx::query("UPDATE items SET free = free - 1").execute(&mut *branch).await.map_err(|error| branch.explain(&error))?;
+    /// ```
+    /// # #[cfg(feature = "postgres")]
+    /// async fn reserve(branch: &mut lockstep::Branch<lockstep::Postgres>) -> Result<(), lockstep::WorkError> {
+    ///     let sql = sqlx::query("UPDATE items SET free = free - 1 WHERE name = 'chair'");
+    ///     sql.execute(&mut **branch).await.map_err(|error| branch.explain(&error))?;
+    ///     Ok(())
+    /// }
     /// ```
     #[must_use]
     pub fn explain(&self, error: &(dyn std::error::Error + 'static)) -> WorkError {
         let (gtrid, resource_manager) = (self.gtrid(), self.xid.bqual.resource_manager_str().to_owned());
-        match R::awaited_lock(error) {
+        match self.open.as_ref().and_then(|open| R::awaited_lock(open, error)) {
             Some(lock) => {
                 let left = self.deadline.saturating_duration_since(clock::now());
                 WorkError::LockWait { gtrid, resource_manager, lock, within: self.within, left }

@@ -108,6 +108,7 @@ pub(super) fn from_wire(message: v1::CoordinatorMessage) -> Result<FromCoordinat
             FromCoordinator::ReconcileAnswer(forget)
         }
         Kind::Refused(wire) => FromCoordinator::Refused(xid(wire.xid)?, wire.detail),
+        Kind::Sealed(wire) => FromCoordinator::Sealed(wire.epochs),
         Kind::Drain(v1::Drain {}) => FromCoordinator::Drain,
     })
 }
@@ -119,6 +120,7 @@ fn welcome(wire: v1::Welcome) -> Result<Welcome, WireError> {
         position: position(wire.position)?,
         retention: Duration::from_millis(wire.retention_ms),
         sealed_below: wire.sealed_below,
+        newest_epoch: wire.newest_epoch,
         report_interval: Duration::from_millis(wire.report_interval_ms),
     })
 }

@@ -10,6 +10,8 @@
 
 #[cfg(feature = "mysql")]
 pub mod mysql;
+#[cfg(any(feature = "postgres", feature = "mysql"))]
+mod newest;
 #[cfg(feature = "postgres")]
 pub mod postgres;
 #[cfg(feature = "sqlite")]
@@ -205,11 +207,11 @@ pub trait Resource: Send + Sync + 'static {
     /// The same, shared: what `Deref` of a [`crate::Branch`] gives, without which there is no `DerefMut`.
     fn connection_ref(open: &Self::Open) -> &Self::Connection;
 
-    /// Which lock a statement on a branch's connection waited for in vain, in words that follow "waited for"; `None` if `error` says
+    /// Which lock a statement on the branch's connection waited for in vain, in words that follow "waited for"; `None` if `error` says
     /// nothing of the kind, or the store has no such waits, which is what this says unless implemented.
     #[must_use]
-    fn awaited_lock(error: &(dyn std::error::Error + 'static)) -> Option<String> {
-        let _says_nothing = error;
+    fn awaited_lock(open: &Self::Open, error: &(dyn std::error::Error + 'static)) -> Option<String> {
+        let _says_nothing = (open, error);
         None
     }
 
@@ -251,7 +253,8 @@ pub trait Resource: Send + Sync + 'static {
     /// gives it back if its state is known.
     fn discard(&self, open: Self::Open) -> impl Future<Output = ()> + Send;
 
-    /// Commits a prepared branch; where it is not prepared, tells what became of it (as [`Resource::prove`]).
+    /// Commits a prepared branch; where it is not prepared, tells what became of it (as [`Resource::prove`]). `position` is at
+    /// least that of the decision, and durable before the commit is visible: by it a log is recognised that has lost the decision (P8).
     ///
     /// # Errors
     /// [`Unresolved`], as long as it cannot be told or done now.

@@ -1,6 +1,6 @@
 //! The table of branches: joins, messages, deadlines, and the end of a session.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 use std::time::Duration;
 
 use lockstep_proto::{Bqual, ClusterId, Gtrid, Xid};
@@ -177,6 +177,22 @@ impl Session {
             self.reports.store_may_be_lost(now);
         }
         self.step(now, xid, event);
+    }
+
+    /// The branches that are prepared here, as far as this process knows.
+    pub(super) fn prepared_here(&self) -> BTreeSet<Xid> {
+        let is_prepared = |entry: &Entry| matches!(entry.branch.state(), State::Prepared);
+        self.branches.iter().filter(|(_, entry)| is_prepared(entry)).map(|(xid, _)| xid.clone()).collect()
+    }
+
+    /// The branch was prepared when a listing began, and is not in it: another instance has ended it. Remembered any longer, it
+    /// would hold a slot for ever that is free.
+    pub(super) fn not_listed(&mut self, now: Duration, xid: &Xid) {
+        // Unless its decision has come meanwhile.
+        let entry = self.branches.get(xid);
+        if entry.is_some_and(|entry| matches!(entry.branch.state(), State::Prepared)) {
+            self.step(now, xid, Event::Found(Ok(false)));
+        }
     }
 
     pub(super) fn ask_again(&mut self, now: Duration, xid: &Xid) {

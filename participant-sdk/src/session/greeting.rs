@@ -31,11 +31,12 @@ impl Session {
             unreachable!("called in this phase only")
         };
         let seen = attachment.seen.map_or(0, |seen| seen.epoch.get());
-        if let Err(why) = check(&welcome, &attachment, self.highest_epoch.max(seen)) {
-            self.close(Closing::Refused(why));
+        if let Err(why) = check(&welcome, &attachment, self.newest_epoch.max(seen), self.sealed_below) {
+            self.close(why);
             return;
         }
-        self.highest_epoch = self.highest_epoch.max(welcome.position.epoch.get()).max(welcome.sealed_below);
+        self.newest_epoch = self.newest_epoch.max(welcome.newest_epoch);
+        self.sealed_below = self.sealed_below.max(welcome.sealed_below);
         if attachment.cluster.is_some() {
             self.become_attached(now, attachment, welcome);
         } else {
@@ -64,38 +65,68 @@ impl Session {
     }
 
     fn become_attached(&mut self, now: Duration, attachment: Attachment, welcome: Welcome) {
-        self.effects.push(Effect::Attached(welcome.cluster));
+        self.effects.push(Effect::Attached(welcome.cluster, welcome.position.epoch));
         self.reports.start(now, welcome.report_interval);
         self.phase = Phase::Attached { attachment, welcome };
     }
+
+    /// Epochs of other coordinators are over. Whoever shares their log answers for them now, and is asked at once (P20).
+    pub(super) fn sealed(&mut self, now: Duration, epochs: &[u32]) {
+        self.reports.hasten(now);
+        self.effects.push(Effect::Sealed(epochs.to_vec()));
+    }
+
+    /// Ends the session if it is with a coordinator of one of these epochs (P19): one that was stopped, and wakes, would
+    /// repeat what others have finished and forgotten.
+    pub(super) fn end_if_sealed(&mut self, epochs: &[u32]) {
+        let of = match &self.phase {
+            Phase::Binding(_, welcome) | Phase::Attached { welcome, .. } => welcome.position.epoch.get(),
+            Phase::Away | Phase::Greeting(_) | Phase::Detached => return,
+        };
+        if epochs.contains(&of) {
+            self.close(Closing::Broken(format!("epoch {of} of its coordinator was sealed by another one")));
+        }
+    }
 }
 
-/// Whether this participant may take commands from whoever sent the welcome. `highest_epoch`: of all that it was told, in
-/// this process or in what the store has kept.
-fn check(welcome: &Welcome, attachment: &Attachment, highest_epoch: u32) -> Result<(), String> {
+/// Whether this participant may take commands from whoever sent the welcome. `newest_epoch`: of all that it was told, in this
+/// process or in what the store has kept; `sealed_below`: of all that it was told in this process.
+fn check(
+    welcome: &Welcome,
+    attachment: &Attachment,
+    newest_epoch: u32,
+    sealed_below: u32,
+) -> Result<(), Closing> {
     if welcome.protocol_version != PROTOCOL_VERSION {
-        return Err(format!(
+        return Err(Closing::Refused(format!(
             "the coordinator speaks version {} of the participant protocol and this SDK version {PROTOCOL_VERSION}: \
              bring both to releases that go together",
             welcome.protocol_version
-        ));
+        )));
     }
     if let Some(ours) = attachment.cluster
         && ours != welcome.cluster
         && !mutated("P21-any-cluster-decides")
     {
-        return Err(format!(
+        return Err(Closing::Refused(format!(
             "this store belongs to cluster {ours} and the coordinator to cluster {}: \
              check the coordinator's address, and that its data directory is the one that was used before",
             welcome.cluster
-        ));
+        )));
     }
     let epoch = welcome.position.epoch.get();
-    if epoch < highest_epoch && !mutated("P19-commands-of-a-sealed-epoch") {
-        return Err(format!(
-            "the coordinator runs under epoch {epoch} and epoch {highest_epoch} was seen here: it is one that was \
+    let newest = welcome.newest_epoch;
+    if newest < newest_epoch {
+        return Err(Closing::Refused(format!(
+            "the coordinator's log has come to epoch {newest} and epoch {newest_epoch} was seen here: it is one that was \
              replaced, or its log was restored from a backup: start the one with the newest log"
-        ));
+        )));
+    }
+    if epoch < sealed_below && !mutated("P19-commands-of-a-sealed-epoch") {
+        return Err(Closing::Broken(format!(
+            "the coordinator runs under epoch {epoch}, and every epoch below {sealed_below} was sealed: another one has \
+             taken over from it, and it has to begin again"
+        )));
     }
     Ok(())
 }

@@ -75,6 +75,8 @@ pub enum FromCoordinator {
     ReconcileAnswer(Vec<Xid>),
     /// A message was not acted on.
     Refused(Xid, String),
+    /// Epochs of other coordinators were sealed.
+    Sealed(Vec<u32>),
     /// The coordinator is going away.
     Drain,
 }
@@ -90,8 +92,10 @@ pub struct Welcome {
     pub position: LogPosition,
     /// How long ended commits are kept; evidence is kept at least as long.
     pub retention: Duration,
-    /// Every epoch below this number is sealed, the coordinator's own excepted.
+    /// Every epoch below this number is sealed.
     pub sealed_below: u32,
+    /// The newest epoch that the log has given out, to this coordinator or to another one on the same log.
+    pub newest_epoch: u32,
     /// How often the participant lists its prepared branches.
     pub report_interval: Duration,
 }

@@ -27,7 +27,7 @@ mod tests;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
-use lockstep_proto::{ClusterId, Gtrid, InstanceId, LogPosition, ResourceManagerName, Xid};
+use lockstep_proto::{ClusterId, Epoch, Gtrid, InstanceId, LogPosition, ResourceManagerName, Xid};
 
 use crate::branch::Operation;
 use crate::error::{FinishError, JoinError};
@@ -58,6 +58,8 @@ pub enum Event {
     Dialled(Attachment),
     /// A message came in.
     Received(FromCoordinator),
+    /// Another session of this participant was told that these epochs are sealed.
+    Sealed(Vec<u32>),
     /// The stream is over.
     Disconnected,
     /// The cluster is stored, for the session of that number, or could not be.
@@ -179,8 +181,10 @@ pub enum Effect {
     },
     /// Delete these rows, and bring [`Event::Forgotten`] with this number.
     Forget(u64, Vec<BranchId>),
-    /// The greeting is done.
-    Attached(ClusterId),
+    /// The greeting is done: the cluster, and the coordinator's epoch.
+    Attached(ClusterId, Epoch),
+    /// Tell the other sessions of this participant that these epochs are sealed.
+    Sealed(Vec<u32>),
     /// End the stream.
     Close(Closing),
     /// Something a person should read in the log.
@@ -221,8 +225,10 @@ pub struct Session {
     phase: Phase,
     /// Counts streams, so that what was asked of the store for one is not used for the next.
     number: u64,
-    /// The highest epoch that any coordinator has named: those below it are sealed (P19).
-    highest_epoch: u32,
+    /// The newest epoch that any coordinator has named: a log that has not come so far has lost something (P8).
+    newest_epoch: u32,
+    /// Every epoch below this one is sealed: no command of a session with one of them is taken (P19).
+    sealed_below: u32,
     branches: BTreeMap<Xid, Entry>,
     /// The branch of each transaction that a further handler may continue.
     open: BTreeMap<Gtrid, Xid>,
@@ -253,7 +259,8 @@ impl Session {
             instance,
             phase: Phase::Away,
             number: 0,
-            highest_epoch: 0,
+            newest_epoch: 0,
+            sealed_below: 0,
             branches: BTreeMap::new(),
             open: BTreeMap::new(),
             voted_early: BTreeMap::new(),
@@ -286,6 +293,7 @@ impl Session {
         match event {
             Event::Dialled(attachment) => self.greet(attachment),
             Event::Received(message) => self.receive(now, message),
+            Event::Sealed(epochs) => self.end_if_sealed(&epochs),
             Event::Disconnected => self.disconnect(),
             Event::Bound(session, result) => self.bound(now, session, result),
             Event::Join { handler, cluster, gtrid, deadline, random } => {
@@ -433,6 +441,7 @@ impl Session {
             FromCoordinator::Refused(xid, why) => {
                 self.warn(format!("the coordinator did not act on {xid}: {why}"))
             }
+            FromCoordinator::Sealed(epochs) => self.sealed(now, &epochs),
             // It begins nothing new. What it has begun may still be joined, prepared and decided until the stream ends.
             FromCoordinator::Drain => self.warn("the coordinator is going away".to_owned()),
         }

@@ -6,6 +6,7 @@
 //!
 //! Evidence goes only after the coordinator has judged it, and only what was asked about in this very session (P19).
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use lockstep_proto::limits::MAX_REPORT_ENTRIES;
@@ -31,8 +32,12 @@ pub(super) struct Reports {
     interval: Duration,
     /// The number of the next one.
     next: u64,
+    /// What was prepared here when the listing began that is being taken.
+    prepared: BTreeSet<Xid>,
     /// Listings that failed, one after the other.
     failed: u32,
+    /// The next listing is wanted as soon as the one that is being taken is there.
+    hastened: bool,
     /// The store failed to answer since it was last attached to.
     store_doubtful: bool,
     /// The evidence rows that the coordinator was asked about last: nothing else is deleted, whatever an answer names.
@@ -53,6 +58,15 @@ impl Reports {
         self.due
     }
 
+    /// The store is to be listed now.
+    pub(super) fn hasten(&mut self, now: Duration) {
+        match &mut self.due {
+            Some(due) => *due = now,
+            // A listing that is being taken may have passed by what is meant.
+            None => self.hastened = true,
+        }
+    }
+
     /// An answer of the store was not to be had: its connections may be gone, and branches may be prepared that were not.
     pub(super) fn store_may_be_lost(&mut self, now: Duration) {
         self.store_doubtful = true;
@@ -68,6 +82,7 @@ impl Session {
         }
         self.reports.due = None;
         let again = std::mem::take(&mut self.reports.store_doubtful);
+        self.reports.prepared = self.prepared_here();
         self.effects.push(Effect::List { session: self.number, cluster: welcome.cluster, again });
     }
 
@@ -83,12 +98,14 @@ impl Session {
             }
             Ok(listing) => {
                 let is_back = listing.attachment.is_some();
-                let soon = self.reports.store_doubtful.then_some(AFTER_A_FAILURE);
+                let hastened = std::mem::take(&mut self.reports.hastened).then_some(Duration::ZERO);
+                let soon = hastened.or(self.reports.store_doubtful.then_some(AFTER_A_FAILURE));
                 self.reports.due = Some(now + soon.unwrap_or(self.reports.interval));
                 if mutated("P20-lists-only-when-it-attaches") {
                     self.reports.due = None;
                 }
                 self.reports.failed = 0;
+                self.forget_what_is_not(&listing.prepared, now);
                 self.report(listing);
                 if is_back {
                     self.ask_again_now(now);
@@ -102,6 +119,16 @@ impl Session {
                 self.reports.store_doubtful = true;
                 self.reports.due = Some(now + wait.min(self.reports.interval));
             }
+        }
+    }
+
+    fn forget_what_is_not(&mut self, listed: &[Xid], now: Duration) {
+        let mut gone = std::mem::take(&mut self.reports.prepared);
+        for xid in listed {
+            gone.remove(xid);
+        }
+        for xid in gone {
+            self.not_listed(now, &xid);
         }
     }
 

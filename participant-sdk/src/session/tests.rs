@@ -51,6 +51,7 @@ fn welcome(epoch: u32) -> Welcome {
         position: position(epoch),
         retention: Duration::from_secs(3600),
         sealed_below: epoch,
+        newest_epoch: epoch,
         report_interval: Duration::from_secs(60),
     }
 }
@@ -84,9 +85,19 @@ impl Script {
                 protocol_version: number(key(&mut arguments, "version"), PROTOCOL_VERSION)?,
                 cluster: cluster(of_cluster.as_deref()),
                 sealed_below: number(key(&mut arguments, "sealed-below"), epoch)?,
+                newest_epoch: number(key(&mut arguments, "newest"), epoch)?,
                 report_interval: Duration::from_secs(number(key(&mut arguments, "interval"), 60)?.into()),
                 ..welcome(epoch)
             })),
+            "sealed" | "told-sealed" => {
+                let epochs = positions(&mut arguments).into_iter().map(str::parse);
+                let epochs = epochs.collect::<Result<Vec<u32>, _>>()?;
+                if command.name == "sealed" {
+                    Event::Received(FromCoordinator::Sealed(epochs))
+                } else {
+                    Event::Sealed(epochs)
+                }
+            }
             "bound" => Event::Bound(self.session.number, Ok(())),
             "bound-fails" => Event::Bound(self.session.number, Err(unresolved())),
             "disconnected" => Event::Disconnected,
@@ -301,7 +312,8 @@ fn show_effect(effect: &Effect) -> String {
             let names: Vec<_> = branches.iter().map(|branch| show_xid(&branch.xid)).collect();
             format!("store: forget [{}]", names.join(" "))
         }
-        Effect::Attached(cluster) => format!("attached to {cluster}"),
+        Effect::Attached(cluster, _) => format!("attached to {cluster}"),
+        Effect::Sealed(epochs) => format!("tell the other sessions that epochs {epochs:?} are sealed"),
         Effect::Close(why) => format!("close: {why:?}"),
         Effect::FindRoom => "store: ask for room".to_owned(),
         Effect::Warn(text) => shorten(&format!("warn: {text}")),

@@ -1,5 +1,7 @@
 //! Rules about attaching: who the store is, and to whom it belongs.
 
+use std::time::Duration;
+
 use super::site::{Ask, Site, check, persist, position};
 use super::{Broken, Subject};
 use crate::resource::{ClusterId, Fate, Prepared, Resource as _};
@@ -31,6 +33,36 @@ pub(super) async fn binding<S: Subject>(site: &Site<'_, S>) -> Result<(), Broken
     }
     let bound = instance.restart().await?.attach().await?.cluster;
     check(bound == Some(site.cluster), &format!("{is_bound} after a restart"), bound)
+}
+
+/// How long a bind is listened to beside a branch: a store with one branch at a time may have to wait for its end.
+const GLANCE: Duration = Duration::from_secs(2);
+
+pub(super) async fn binding_beside<S: Subject>(site: &Site<'_, S>) -> Result<(), Broken> {
+    let instance = site.start_unbound().await?;
+    let bind = async |cluster| {
+        // Whether it succeeds is not the question here.
+        drop(tokio::time::timeout(GLANCE, instance.resource.bind(cluster)).await);
+    };
+    for (key, when) in [("first", "bound for the first time"), ("again", "bound again")] {
+        let branch = site.branch();
+        let open = instance.work(&branch, key).await?;
+        bind(site.cluster).await;
+        let vote = instance.resource.prepare(&branch, open, &position(1)).await;
+        let expected = format!("a branch that was open while the store was {when} votes yes");
+        check(vote == Ok(Prepared::Yes), &expected, vote)?;
+        for cluster in [site.cluster, ClusterId::from_random(rand::random())] {
+            bind(cluster).await;
+            instance.expect_listed(&branch, true).await?;
+            instance
+                .expect_there(key, false, &format!("while it is prepared and the store was {when}"))
+                .await?;
+        }
+        instance.expect(Ask::Commit, &branch, Fate::Committed).await?;
+        instance.expect_there(key, true, "after its commit").await?;
+        persist(async || instance.resource.bind(site.cluster).await).await?;
+    }
+    Ok(())
 }
 
 pub(super) async fn again<S: Subject>(site: &Site<'_, S>) -> Result<(), Broken> {

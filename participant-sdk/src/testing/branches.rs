@@ -224,6 +224,57 @@ pub(super) async fn dropped<S: Subject>(site: &Site<'_, S>) -> Result<(), Broken
     leaves_nothing(instance, &branch, "work").await
 }
 
+pub(super) async fn committed_by_itself<S: Subject>(site: &Site<'_, S>) -> Result<(), Broken> {
+    let mut instance = site.start().await?;
+    for (key, in_one_phase) in [("prepared", false), ("atonce", true)] {
+        let branch = site.branch();
+        let mut open = instance.work(&branch, key).await?;
+        if !site.subject.commit_by_itself(S::Resource::connection(&mut open), &branch).await {
+            instance.resource.discard(open).await;
+            return Ok(());
+        }
+        instance.expect_there(key, true, "when its service has committed it").await?;
+        if in_one_phase {
+            let fate = instance.resource.commit_one_phase(&branch, open, &position(1)).await;
+            let expected = "a commit in one phase of what its service has committed is answered with hazard";
+            check(fate == Ok(Fate::Hazard), expected, fate)?;
+        } else {
+            let vote = instance.resource.prepare(&branch, open, &position(1)).await;
+            let expected = "a branch that its service has committed votes hazard";
+            check(matches!(vote, Ok(Prepared::Hazard(_))), expected, vote)?;
+        }
+        instance = instance.restart().await?;
+        for ask in [Ask::Rollback, Ask::Commit, Ask::Prove] {
+            instance.expect(ask, &branch, Fate::Hazard).await?;
+        }
+        instance.expect_listed(&branch, false).await?;
+    }
+    Ok(())
+}
+
+pub(super) async fn failed_silently<S: Subject>(site: &Site<'_, S>) -> Result<(), Broken> {
+    let instance = site.start().await?;
+    for (key, in_one_phase) in [("prepared", false), ("atonce", true)] {
+        let branch = site.branch();
+        let mut open = instance.work(&branch, key).await?;
+        if !site.subject.fail_silently(S::Resource::connection(&mut open), key).await {
+            instance.resource.discard(open).await;
+            return Ok(());
+        }
+        if in_one_phase {
+            let fate = instance.resource.commit_one_phase(&branch, open, &position(1)).await;
+            let expected = "a commit in one phase of work that was undone is answered with rolled back";
+            check(fate == Ok(Fate::RolledBack), expected, fate)?;
+        } else {
+            let vote = instance.resource.prepare(&branch, open, &position(1)).await;
+            let expected = "a branch of which a part was undone votes no";
+            check(matches!(vote, Ok(Prepared::No(_))), expected, vote)?;
+        }
+        stays_rolled_back(&instance, &branch, key).await?;
+    }
+    Ok(())
+}
+
 pub(super) async fn deadline<S: Subject>(site: &Site<'_, S>) -> Result<(), Broken> {
     let instance = site.start().await?;
     let late = site.branch();

@@ -85,7 +85,7 @@ use std::time::Duration;
 
 use futures::{FutureExt as _, StreamExt as _};
 
-use crate::resource::Resource;
+use crate::resource::{BranchId, Resource};
 pub use report::{Broken, Finding, Report};
 pub use rules::Rule;
 use site::Site;
@@ -135,6 +135,28 @@ pub trait Subject: Send + Sync + 'static {
         key: &str,
     ) -> impl Future<Output = bool> + Send;
 
+    /// Commits what an open branch has written so far, past the SDK, as a service may that sends a COMMIT of its own on the branch's
+    /// connection. Whether there is a way to do that, which there is not unless this is implemented. Panics if it fails.
+    fn commit_by_itself(
+        &self,
+        connection: &mut <Self::Resource as Resource>::Connection,
+        branch: &BranchId,
+    ) -> impl Future<Output = bool> + Send {
+        let _no_way = (connection, branch);
+        async { false }
+    }
+
+    /// Does something in an open branch that has written `key`, such as writing it once more, at which the store undoes a part of
+    /// the branch, and keeps the error to itself. Whether the store has such errors, which it has not unless this is implemented.
+    fn fail_silently(
+        &self,
+        connection: &mut <Self::Resource as Resource>::Connection,
+        key: &str,
+    ) -> impl Future<Output = bool> + Send {
+        let _no_such_error = (connection, key);
+        async { false }
+    }
+
     /// How many branches a store can have open or prepared at a time, at least 1.
     fn branches_at_a_time(&self) -> usize {
         3
@@ -143,7 +165,7 @@ pub trait Subject: Send + Sync + 'static {
 
 /// Tries all rules, each on a new store.
 pub async fn contract<S: Subject>(subject: S) -> Report {
-    contract_of(subject, &Rule::ALL).await
+    Box::pin(contract_of(subject, &Rule::ALL)).await
 }
 
 /// Tries these rules, each on a new store: to repeat one that was broken.

@@ -45,6 +45,9 @@ rules! {
     BoundOnce "bound-once"
         "A store belongs to the first cluster that it was bound to, also after a restart."
         attaching::binding;
+    BindingDisturbsNothing "binding-disturbs-nothing"
+        "Binding, for the first time or again, leaves open branches and prepared ones as they are."
+        attaching::binding_beside;
     AttachingDisturbsNothing "attaching-disturbs-nothing"
         "Attaching again leaves open branches and prepared ones as they are."
         attaching::again;
@@ -91,6 +94,12 @@ rules! {
     DropLeavesNothing "drop-leaves-nothing"
         "An open branch that is dropped leaves no work, no lock, and nothing prepared."
         branches::dropped;
+    OwnCommitIsHazard "own-commit-is-hazard"
+        "A branch of which its service has committed something by itself votes hazard, and whoever asks later is told so."
+        branches::committed_by_itself;
+    FailedWorkIsRefused "failed-work-is-refused"
+        "A branch of which the store has undone a part votes no, also if its handler kept the error to itself."
+        branches::failed_silently;
     DeadlineHolds "deadline-holds"
         "A branch whose deadline has passed by some seconds is neither prepared nor committed in one phase."
         branches::deadline;
@@ -123,6 +132,9 @@ rules! {
     SeenIsKept "seen-is-kept"
         "The newest log position of any evidence or fence is reported at attach, also after a restart."
         evidence::seen;
+    SeenCoversCommits "seen-covers-commits"
+        "The log position that came with a commit is reported at attach, after a restart too: it is newer than the prepare's."
+        evidence::seen_by_commit;
     SeenOutlivesEvidence "seen-outlives-evidence"
         "The newest log position is reported also when the evidence that held it was forgotten."
         evidence::seen_after_forget;

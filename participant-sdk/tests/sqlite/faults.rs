@@ -131,7 +131,7 @@ async fn tried(database: &Database, journal: &[u8], case: &str) -> Option<Sqlite
     let resource = database.resource().await;
     match resource.attach(&name()).await {
         Ok(_attachment) => Some(resource),
-        // Inside the magic or the version: it says that it does not know what this is.
+        // Another byte in the magic or the version: it says that it does not know what this is.
         Err(ResourceError::Unfit(why)) => {
             assert!(why.contains("It may hold a prepared branch"), "{case}: {why}");
             None
@@ -143,9 +143,7 @@ async fn tried(database: &Database, journal: &[u8], case: &str) -> Option<Sqlite
 /// Every content that a journal has when it is cut at a byte, or when a byte is another one, and whether the header still says
 /// that it is a journal.
 fn damaged(whole: &[u8], length: usize) -> impl Iterator<Item = (String, Vec<u8>, bool)> {
-    // What is cut off reads as zeros: from the ninth byte on, the version is 1.
-    let cut =
-        (0..length).map(|kept| (format!("cut at {kept}"), whole[..kept].to_vec(), kept == 0 || kept > 8));
+    let cut = (0..length).map(|kept| (format!("cut at {kept}"), whole[..kept].to_vec(), true));
     let flipped = (0..length).map(|at| {
         let mut bytes = whole.to_vec();
         bytes[at] ^= 1 << (at % 8);
@@ -193,15 +191,33 @@ async fn an_entry_behind_its_end_mark_is_never_written_again() {
     // The end mark, up to any byte of it, and damage of all kinds when it is there.
     let torn =
         (0..32).map(|at| (format!("end mark up to {at}"), [&ended[..at], &entry[at..]].concat(), true));
-    for (case, journal, is_one) in torn.chain(damaged(&ended, length)) {
-        let resource = tried(&database, &journal, &case).await;
-        assert_eq!(resource.is_some(), is_one, "{case}");
+    let cases: Vec<_> = torn.chain(damaged(&ended, length)).collect();
+    for (case, journal, is_one) in &cases {
+        let resource = tried(&database, journal, case).await;
+        assert_eq!(resource.is_some(), *is_one, "{case}");
         let Some(resource) = resource else { continue };
         assert_eq!(resource.prepared(cluster(), &name()).await.unwrap(), [], "{case}");
         assert_eq!(resource.commit(&branch(1), &position(1)).await.unwrap(), Fate::Committed, "{case}");
         drop(resource);
         assert_eq!(database.dump().await, content, "{case}");
     }
+
+    // Without its evidence, which goes only when the end mark is durable (P27), nothing but the journal tells.
+    std::fs::write(database.journal(), &ended).unwrap();
+    database.attached().await.forget(&[branch(1)]).await.unwrap();
+    let (mut prepared, mut not_prepared) = (0, 0);
+    for (case, journal, is_one) in &cases {
+        let Some(resource) = tried(&database, journal, case).await else { continue };
+        assert!(*is_one, "{case}");
+        let is_whole = *journal == entry;
+        let expected = if is_whole { vec![branch(1).xid] } else { vec![] };
+        assert_eq!(resource.prepared(cluster(), &name()).await.unwrap(), expected, "{case}");
+        drop(resource);
+        assert_eq!(database.dump().await, content, "{case}");
+        if is_whole { prepared += 1 } else { not_prepared += 1 }
+    }
+    // Up to the byte that tells an end from an entry both are the same, and this is what the evidence is for.
+    assert_eq!((prepared, not_prepared), (13, cases.len() - 13 - 12));
 }
 
 /// As every attach after a crash does, it takes up work again.

@@ -4,4 +4,5 @@
 mod client;
 mod layers;
 mod participant;
+mod several;
 mod support;

@@ -7,7 +7,7 @@ use rand::rngs::StdRng;
 use rand::{RngExt as _, SeedableRng as _};
 
 use super::matrix::Cell;
-use super::points::{Moment, Needs, Reach, Victim, Way, first_crash};
+use super::points::{Log, Moment, Needs, Reach, Victim, Way, first_crash};
 use super::stage::Stage;
 use crate::harness::client::Plan;
 use crate::harness::crash_points::Fuse;
@@ -15,7 +15,7 @@ use crate::harness::process::Reaped;
 use crate::harness::{Failed, Result, clock};
 use crate::trial::checker::Seen;
 use crate::trial::verdict::Verdict;
-use crate::trial::world::{Who, World};
+use crate::trial::world::{LogPlace, Who, World};
 
 /// How long a point may take to be reached. The slowest needs a log of megabytes, or rows that are old enough.
 const TO_FIRE: Duration = Duration::from_secs(60);
@@ -98,9 +98,14 @@ impl Choices {
     /// Starts the coordinator and the banks, whichever of them dies with this fuse.
     fn start_world(&self, stage: &Stage, directory: &Path, first: &Fuse) -> Result<World> {
         let short_retention = (self.cell.point.needs == Needs::ShortRetention).then_some(SHORT_RETENTION);
+        let place = match self.cell.log {
+            Log::Embedded => LogPlace::Embedded,
+            Log::Shared => LogPlace::Shared(stage.fresh_log()?),
+        };
         let slow_at = self.slow_log.then_some((SLOW_POINT, SLOW_FOR));
         let doomed = Some((self.victim(), first));
-        let mut world = World::start(&stage.roles, directory, short_retention.as_slice(), slow_at, doomed)?;
+        let flags = short_retention.as_slice();
+        let mut world = World::start_on(&stage.roles, directory, place, flags, slow_at, doomed)?;
         for index in 0..self.cell.way.banks() {
             let books = world.block_on(stage.books(self.cell.database, index, directory))?;
             world.start_bank(books, doomed)?;

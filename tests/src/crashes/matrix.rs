@@ -1,6 +1,6 @@
 //! The cells: every crash point on every way over every kind of database; and those that cannot be, each with its reason.
 
-use super::points::{POINTS, Point, Reach, Way};
+use super::points::{Log, POINTS, Point, Reach, Victim, Way};
 use crate::harness::books::Database;
 
 /// One cell.
@@ -12,13 +12,19 @@ pub struct Cell {
     pub way: Way,
     /// What the banks keep their accounts in.
     pub database: Database,
+    /// Where the coordinator keeps its decisions.
+    pub log: Log,
 }
 
 impl Cell {
     /// Its name: what to look for in a report.
     #[must_use]
     pub fn name(&self) -> String {
-        format!("{} / {} / {}", self.point.name, self.way.name(), self.database.name())
+        let on = match self.log {
+            Log::Embedded => "",
+            Log::Shared => " / log in postgres",
+        };
+        format!("{} / {} / {}{on}", self.point.name, self.way.name(), self.database.name())
     }
 }
 
@@ -42,15 +48,24 @@ pub fn cells(wanted: impl Fn(&Point, Database) -> bool) -> (Vec<Cell>, Vec<Skipp
     for point in POINTS {
         for way in Way::ALL {
             for database in DATABASES.into_iter().filter(|database| wanted(point, *database)) {
-                let cell = Cell { point, way, database };
-                match impossible(&cell) {
-                    None => cells.push(cell),
-                    Some(reason) => skipped.push(Skipped { cell: cell.name(), reason }),
+                for log in logs(point, database) {
+                    let cell = Cell { point, way, database, log };
+                    match impossible(&cell) {
+                        None => cells.push(cell),
+                        Some(reason) => skipped.push(Skipped { cell: cell.name(), reason }),
+                    }
                 }
             }
         }
     }
     (cells, skipped)
+}
+
+/// The logs that a point is tried with. Those of the coordinator with both; where a bank is struck, what is in the coordinator's log is the same.
+fn logs(point: &Point, database: Database) -> impl Iterator<Item = Log> {
+    let both = point.victim == Victim::Coordinator && database == Database::Postgres;
+    let shared = both.then_some(Log::Shared);
+    std::iter::once(Log::Embedded).chain(shared)
 }
 
 fn impossible(cell: &Cell) -> Option<&'static str> {
@@ -64,6 +79,17 @@ fn impossible(cell: &Cell) -> Option<&'static str> {
                     "the point is in the code of the store of one's own, which this bank never runs"
                 }
             });
+        }
+        Some(_) | None => {}
+    }
+    match cell.point.only_with {
+        Some(Log::Embedded) if cell.log == Log::Shared => {
+            return Some("the point is in the code of the embedded log, which this coordinator never runs");
+        }
+        Some(Log::Shared) if cell.log == Log::Embedded => {
+            return Some(
+                "the point is in the code of the log in PostgreSQL, which this coordinator never runs",
+            );
         }
         Some(_) | None => {}
     }
@@ -87,7 +113,8 @@ mod tests {
         for point in POINTS {
             let (cells, skipped) = cells(|other, _| other.name == point.name);
             assert!(!cells.is_empty(), "{} has no cell", point.name);
-            assert_eq!(cells.len() + skipped.len(), 12, "{}", point.name);
+            let all = if point.victim == Victim::Coordinator { 16 } else { 12 };
+            assert_eq!(cells.len() + skipped.len(), all, "{}", point.name);
         }
     }
 

@@ -126,6 +126,15 @@ pub const fn first_crash(victim: Victim, way: Way) -> &'static str {
     }
 }
 
+/// Where the coordinator's decision log is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Log {
+    /// In its own directory.
+    Embedded,
+    /// In PostgreSQL.
+    Shared,
+}
+
 /// A row of the table.
 #[derive(Debug, Clone, Copy)]
 pub struct Point {
@@ -135,6 +144,8 @@ pub struct Point {
     pub victim: Victim,
     /// The only kind of database that has it, if there is only one.
     pub only_in: Option<Database>,
+    /// The only kind of log that has it, if there is only one.
+    pub only_with: Option<Log>,
     /// When.
     pub moment: Moment,
     /// What it needs.
@@ -161,6 +172,7 @@ impl Point {
             name,
             victim,
             only_in: None,
+            only_with: None,
             moment: Moment::Work,
             needs: Needs::Nothing,
             reach,
@@ -192,10 +204,23 @@ impl Point {
         self.only_in = Some(database);
         self
     }
+
+    const fn only_with(mut self, log: Log) -> Self {
+        self.only_with = Some(log);
+        self
+    }
 }
 
 const fn coordinator(name: &'static str, reach: [Reach; 4]) -> Point {
     Point::new(name, Victim::Coordinator, reach)
+}
+
+const fn embedded(name: &'static str, reach: [Reach; 4]) -> Point {
+    coordinator(name, reach).only_with(Log::Embedded)
+}
+
+const fn shared(name: &'static str, reach: [Reach; 4]) -> Point {
+    coordinator(name, reach).only_with(Log::Shared)
 }
 
 const fn participant(name: &'static str, reach: [Reach; 4]) -> Point {
@@ -356,7 +381,6 @@ pub const POINTS: &[Point] = &[
     mysql("mysql-before-evidence", BEFORE_THE_DECISION),
     mysql("mysql-before-prepare", PREPARING),
     mysql("mysql-after-prepare", PREPARING),
-    mysql("mysql-after-close", PREPARING),
     mysql("mysql-before-commit-prepared", COMMITTING),
     mysql("mysql-after-commit-prepared", COMMITTING),
     mysql("mysql-before-rollback-prepared", UNDOING),
@@ -388,25 +412,35 @@ pub const POINTS: &[Point] = &[
     coordinator(
         "log-after-insert-before-commit",
         [First(ROLLED_BACK), Yes(ROLLED_BACK), First(ROLLED_BACK), Yes(ROLLED_BACK)],
-    ),
+    )
+    .only_with(Log::Embedded),
     // In one phase only the intent is durable now, and the open branch goes with its session.
     coordinator(
         "log-after-commit-before-checkpoint",
         [First(COMMITTED), Yes(ROLLED_BACK), First(ROLLED_BACK), Yes(ROLLED_BACK)],
-    ),
+    )
+    .only_with(Log::Embedded),
     coordinator("log-before-answer", [Yes(COMMITTED), No(PRESUMED), Yes(ROLLED_BACK), Yes(ROLLED_BACK)]),
     // The log looks after itself.
-    coordinator("log-remember-before-commit", BESIDE),
-    coordinator("log-remember-after-commit", BESIDE),
-    coordinator("log-prune-before-commit", BESIDE).needs(Needs::ShortRetention),
-    coordinator("log-prune-after-commit", BESIDE).needs(Needs::ShortRetention),
-    coordinator("log-before-checkpoint", BESIDE).needs(Needs::Growth),
-    coordinator("log-between-checkpoint-passes", BESIDE).needs(Needs::Growth),
-    coordinator("log-after-checkpoint", BESIDE).needs(Needs::Growth),
+    embedded("log-remember-before-commit", BESIDE),
+    embedded("log-remember-after-commit", BESIDE),
+    embedded("log-prune-before-commit", BESIDE).needs(Needs::ShortRetention),
+    embedded("log-prune-after-commit", BESIDE).needs(Needs::ShortRetention),
+    embedded("log-before-checkpoint", BESIDE).needs(Needs::Growth),
+    embedded("log-between-checkpoint-passes", BESIDE).needs(Needs::Growth),
+    embedded("log-after-checkpoint", BESIDE).needs(Needs::Growth),
+    shared("log-shared-remember-before-commit", BESIDE),
+    shared("log-shared-remember-after-commit", BESIDE),
+    shared("log-shared-prune-before-commit", BESIDE).needs(Needs::ShortRetention),
+    shared("log-shared-prune-after-commit", BESIDE).needs(Needs::ShortRetention),
     // It comes back.
-    coordinator("log-open-before-seal", AFTER_THE_DECISION).in_recovery(),
-    coordinator("log-open-after-seal", AFTER_THE_DECISION).in_recovery(),
-    coordinator("log-open-after-checkpoint", AFTER_THE_DECISION).in_recovery(),
+    embedded("log-open-before-seal", AFTER_THE_DECISION).in_recovery(),
+    embedded("log-open-after-seal", AFTER_THE_DECISION).in_recovery(),
+    embedded("log-open-after-checkpoint", AFTER_THE_DECISION).in_recovery(),
+    shared("log-shared-open-before-epoch", AFTER_THE_DECISION).in_recovery(),
+    shared("log-shared-open-before-seal", AFTER_THE_DECISION).in_recovery(),
+    shared("log-shared-seal-before-commit", AFTER_THE_DECISION).in_recovery(),
+    shared("log-shared-open-after-seal", AFTER_THE_DECISION).in_recovery(),
     coordinator("coordinator-recovered-before-serving", AFTER_THE_DECISION).in_recovery(),
     coordinator("coordinator-report-received", AFTER_THE_DECISION).in_recovery(),
 ];

@@ -51,6 +51,17 @@ impl Stage {
         Ok(books)
     }
 
+    /// A database for a coordinator's log.
+    ///
+    /// # Errors
+    /// If it can't be made.
+    pub fn fresh_log(&self) -> Result<String> {
+        let name = format!("log_{}", self.databases.fetch_add(1, Ordering::Relaxed));
+        let server = &self.servers[0];
+        server.create_database(&name)?;
+        Ok(server.url(&name))
+    }
+
     fn fresh_name(&self) -> String {
         format!("bank_{}", self.databases.fetch_add(1, Ordering::Relaxed))
     }

@@ -38,7 +38,7 @@ pub struct Arguments {
     /// Where its accounts are
     #[arg(long)]
     database: String,
-    /// Where the coordinator is
+    /// Where the coordinators are, with commas between them
     #[arg(long)]
     coordinator: String,
     /// Where it is called
@@ -81,7 +81,7 @@ pub struct Bank {
 }
 
 impl Bank {
-    /// Starts a bank over these books. Does not wait for it: it listens once it has attached.
+    /// Starts a bank over these books, attached to this coordinator or to these, with commas between them. Does not wait for it: it listens once it has attached.
     ///
     /// # Errors
     /// If it can't be started.
@@ -301,7 +301,7 @@ async fn attach(name: &str, database: &str, coordinator: &str) -> Result<Router>
 }
 
 async fn calls<R: Accounts>(name: &str, resource: R, coordinator: &str) -> Result<Router> {
-    let attaching = Participant::builder(name, resource).coordinator(coordinator).attach();
+    let attaching = Participant::builder(name, resource).coordinators(coordinator.split(',')).attach();
     let bank = attaching.await.map_err(Failed::because("not attached"))?;
     Ok(Router::new().route(APPLY, post(apply::<R>)).with_state(bank))
 }

@@ -14,7 +14,10 @@ use std::time::Duration;
 
 use lockstep::{Advice, CommitError, Gtrid, Outcome, Transaction};
 use lockstep_proto::limits::{MAX_LABEL_BYTES, MAX_LABELS};
+use lockstep_proto::v1;
+use lockstep_proto::v1::admin_service_client::AdminServiceClient;
 use serde::{Deserialize, Serialize};
+use tonic::transport::{Channel, Endpoint};
 
 use super::bank::{APPLY, Apply};
 use super::books::ACCOUNTS;
@@ -25,6 +28,10 @@ use super::{Failed, Result, clock};
 pub const TIMEOUT: Duration = Duration::from_secs(3);
 /// Transactions between two transfers where the log is to grow: each is about 8 KiB in it.
 const BALLAST: usize = 64;
+/// What the coordinator calls a branch that has voted to commit.
+pub const PREPARED: &str = "prepared";
+/// How long votes may be on their way that were sent.
+const TO_VOTE: Duration = Duration::from_secs(1);
 /// Between two attempts while something does not answer.
 const PAUSE: Duration = Duration::from_millis(10);
 
@@ -112,6 +119,11 @@ pub enum What {
         /// How it is meant to end.
         plan: Plan,
     },
+    /// All the work is done that votes by itself, and the client is about to ask for the commit.
+    Ready {
+        /// The states of the branches, as the coordinator shows them.
+        branches: Vec<String>,
+    },
     /// Somebody asked while it was under way, and this was the answer.
     Heard {
         /// What was heard: `Unknown` also stands for undecided.
@@ -129,7 +141,7 @@ pub enum What {
 /// The command line of a client's process.
 #[derive(Debug, clap::Args)]
 pub struct Arguments {
-    /// Where the coordinator is
+    /// Where the coordinators are, with commas between them
     #[arg(long)]
     coordinator: String,
     /// Where each bank is called; a transfer goes from the first to the second
@@ -150,6 +162,7 @@ pub struct Arguments {
 #[derive(Debug)]
 pub struct Mover {
     client: lockstep::Client,
+    admin: AdminServiceClient<Channel>,
     http: reqwest::Client,
     banks: Vec<String>,
     ledger: File,
@@ -157,12 +170,17 @@ pub struct Mover {
 }
 
 impl Mover {
-    /// To be made inside a runtime.
+    /// Of this coordinator, or of these, with commas between them. To be made inside a runtime.
     ///
     /// # Errors
     /// If the ledger can't be written, or the coordinator's address is none.
     pub async fn new(coordinator: &str, banks: &[String], ledger: &Path) -> Result<Self> {
-        let client = lockstep::Client::connect(coordinator).await.map_err(Failed::because("no client"))?;
+        let client = lockstep::Client::builder_of(coordinator.split(','));
+        let client = client.connect().map_err(Failed::because("no client"))?;
+        // Only one node knows the branches of a transaction. Whoever looks at them has one node.
+        let first = coordinator.split(',').next().unwrap_or_default().to_owned();
+        let endpoint = Endpoint::from_shared(first).map_err(Failed::because("no client"))?;
+        let admin = AdminServiceClient::new(endpoint.connect_lazy());
         let http =
             reqwest::Client::builder().timeout(2 * TIMEOUT).build().map_err(Failed::because("no client"))?;
         let ledger = File::options()
@@ -170,7 +188,7 @@ impl Mover {
             .append(true)
             .open(ledger)
             .map_err(Failed::because(format!("no ledger {}", ledger.display())))?;
-        Ok(Self { client, http, banks: banks.to_vec(), ledger, moved: 0 })
+        Ok(Self { client, admin, http, banks: banks.to_vec(), ledger, moved: 0 })
     }
 
     /// One transfer, from its begin to what was told. `None`: there was no transaction.
@@ -191,6 +209,10 @@ impl Mover {
         self.write(gtrid, What::Begun { plan })?;
         self.moved += 1;
         let worked = self.work(&transaction, plan).await;
+        if plan == Plan::EarlyVote && worked.is_ok() {
+            let branches = self.voted(gtrid).await;
+            self.write(gtrid, What::Ready { branches })?;
+        }
         let client = self.client.clone();
         let ending = async {
             match worked {
@@ -240,6 +262,23 @@ impl Mover {
             }
         }
         Ok(())
+    }
+
+    /// The states of the branches when all have voted; otherwise as they are after a while. A call is answered when the vote is
+    /// on its way, and it may arrive a little later.
+    async fn voted(&mut self, gtrid: Gtrid) -> Vec<String> {
+        let begun = clock::now();
+        loop {
+            let request = v1::ShowTransactionRequest { gtrid: gtrid.to_string() };
+            let shown = self.admin.show_transaction(request).await.ok();
+            let branches =
+                shown.and_then(|shown| shown.into_inner().transaction).unwrap_or_default().branches;
+            let states: Vec<String> = branches.into_iter().map(|branch| branch.state).collect();
+            if states.iter().all(|state| state == PREPARED) || begun.elapsed() > TO_VOTE {
+                return states;
+            }
+            tokio::time::sleep(PAUSE).await;
+        }
     }
 
     fn write(&mut self, gtrid: Gtrid, what: What) -> Result<()> {

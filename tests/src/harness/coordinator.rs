@@ -122,6 +122,20 @@ impl Coordinator {
         }
     }
 
+    /// Runs a command of `lockstep` on its log, such as `["restore", "--dry-run"]`. How it ended, and what it printed on stdout.
+    ///
+    /// # Errors
+    /// If it can't be run.
+    pub fn run(&self, arguments: &[&str]) -> Result<(Reaped, String)> {
+        let mut command = self.setup.roles.command("coordinator");
+        command.arg("--").args(arguments).arg("--data-dir").arg(self.data_directory());
+        command.args(self.setup.flags.iter().filter(|flag| flag.starts_with("--log=")));
+        let log = self.setup.directory.join("lockstep.log");
+        let mut process = Process::start("lockstep", command, &log)?;
+        let how = process.wait(PATIENCE)?;
+        Ok((how, process.output()))
+    }
+
     /// The process.
     pub fn process(&mut self) -> &mut Process {
         &mut self.process

@@ -217,6 +217,28 @@ impl MariaDbServer {
         Ok(())
     }
 
+    /// Keeps the files as they are now: those of a standby that hears nothing more. The server is stopped for that, and started again.
+    ///
+    /// # Errors
+    /// If they can't be copied.
+    pub fn keep_files(&mut self) -> Result<()> {
+        self.stop()?;
+        super::files::copy(&self.data(), &self.directory.join("kept")).map_err(MariaDbError::io("a copy"))?;
+        self.restart()
+    }
+
+    /// Crashes the server, and goes on with the files that were kept, as after a failover to that standby: what was acknowledged since is
+    /// lost.
+    ///
+    /// # Errors
+    /// If nothing was kept, or the server does not start.
+    pub fn fail_over(&mut self) -> Result<()> {
+        self.kill()?;
+        fs::remove_dir_all(self.data()).map_err(MariaDbError::io("the data"))?;
+        fs::rename(self.directory.join("kept"), self.data()).map_err(MariaDbError::io("the copy"))?;
+        self.restart()
+    }
+
     /// The server's whole log so far.
     #[must_use]
     pub fn log(&self) -> String {

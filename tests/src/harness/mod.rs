@@ -5,7 +5,7 @@
 //! - [`crash_points`]: SIGKILL at a named place, and the proof that it was there.
 //! - [`postgres`], [`mariadb`]: database servers made from nothing; [`books`]: a bank's database as the harness sees it.
 //! - [`proxy`]: between a bank and its server, to break their connection at a chosen statement.
-//! - [`clock`], [`ports`]: what the others share.
+//! - [`clock`], [`ports`], `files`: what the others share.
 
 pub mod bank;
 pub mod books;
@@ -14,11 +14,13 @@ pub mod clock;
 pub mod coordinator;
 pub mod crash_points;
 mod debian;
+mod files;
 mod janitor;
 pub mod mariadb;
 pub mod ports;
 pub mod postgres;
 pub mod process;
+pub mod promtool;
 pub mod proxy;
 pub mod roles;
 

@@ -9,6 +9,7 @@
 //! (a first start) takes about a second.
 
 mod programs;
+mod standby;
 
 use std::fs::{self, File};
 use std::io::Write as _;
@@ -107,19 +108,7 @@ impl PostgresServer {
     /// # Errors
     /// As [`PostgresServer::start`].
     pub fn start_with(settings: &[(&str, &str)]) -> Result<Self> {
-        let programs = Programs::find_or_install()?;
-        let directory = tempfile::Builder::new()
-            .prefix("lockstep-postgres-")
-            .tempdir()
-            .map_err(PostgresError::io("no temporary directory"))?;
-        programs.give_to_server_user(directory.path())?;
-        let pid_file = directory.path().join("data/postmaster.pid");
-        let janitor = Janitor::watch(directory.path(), &pid_file)
-            .map_err(PostgresError::io("the shell that cleans up does not run"))?;
-        // From here on the janitor, and Drop, see to the directory.
-        let port = reserve_port()?;
-        let mut server =
-            Self { programs, directory: directory.keep(), port, postmaster: None, _janitor: janitor };
+        let mut server = Self::reserve(Programs::find_or_install()?)?;
         server.initialise(settings)?;
         server.run_on_a_free_port()?;
         Ok(server)
@@ -241,6 +230,41 @@ impl PostgresServer {
         self.restart()
     }
 
+    /// Keeps the files as they are now: those of a standby that hears nothing more. The server is stopped for that, and started again.
+    ///
+    /// # Errors
+    /// If they can't be copied.
+    pub fn keep_files(&mut self) -> Result<()> {
+        self.stop()?;
+        super::files::copy(&self.data(), &self.directory.join("kept"))
+            .map_err(PostgresError::io("a copy"))?;
+        self.restart()
+    }
+
+    /// Crashes the server, and goes on with the files that were kept, as after a failover to that standby: what was acknowledged since is
+    /// lost.
+    ///
+    /// # Errors
+    /// If nothing was kept, or the server does not start.
+    pub fn fail_over(&mut self) -> Result<()> {
+        self.kill()?;
+        fs::remove_dir_all(self.data()).map_err(PostgresError::io("the data"))?;
+        fs::rename(self.directory.join("kept"), self.data()).map_err(PostgresError::io("the copy"))?;
+        self.restart()
+    }
+
+    /// Stops every process of the server in its tracks, until [`PostgresServer::kill`]: it reads and answers nothing.
+    ///
+    /// # Errors
+    /// If it is not running.
+    pub fn freeze(&self) -> Result<()> {
+        let postmaster =
+            self.postmaster.as_ref().ok_or_else(|| PostgresError::new("the server is not running"))?;
+        let pid = pid_of(postmaster);
+        let processes = janitor::children_of(pid).into_iter().chain([pid]);
+        processes.into_iter().try_for_each(|process| signal(process, Signal::STOP))
+    }
+
     /// The server's whole log so far.
     #[must_use]
     pub fn log(&self) -> String {
@@ -253,6 +277,21 @@ impl PostgresServer {
 
     fn log_path(&self) -> PathBuf {
         self.directory.join("log")
+    }
+
+    /// An empty directory and a port for a server that is not there yet.
+    fn reserve(programs: Programs) -> Result<Self> {
+        let directory = tempfile::Builder::new()
+            .prefix("lockstep-postgres-")
+            .tempdir()
+            .map_err(PostgresError::io("no temporary directory"))?;
+        programs.give_to_server_user(directory.path())?;
+        let pid_file = directory.path().join("data/postmaster.pid");
+        let janitor = Janitor::watch(directory.path(), &pid_file)
+            .map_err(PostgresError::io("the shell that cleans up does not run"))?;
+        // From here on the janitor, and Drop, see to the directory.
+        let port = reserve_port()?;
+        Ok(Self { programs, directory: directory.keep(), port, postmaster: None, _janitor: janitor })
     }
 
     fn initialise(&self, settings: &[(&str, &str)]) -> Result<()> {

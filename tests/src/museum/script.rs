@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use lockstep::resource::Attachment;
 use lockstep::session::message::{FromCoordinator, Welcome};
-use lockstep::session::{Closing, Effect, Event, Session};
+use lockstep::session::{Effect, Event, Session};
 use lockstep_coordinator::decision_log::KnownResourceManager;
 use lockstep_coordinator::engine::delivery::SessionId;
 use lockstep_coordinator::engine::input::{Input, Now, Output, Wait};
@@ -141,6 +141,7 @@ fn welcome(epoch: u32, cluster: u32) -> Welcome {
         cluster: ClusterId::from_random(cluster),
         position: LogPosition { epoch, incarnation, sequence: 0 },
         retention: Duration::from_secs(60),
+        newest_epoch: 2,
         sealed_below: epoch.get(),
         report_interval: Duration::from_secs(60),
     }
@@ -161,7 +162,7 @@ fn refuses(welcomes: &[Welcome]) -> bool {
         session.handle(Duration::ZERO, Event::Dialled(attachment.clone()));
         let message = FromCoordinator::Welcome(welcome.clone());
         let effects = session.handle(Duration::ZERO, Event::Received(message));
-        refused = effects.iter().any(|effect| matches!(effect, Effect::Close(Closing::Refused(_))));
+        refused = effects.iter().any(|effect| matches!(effect, Effect::Close(_)));
         session.handle(Duration::ZERO, Event::Disconnected);
     }
     refused

@@ -168,6 +168,9 @@ impl<'a> Attempt<'a> {
         verdict.transactions = seen.asked.len();
         verdict.violations.extend(seen.contradictions());
         verdict.violations.extend(self.unexpected(&seen, blow.as_ref()));
+        if self.cell.way == Way::EarlyVote {
+            verdict.violations.extend(self.not_early(&seen, blow.as_ref()));
+        }
         world.stop_the_coordinator()
     }
 
@@ -220,10 +223,12 @@ impl<'a> Attempt<'a> {
             Ok((struck.len() == all).then_some(struck))
         });
         let (struck, _) = waited.map_err(|error| {
+            let missed = proxy.missed();
+            let times = missed.len();
+            let answers = missed.last().map(|missed| missed.answers.as_slice()).unwrap_or_default();
             Failed::new(format!(
-                "{error}; struck: {:?}; other answers than promised: {:?}",
-                proxy.struck(),
-                proxy.missed()
+                "{error}; struck: {:?}; {times} times the answers were other ones than promised, at last {answers:?}",
+                proxy.struck()
             ))
         })?;
         Ok(struck)
@@ -251,6 +256,20 @@ impl<'a> Attempt<'a> {
             Ok((ended >= CLEAN_TRANSACTIONS).then_some(()))
         })?;
         Ok(())
+    }
+
+    /// Votes that came only because somebody had asked for them.
+    fn not_early(&self, seen: &Seen, blow: Option<&Struck>) -> Vec<String> {
+        let mut wrong = seen.committed_without_early_votes();
+        if let Some(struck) = blow.filter(|_| self.cell.is_unasked())
+            && let Some(gtrid) = seen.named_in(&struck.text, struck.when)
+            && seen.was_ready_at(gtrid, struck.when)
+        {
+            wrong.push(format!(
+                "{gtrid} was struck at its vote, and its client had asked for the commit before"
+            ));
+        }
+        wrong
     }
 
     fn unexpected(&self, seen: &Seen, blow: Option<&Struck>) -> Vec<String> {

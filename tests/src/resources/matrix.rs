@@ -45,6 +45,16 @@ impl Cell {
         format!("{} / {} / {}{place}", self.database.name(), self.way.name(), self.fault.name())
     }
 
+    /// Whether what is struck belongs to a vote that nobody has asked for.
+    #[must_use]
+    pub const fn is_unasked(&self) -> bool {
+        match self.place {
+            Place::Nowhere => false,
+            Place::Step(step, _) => step.unasked,
+            Place::Point(death) => death.unasked,
+        }
+    }
+
     /// What must become of the transaction that is struck.
     #[must_use]
     pub const fn expected(&self) -> Expected {

@@ -88,6 +88,8 @@ pub struct Step {
     pub behind: Option<Lost>,
     /// How the transaction is given up where it is to be rolled back.
     pub given_up: GivenUp,
+    /// It belongs to a vote that nobody has asked for: it comes before the client asks for the commit.
+    pub unasked: bool,
     /// What must become of the transaction if the server has not got it.
     pub before: Expected,
     /// What must become of it if the server has executed it and the participant knows nothing, or only a part of the answers.
@@ -123,6 +125,8 @@ pub struct Death {
     pub way: Way,
     /// The crash point.
     pub point: &'static str,
+    /// It belongs to a vote that nobody has asked for.
+    pub unasked: bool,
     /// What must become of the transaction.
     pub expected: Expected,
 }
@@ -183,6 +187,7 @@ impl Step {
             names_its_branch: true,
             behind: None,
             given_up: GivenUp::ByTheOther,
+            unasked: false,
             before: ROLLED_BACK,
             after: ROLLED_BACK,
             heard: ROLLED_BACK,
@@ -211,6 +216,11 @@ impl Step {
         self
     }
 
+    const fn unasked(mut self) -> Self {
+        self.unasked = true;
+        self
+    }
+
     const fn given_up_by_the_client(mut self) -> Self {
         self.given_up = GivenUp::ByTheClient;
         self
@@ -224,6 +234,9 @@ const ROLLBACK_PREPARED: &str = "ROLLBACK PREPARED 'lockstep:";
 const HAS_WRITTEN: &str = " AS written";
 const ONE_PHASE: &str = "; COMMIT; BEGIN";
 const FENCE: &str = "'fence'";
+/// The position of the decision, which is newer than the evidence's.
+const KEEP: &str = "SET LOCAL synchronous_commit = off; UPDATE lockstep.identity";
+const KEPT: &[&str] = &["SET", "UPDATE 1"];
 
 /// Constraints, the role, durability, the evidence; then PREPARE, and the question whether it is listed.
 const PREPARED: &[&str] =
@@ -238,17 +251,21 @@ const FENCED: &[&str] = &["INSERT 0 1", "SELECT 1"];
 /// The evidence keeps it out.
 const NOT_FENCED: &[&str] = &["INSERT 0 0", "SELECT 1"];
 
-/// The evidence of MariaDB, in the round trip before: settings, two savepoint statements and their warnings, autocommit, the
-/// counters, the row.
+/// The evidence of MariaDB, in the round trip before: settings, the session's user lock, two savepoint statements and
+/// their warnings, the counters, the row.
 const XA_EVIDENCE: &str = " 'branch', ";
-const XA_EVIDENCE_WRITTEN: &[&str] = &["OK", "OK", "OK", "ROWS", "OK", "ROWS", "OK"];
+const XA_EVIDENCE_WRITTEN: &[&str] = &["OK", "OK", "OK", "OK", "ROWS", "ROWS", "OK"];
 const XA_END: &str = "XA END ";
 const XA_PREPARE: &str = "; XA PREPARE ";
 const XA_COMMIT: &str = "XA COMMIT ";
 const XA_ROLLBACK: &str = "XA ROLLBACK ";
 const XA_ONE_PHASE: &str = " ONE PHASE";
 const XA_RECOVER: &str = "XA RECOVER";
+const XA_HAS_WRITTEN: &str = "IN ('Handler_write', ";
+const XA_KEEP: &str = ".lockstep_identity SET seen_epoch = ";
 const KIND: &str = "SELECT kind FROM";
+const KIND_UNCOMMITTED: &str = "READ UNCOMMITTED; SELECT kind FROM";
+const SESSION_IS_THERE: &str = "SELECT CAST(IS_USED_LOCK(";
 /// There is no such branch, or not for this session.
 const NO_XID: &[&str] = &["ERROR 1397"];
 const DUPLICATE: &[&str] = &["ERROR 1062"];
@@ -259,6 +276,9 @@ const LISTED: &[&str] = &["ROWS", "ROWS"];
 pub const STEPS: &[Step] = &[
     // A prepare without an answer is undone, whatever the server had done: nobody has voted yet.
     postgres(Way::Commit, "prepare", PREPARE, PREPARED),
+    postgres(Way::Commit, "position before the commit", KEEP, KEPT)
+        .about_all_branches()
+        .ends(COMMITTED, COMMITTED),
     postgres(Way::Commit, "commit", COMMIT_PREPARED, &["COMMIT PREPARED"]).ends(COMMITTED, COMMITTED),
     // The commit was executed and its answer lost: it is not there any more, and the evidence says why.
     postgres(Way::Commit, "commit again", COMMIT_PREPARED, &["ERROR 42704"])
@@ -289,9 +309,12 @@ pub const STEPS: &[Step] = &[
         .behind(ONE_PHASE, Some(COMMITTED_ALONE))
         .ends(COMMITTED, COMMITTED),
     postgres(Way::OnePhase, "fence after a lost commit", FENCE, FENCED).behind(ONE_PHASE, None),
-    postgres(Way::EarlyVote, "question whether it has written", HAS_WRITTEN, &["SELECT 1"]),
+    postgres(Way::EarlyVote, "question whether it has written", HAS_WRITTEN, &["SELECT 1"]).unasked(),
     // The handler waits for this prepare, and fails with it.
-    postgres(Way::EarlyVote, "prepare", PREPARE, PREPARED),
+    postgres(Way::EarlyVote, "prepare", PREPARE, PREPARED).unasked(),
+    postgres(Way::EarlyVote, "position before the commit", KEEP, KEPT)
+        .about_all_branches()
+        .ends(COMMITTED, COMMITTED),
     postgres(Way::EarlyVote, "commit", COMMIT_PREPARED, &["COMMIT PREPARED"]).ends(COMMITTED, COMMITTED),
     postgres(Way::EarlyVote, "fence after a commit", FENCE, NOT_FENCED)
         .behind(COMMIT_PREPARED, Some(&["COMMIT PREPARED"]))
@@ -299,7 +322,21 @@ pub const STEPS: &[Step] = &[
     // MariaDB. The evidence goes first, in a round trip of its own: without its OK nothing is prepared.
     mariadb(Way::Commit, "evidence", XA_EVIDENCE, XA_EVIDENCE_WRITTEN),
     mariadb(Way::Commit, "prepare", XA_PREPARE, &["OK", "OK"]).heard(COMMITTED),
+    mariadb(Way::Commit, "position before the commit", XA_KEEP, &["OK"])
+        .about_all_branches()
+        .ends(COMMITTED, COMMITTED),
     mariadb(Way::Commit, "commit", XA_COMMIT, &["OK"]).ends(COMMITTED, COMMITTED),
+    // The session that has prepared is lost: another one asks whether it has ended, commits, and looks whether that was done.
+    mariadb(Way::Commit, "question for the session that has prepared", SESSION_IS_THERE, &["ROWS"])
+        .behind(XA_COMMIT, None)
+        .about_all_branches()
+        .ends(COMMITTED, COMMITTED),
+    mariadb(Way::Commit, "commit by another session", XA_COMMIT, &["OK"])
+        .behind(XA_COMMIT, None)
+        .ends(COMMITTED, COMMITTED),
+    mariadb(Way::Commit, "look whether it was done", KIND, &["ROWS"])
+        .behind(XA_COMMIT, None)
+        .ends(COMMITTED, COMMITTED),
     mariadb(Way::Commit, "commit again", XA_COMMIT, NO_XID)
         .behind(XA_COMMIT, Some(&["OK"]))
         .ends(COMMITTED, COMMITTED),
@@ -316,6 +353,9 @@ pub const STEPS: &[Step] = &[
     mariadb(Way::Rollback, "evidence", XA_EVIDENCE, XA_EVIDENCE_WRITTEN),
     mariadb(Way::Rollback, "prepare", XA_PREPARE, &["OK", "OK"]),
     mariadb(Way::Rollback, "rollback", XA_ROLLBACK, &["OK"]),
+    mariadb(Way::Rollback, "rollback by another session", XA_ROLLBACK, &["OK"]).behind(XA_ROLLBACK, None),
+    mariadb(Way::Rollback, "look whether it was done", KIND_UNCOMMITTED, &["OK", "ROWS"])
+        .behind(XA_ROLLBACK, None),
     mariadb(Way::Rollback, "rollback again", XA_ROLLBACK, NO_XID).behind(XA_ROLLBACK, Some(&["OK"])),
     mariadb(Way::Rollback, "list after a rollback", XA_RECOVER, LISTED)
         .behind(XA_ROLLBACK, Some(&["OK"]))
@@ -340,8 +380,12 @@ pub const STEPS: &[Step] = &[
         .behind(XA_ONE_PHASE, Some(&["OK", "OK"]))
         .ends(COMMITTED, COMMITTED),
     mariadb(Way::OnePhase, "fence after a lost commit", FENCE, &["OK"]).behind(XA_ONE_PHASE, None),
-    mariadb(Way::EarlyVote, "evidence", XA_EVIDENCE, XA_EVIDENCE_WRITTEN),
-    mariadb(Way::EarlyVote, "prepare", XA_PREPARE, &["OK", "OK"]).heard(COMMITTED),
+    mariadb(Way::EarlyVote, "question whether it has written", XA_HAS_WRITTEN, &["ROWS"]).unasked(),
+    mariadb(Way::EarlyVote, "evidence", XA_EVIDENCE, XA_EVIDENCE_WRITTEN).unasked(),
+    mariadb(Way::EarlyVote, "prepare", XA_PREPARE, &["OK", "OK"]).heard(COMMITTED).unasked(),
+    mariadb(Way::EarlyVote, "position before the commit", XA_KEEP, &["OK"])
+        .about_all_branches()
+        .ends(COMMITTED, COMMITTED),
     mariadb(Way::EarlyVote, "commit", XA_COMMIT, &["OK"]).ends(COMMITTED, COMMITTED),
     mariadb(Way::EarlyVote, "fence after a commit", FENCE, DUPLICATE)
         .behind(XA_COMMIT, Some(&["OK"]))
@@ -349,11 +393,18 @@ pub const STEPS: &[Step] = &[
 ];
 
 const fn sqlite(way: Way, point: &'static str, expected: Expected) -> Death {
-    Death { database: Database::Sqlite, way, point, expected }
+    Death { database: Database::Sqlite, way, point, unasked: false, expected }
 }
 
 const fn own(way: Way, point: &'static str, expected: Expected) -> Death {
-    Death { database: Database::Own, way, point, expected }
+    Death { database: Database::Own, way, point, unasked: false, expected }
+}
+
+impl Death {
+    const fn unasked(mut self) -> Self {
+        self.unasked = true;
+        self
+    }
 }
 
 /// Where a participant is killed that has its database in itself: before and after each thing that it makes durable.
@@ -378,10 +429,10 @@ pub const DEATHS: &[Death] = &[
     sqlite(Way::OnePhase, "sqlite-one-phase-begun", ROLLED_BACK),
     sqlite(Way::OnePhase, "sqlite-one-phase-committed", COMMITTED),
     sqlite(Way::OnePhase, "sdk-after-commit-one-phase", COMMITTED),
-    sqlite(Way::EarlyVote, "sqlite-prepare-journal", ROLLED_BACK),
-    sqlite(Way::EarlyVote, "sqlite-journal-written", ROLLED_BACK),
-    sqlite(Way::EarlyVote, "sqlite-prepare-done", ROLLED_BACK),
-    sqlite(Way::EarlyVote, "sdk-before-vote", ROLLED_BACK),
+    sqlite(Way::EarlyVote, "sqlite-prepare-journal", ROLLED_BACK).unasked(),
+    sqlite(Way::EarlyVote, "sqlite-journal-written", ROLLED_BACK).unasked(),
+    sqlite(Way::EarlyVote, "sqlite-prepare-done", ROLLED_BACK).unasked(),
+    sqlite(Way::EarlyVote, "sdk-before-vote", ROLLED_BACK).unasked(),
     sqlite(Way::EarlyVote, "sqlite-commit-begun", COMMITTED),
     sqlite(Way::EarlyVote, "sqlite-commit-committed", COMMITTED),
     sqlite(Way::EarlyVote, "sqlite-commit-ended", COMMITTED),
@@ -405,9 +456,9 @@ pub const DEATHS: &[Death] = &[
     own(Way::OnePhase, "reservations-end-written", COMMITTED),
     own(Way::OnePhase, "reservations-end-durable", COMMITTED),
     own(Way::OnePhase, "sdk-after-commit-one-phase", COMMITTED),
-    own(Way::EarlyVote, "sdk-before-prepare", ROLLED_BACK),
-    own(Way::EarlyVote, "reservations-prepare-written", ROLLED_BACK),
-    own(Way::EarlyVote, "reservations-prepare-durable", ROLLED_BACK),
+    own(Way::EarlyVote, "sdk-before-prepare", ROLLED_BACK).unasked(),
+    own(Way::EarlyVote, "reservations-prepare-written", ROLLED_BACK).unasked(),
+    own(Way::EarlyVote, "reservations-prepare-durable", ROLLED_BACK).unasked(),
     own(Way::EarlyVote, "reservations-end-written", COMMITTED),
     own(Way::EarlyVote, "reservations-end-durable", COMMITTED),
 ];

@@ -61,6 +61,7 @@ fn about_down(message: &FromCoordinator) -> Option<&Xid> {
         FromCoordinator::Welcome(_)
         | FromCoordinator::ReportAnswer(..)
         | FromCoordinator::ReconcileAnswer(_)
+        | FromCoordinator::Sealed(_)
         | FromCoordinator::Drain => None,
     }
 }

@@ -267,6 +267,7 @@ impl World {
             position,
             retention: Duration::from_micros(self.style.retention),
             sealed_below: position.epoch.get(),
+            newest_epoch: position.epoch.get(),
             report_interval: Duration::from_micros(self.style.report_interval),
         };
         self.send_down(link, FromCoordinator::Welcome(welcome));

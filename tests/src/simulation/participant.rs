@@ -238,7 +238,9 @@ impl World {
                 let at = self.store_takes();
                 self.plan(at, Happening::Forgets(process, session, branches));
             }
-            Effect::Attached(_) => self.instances[instance].attached = true,
+            // There is one coordinator at a time: nobody tells of another one's epoch.
+            Effect::Sealed(epochs) => unreachable!("epochs {epochs:?} are told to be sealed"),
+            Effect::Attached(..) => self.instances[instance].attached = true,
             Effect::Close(why) => self.close(instance, &why),
             Effect::Warn(text) => say!(self, None, "instance {instance} warns: {text}"),
         }
@@ -437,6 +439,7 @@ fn about(message: &FromCoordinator) -> Option<u32> {
         FromCoordinator::Welcome(_)
         | FromCoordinator::ReportAnswer(..)
         | FromCoordinator::ReconcileAnswer(_)
+        | FromCoordinator::Sealed(_)
         | FromCoordinator::Drain => None,
     }
 }

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::harness::books::{ACCOUNTS, OPENING_BALANCE, Page};
-use crate::harness::client::{Entry, Told, What};
+use crate::harness::client::{Entry, PREPARED, Plan, Told, What};
 
 /// What has become of a transaction, in the databases alone.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -62,7 +62,7 @@ impl Seen {
         let mut under_way = None;
         for entry in self.ledger.iter().filter(|entry| entry.at <= at) {
             under_way = match entry.what {
-                What::Begun { .. } | What::Heard { .. } => Some(entry.gtrid.as_str()),
+                What::Begun { .. } | What::Ready { .. } | What::Heard { .. } => Some(entry.gtrid.as_str()),
                 What::Told { .. } => None,
             };
         }
@@ -106,6 +106,41 @@ impl Seen {
             .collect()
     }
 
+    /// Whether the client had all the work done that votes by itself, and went on to ask for the commit, at this moment.
+    #[must_use]
+    pub fn was_ready_at(&self, gtrid: &str, at: u64) -> bool {
+        let mut earlier = self.ledger.iter().filter(|entry| entry.gtrid == gtrid && entry.at <= at);
+        earlier.any(|entry| matches!(entry.what, What::Ready { .. }))
+    }
+
+    /// Transactions that were to commit with early votes, have committed, and not all of their branches had voted before the client
+    /// asked for the commit.
+    #[must_use]
+    pub fn committed_without_early_votes(&self) -> Vec<String> {
+        let mut ready = BTreeMap::new();
+        let mut wrong = Vec::new();
+        for entry in &self.ledger {
+            let gtrid = entry.gtrid.as_str();
+            match &entry.what {
+                What::Begun { plan: Plan::EarlyVote } => {
+                    ready.insert(gtrid, None);
+                }
+                What::Ready { branches } => {
+                    ready.insert(gtrid, Some(branches));
+                }
+                What::Told { told: Told::Committed, .. } => match ready.get(gtrid) {
+                    Some(Some(branches)) if all_have_voted(branches) => {}
+                    Some(branches) => wrong.push(format!(
+                        "{gtrid} was to commit with early votes, and before them: {branches:?}"
+                    )),
+                    None => {}
+                },
+                What::Begun { .. } | What::Heard { .. } | What::Told { .. } => {}
+            }
+        }
+        wrong
+    }
+
     /// Transactions of which the client was told anything else than what they were meant to end in. Only where nothing failed.
     #[must_use]
     pub fn not_as_planned(&self) -> Vec<String> {
@@ -126,7 +161,7 @@ impl Seen {
                         ));
                     }
                 }
-                What::Heard { .. } => {}
+                What::Ready { .. } | What::Heard { .. } => {}
             }
         }
         wrong
@@ -162,7 +197,7 @@ impl Seen {
             self.ledger.iter().filter(|entry| entry.gtrid == gtrid).filter_map(|entry| match &entry.what {
                 What::Told { told, detail } => Some((*told, detail.as_str())),
                 What::Heard { told } => Some((*told, "in answer to a question")),
-                What::Begun { .. } => None,
+                What::Begun { .. } | What::Ready { .. } => None,
             });
         for (told, detail) in told {
             if !fits(told, found, true) {
@@ -191,7 +226,7 @@ impl Seen {
         }
         let denied = |entry: &&Entry| match entry.what {
             What::Told { told, .. } | What::Heard { told } => told == Told::RolledBack,
-            What::Begun { .. } => false,
+            What::Begun { .. } | What::Ready { .. } => false,
         };
         if self.ledger.iter().filter(|entry| entry.gtrid == gtrid).any(|entry| denied(&entry)) {
             wrong.push(format!(
@@ -222,6 +257,10 @@ impl Seen {
     }
 }
 
+fn all_have_voted(branches: &[String]) -> bool {
+    !branches.is_empty() && branches.iter().all(|state| state == PREPARED)
+}
+
 /// Whether what somebody was told can be true of what is in the databases.
 fn fits(told: Told, found: Found, unknown_is_an_answer: bool) -> bool {
     match told {
@@ -246,7 +285,6 @@ fn is_expected(expected: Expected, found: Found) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::harness::client::Plan;
 
     fn page(transfers: &[(&str, i64)]) -> Page {
         let transfers: BTreeMap<String, i64> =
@@ -336,6 +374,26 @@ mod tests {
         assert!(!torn(Told::RolledBack, Told::Heuristic).contradictions().is_empty());
         assert!(!torn(Told::Unknown, Told::Committed).contradictions().is_empty());
         assert!(!torn(Told::Unknown, Told::RolledBack).contradictions().is_empty());
+    }
+
+    #[test]
+    fn a_vote_that_came_only_when_it_was_asked_for_is_found() {
+        let seen = |states: Option<&[&str]>| {
+            let mut seen = seen(&[("t", -5)], &[("t", 5)], Some(Told::Committed), Told::Committed);
+            seen.ledger[0].what = What::Begun { plan: Plan::EarlyVote };
+            if let Some(states) = states {
+                let branches = states.iter().map(|state| (*state).to_owned()).collect();
+                seen.ledger.insert(1, Entry { at: 2, gtrid: "t".to_owned(), what: What::Ready { branches } });
+            }
+            seen
+        };
+        assert!(seen(Some(&["prepared", "prepared"])).committed_without_early_votes().is_empty());
+        for late in [None, Some(&[][..]), Some(&["prepared", "enlisted"][..])] {
+            assert_eq!(seen(late).committed_without_early_votes().len(), 1, "{late:?}");
+        }
+        let ready = seen(Some(&["prepared"]));
+        assert!(!ready.was_ready_at("t", 1) && ready.was_ready_at("t", 2) && !ready.was_ready_at("u", 9));
+        assert!(!seen(None).was_ready_at("t", 9));
     }
 
     #[test]

@@ -8,7 +8,7 @@ use std::time::Duration;
 use lockstep_proto::v1::StatusRequest;
 use lockstep_proto::v1::admin_service_client::AdminServiceClient;
 use sqlx::sqlite::{SqliteConnectOptions, SqliteConnection};
-use sqlx::{ConnectOptions as _, Connection as _, Row as _};
+use sqlx::{ConnectOptions as _, Connection as _, PgConnection, Row as _};
 use tonic::transport::Endpoint;
 
 use super::checker::Seen;
@@ -48,11 +48,21 @@ pub enum Who {
 /// A process, and the crash that it starts with.
 pub type Doomed<'a> = Option<(Who, &'a Fuse)>;
 
+/// Where the coordinator keeps its decisions.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum LogPlace {
+    /// In its own directory.
+    Embedded,
+    /// In the PostgreSQL database at this URL.
+    Shared(String),
+}
+
 /// Everything in one cell.
 #[derive(Debug)]
 pub struct World {
     roles: Roles,
     directory: PathBuf,
+    log_place: LogPlace,
     /// The coordinator.
     pub coordinator: Coordinator,
     /// The banks that take part.
@@ -74,14 +84,34 @@ impl World {
         slow_at: Option<(&'static str, Duration)>,
         doomed: Doomed<'_>,
     ) -> Result<Self> {
+        Self::start_on(roles, directory, LogPlace::Embedded, flags, slow_at, doomed)
+    }
+
+    /// The same with the coordinator's log in this place.
+    ///
+    /// # Errors
+    /// If it can't be started.
+    pub fn start_on(
+        roles: &Roles,
+        directory: &Path,
+        log_place: LogPlace,
+        flags: &[&str],
+        slow_at: Option<(&'static str, Duration)>,
+        doomed: Doomed<'_>,
+    ) -> Result<Self> {
         let cannot = || Failed::because(format!("{}", directory.display()));
         fs::create_dir_all(directory).map_err(cannot())?;
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(cannot())?;
-        let flags = [FLAGS, flags].concat();
+        let log = match &log_place {
+            LogPlace::Embedded => Vec::new(),
+            LogPlace::Shared(url) => vec![format!("--log={url}"), "--migrate-log".to_owned()],
+        };
+        let log: Vec<&str> = log.iter().map(String::as_str).collect();
+        let flags = [FLAGS, flags, &log].concat();
         let fuse = fuse_of(doomed, Who::Coordinator);
         let coordinator = Coordinator::start_slow(roles, directory, &flags, fuse, slow_at)?;
         let (roles, directory) = (roles.clone(), directory.to_owned());
-        Ok(Self { roles, directory, coordinator, banks: Vec::new(), client: None, runtime })
+        Ok(Self { roles, directory, log_place, coordinator, banks: Vec::new(), client: None, runtime })
     }
 
     /// Starts the next bank over these books.
@@ -238,7 +268,7 @@ impl World {
     ///
     /// # Errors
     /// If it is told nothing of the kind.
-    fn prove_health(&mut self, plan: Plan, patience: Duration) -> Result<()> {
+    pub fn prove_health(&self, plan: Plan, patience: Duration) -> Result<()> {
         let addresses: Vec<String> = self.banks.iter().map(Bank::address).collect();
         let (url, ledger) = (self.coordinator.url(), self.ledger());
         let mut mover = self.runtime.block_on(Mover::new(&url, &addresses, &ledger))?;
@@ -257,7 +287,10 @@ impl World {
     fn wait_for_ends(&mut self, patience: Duration) -> Result<()> {
         let file = self.coordinator.data_directory().join("decisions.db");
         wait_for("the decision log to have no unfinished decision", patience, || {
-            let unfinished = self.runtime.block_on(unfinished(&file))?;
+            let unfinished = match &self.log_place {
+                LogPlace::Embedded => self.runtime.block_on(unfinished(&file))?,
+                LogPlace::Shared(url) => self.runtime.block_on(unfinished_in_postgres(url))?,
+            };
             Ok((unfinished == 0).then_some(()))
         })?;
         Ok(())
@@ -394,4 +427,14 @@ async fn unfinished(file: &Path) -> Result<i64> {
         .await
         .map_err(cannot())?;
     row.try_get(0).map_err(cannot())
+}
+
+/// The same of a log in PostgreSQL.
+async fn unfinished_in_postgres(url: &str) -> Result<i64> {
+    let cannot = || Failed::because("the log cannot be asked");
+    let mut connection = PgConnection::connect(url).await.map_err(cannot())?;
+    sqlx::query_scalar("SELECT count(*) FROM lockstep_log.transactions WHERE ended_ms IS NULL")
+        .fetch_one(&mut connection)
+        .await
+        .map_err(cannot())
 }

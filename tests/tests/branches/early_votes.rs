@@ -148,6 +148,10 @@ async fn a_bank_that_dies_before_its_early_vote_rolls_back() {
         stage.apply(&bank, transaction.vote(), 5).await.unwrap_err();
         was_killed(&mut bank, &fuse);
         assert_eq!(books.prepared().await.unwrap().len(), 1, "it died with a prepared branch");
+        // A commit that comes before that would be told to the only branch, in one phase, and wait for the bank to say what became of it.
+        let gtrid = transaction.gtrid();
+        let noticed = async || stage.branch_states(gtrid).await != ["enlisted"];
+        until("the coordinator to miss the bank", noticed).await;
         let error = transaction.commit().await.unwrap_err();
         assert!(matches!(error, CommitError::RolledBack { .. }), "{error:?}");
         bank.start_again(None).unwrap();

@@ -96,6 +96,13 @@ impl Site {
         branch
     }
 
+    /// One that has taken 1 from account `id` for good.
+    async fn prepared_and_committed(&self, id: i32) -> BranchId {
+        let branch = self.prepared(id).await;
+        assert_eq!(self.commit(&branch).await, Ok(Fate::Committed));
+        branch
+    }
+
     async fn commit(&self, branch: &BranchId) -> Result<Fate, Unresolved> {
         self.resource.commit(branch, &position(2)).await
     }
@@ -156,6 +163,12 @@ async fn run(open: &mut OpenBranch, sql: &str) -> sqlx::Result<()> {
 /// What XA calls a branch.
 fn xid_of(branch: &BranchId) -> String {
     format!("'{}:{}','{}',1819239275", branch.cluster, branch.xid.gtrid, branch.xid.bqual)
+}
+
+/// The user lock that a branch's session holds.
+fn user_lock(branch: &BranchId) -> String {
+    let name = uuid::Uuid::new_v5(&uuid::Uuid::NAMESPACE_OID, branch.to_string().as_bytes());
+    format!("lockstep-{}", name.simple())
 }
 
 /// Everything that the server lists as prepared: global id and branch, without what is between them.

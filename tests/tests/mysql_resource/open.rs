@@ -191,3 +191,40 @@ async fn a_full_pool_does_not_hold_up_what_is_decided() {
     assert_eq!(site.prepare(&branch, open).await, Prepared::Yes);
     assert_eq!(site.commit(&branch).await, Ok(Fate::Committed));
 }
+
+/// The server's error names no lock; what InnoDB lists while the wait lasts does, and takes a privilege to read.
+#[tokio::test]
+async fn a_lock_that_was_waited_for_is_named_where_the_server_may_be_asked() {
+    let site = Site::new().await;
+    let database = site.database.as_ref().unwrap();
+    let user = format!("plain_{}", database.name);
+    database.sql(&format!(
+        "CREATE USER {user}@'127.0.0.1'; GRANT ALL ON {}.* TO {user}@'127.0.0.1'",
+        database.name
+    ));
+    let plain = Site::attached(&database.url_as(&user), 5, site.cluster).await;
+    let (_, mut holder) = site.written(1).await;
+    let session = session_of(&mut holder).await;
+    site.prepared(2).await;
+    let unnamed = "the server does not name it".to_owned();
+    let named = |holder: &str| {
+        let table = &site.database.as_ref().unwrap().name;
+        [format!("a lock on a row of `{table}`.`account` (index PRIMARY, page "), format!("held by {holder}")]
+    };
+    let waits = [
+        (&site, 1, named(&format!("session {session}"))),
+        (&site, 2, named("a prepared branch")),
+        (&plain, 1, [unnamed.clone(), unnamed]),
+    ];
+    futures::future::join_all(waits.map(|(site, account, parts)| async move {
+        // The wait ends a while before this, in whole seconds.
+        let branch = site.branch();
+        let mut open = site.resource.begin(&branch, Duration::from_secs(6)).await.unwrap();
+        let error = run(&mut open, &take_from(account)).await.unwrap_err();
+        let lock = MySql::awaited_lock(&open, &error).unwrap();
+        assert!(parts.iter().all(|part| lock.contains(part)), "{lock}, and not {parts:?}");
+        let error = run(&mut open, "SELECT nothing").await.unwrap_err();
+        assert_eq!(MySql::awaited_lock(&open, &error), None, "{error}");
+    }))
+    .await;
+}

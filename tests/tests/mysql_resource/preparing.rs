@@ -33,7 +33,7 @@ async fn a_statement_that_failed_turns_the_branch_down_though_its_error_was_swal
         ("SET innodb_lock_wait_timeout = 1; UPDATE account SET amount = 0 WHERE id IN (8, 9)", 1205),
         ("SET innodb_lock_wait_timeout = 1; SELECT * FROM account WHERE id = 9 FOR UPDATE", 1205),
         ("SELECT * FROM account WHERE id = 9 FOR UPDATE NOWAIT", 1205),
-        ("SET max_statement_time = 0.2; UPDATE account SET amount = 0 WHERE id = 9", 1969),
+        ("SET STATEMENT max_statement_time = 0.2 FOR UPDATE account SET amount = 0 WHERE id = 9", 1969),
         // Half of its rows were changed when it failed.
         ("INSERT INTO account VALUES (11, 1), (1, 1)", 1062),
         ("UPDATE account SET id = id + 1 WHERE id < 3 ORDER BY id", 1062),
@@ -356,4 +356,44 @@ async fn a_branchs_connection_never_returns_to_the_pool() {
         assert_eq!(lock_wait, 50, "the server's own, after a branch that was {ending}");
         site.rollback(&branch).await.unwrap();
     }
+}
+
+/// By the server: more than 64 bytes on either side are refused.
+#[tokio::test]
+async fn a_branch_of_the_longest_name_is_prepared_and_found_again() {
+    let site = Site::new().await;
+    let longest = name(&"n".repeat(47));
+    let resource = MySql::new(site.pool.clone());
+    resource.attach(&longest).await.unwrap();
+    let gtrid = Gtrid::new(Epoch::new(u32::MAX).unwrap(), (1 << 48) - 1, [255; 10]);
+    let branch =
+        BranchId { cluster: site.cluster, xid: Xid { gtrid, bqual: Bqual::new(&longest, u64::MAX) } };
+    let mut open = resource.begin(&branch, LONG).await.unwrap();
+    run(&mut open, &take_from(1)).await.unwrap();
+    assert_eq!(resource.prepare(&branch, open, &position(1)).await, Ok(Prepared::Yes));
+    assert_eq!(resource.prepared(site.cluster, &longest).await, Ok(vec![branch.xid.clone()]));
+    assert_eq!(resolved(async || resource.commit(&branch, &position(2)).await).await, Fate::Committed);
+    assert_eq!(site.amount(1).await, 99);
+}
+
+/// What an early vote goes by: a branch that has only read, or locked rows, waits for the coordinator (P23).
+#[tokio::test]
+async fn whether_a_branch_has_written_is_known_while_it_is_open() {
+    let site = Site::new().await;
+    let branch = site.branch();
+    let mut open = site.resource.begin(&branch, LONG).await.unwrap();
+    assert!(!MySql::has_written(&mut open).await);
+    run(&mut open, "SELECT * FROM account; SELECT * FROM account WHERE id = 1 FOR UPDATE").await.unwrap();
+    assert!(!MySql::has_written(&mut open).await, "it has only read");
+    run(&mut open, &take_from(1)).await.unwrap();
+    assert!(MySql::has_written(&mut open).await);
+    assert_eq!(site.prepare(&branch, open).await, Prepared::Yes);
+    assert_eq!(site.rollback(&branch).await, Ok(Fate::RolledBack));
+
+    // One that can't be asked says yes: preparing finds out.
+    let (branch, mut open) = site.written(2).await;
+    let session = session_of(&mut open).await;
+    sqlx::raw_sql(AssertSqlSafe(format!("KILL {session}"))).execute(&site.pool).await.unwrap();
+    assert!(MySql::has_written(&mut open).await);
+    reason(site.prepare(&branch, open).await);
 }

@@ -84,8 +84,10 @@ async fn a_fence_that_has_to_wait_says_that_it_is_not_known() {
         (rollback, commit)
     };
     let (prepared, (rollback, commit)) = tokio::join!(prepare, ask);
-    assert!(rollback.as_ref().is_err_and(|why| why.0.contains("1205")), "{rollback:?}");
-    assert!(commit.is_err(), "{commit:?}");
+    for asked in [rollback, commit] {
+        assert!(asked.as_ref().is_err_and(|why| why.0.contains("still there")), "{asked:?}");
+    }
+    assert_eq!(site.evidence(&branch).await, None, "a fence for a branch that may become prepared");
     assert_eq!(prepared, Ok(Prepared::Yes));
     assert_eq!(site.rollback(&branch).await, Ok(Fate::RolledBack));
     site.assert_nothing_is_prepared().await;
@@ -98,10 +100,11 @@ async fn a_branch_whose_session_is_still_there_is_not_known_to_be_gone() {
     let site = Site::new().await;
     let other = site.other_instance().await;
     let branch = site.branch();
-    // A process that is stopped between XA PREPARE and the end of its session.
+    // A process that is stopped behind XA PREPARE.
     let mut preparer = sqlx::MySqlConnection::connect(&site.url()).await.unwrap();
     let xid = xid_of(&branch);
-    let sql = format!("XA START {xid}; {}; XA END {xid}; XA PREPARE {xid}", take_from(1));
+    let (work, evidence) = (take_from(1), evidence_like(&site.prepared_and_committed(2).await, &branch));
+    let sql = format!("XA START {xid}; {work}; {evidence}; XA END {xid}; XA PREPARE {xid}");
     sqlx::raw_sql(AssertSqlSafe(sql)).execute(&mut preparer).await.unwrap();
     assert_eq!(site.resource.prepared(site.cluster, &name(NAME)).await, Ok(vec![branch.xid.clone()]));
     for asked in [other.commit(&branch).await, other.rollback(&branch).await] {
@@ -118,12 +121,40 @@ async fn a_branch_whose_session_is_still_there_is_not_known_to_be_gone() {
 async fn what_somebody_did_by_hand_is_told_as_it_is() {
     let site = Site::new().await;
     let (to_commit, to_roll_back) = (site.prepared(1).await, site.prepared(2).await);
-    let by_hand = |sql: &str, branch: &BranchId| AssertSqlSafe(format!("XA {sql} {}", xid_of(branch)));
-    sqlx::raw_sql(by_hand("ROLLBACK", &to_commit)).execute(&site.pool).await.unwrap();
-    sqlx::raw_sql(by_hand("COMMIT", &to_roll_back)).execute(&site.pool).await.unwrap();
+    for (statement, branch) in [("ROLLBACK", &to_commit), ("COMMIT", &to_roll_back)] {
+        let by_hand = format!("XA {statement} {}", xid_of(branch));
+        // As long as the session is there that prepared it, nobody else can.
+        let finished = async || site.pool.execute(AssertSqlSafe(&*by_hand)).await.is_ok();
+        eventually("somebody's hand finishes it", finished).await;
+    }
     assert_eq!(site.commit(&to_commit).await, Ok(Fate::RolledBack));
     assert_eq!(site.rollback(&to_roll_back).await, Ok(Fate::Committed));
     assert_eq!((site.amount(1).await, site.amount(2).await), (100, 99));
+}
+
+/// Prepared branches have no owner: whoever can log in and knows the name ends one, without any privilege for its tables. It is told
+/// as it is; that nobody guesses a name is all that protects it.
+#[tokio::test]
+async fn a_user_without_privileges_can_end_a_branch_and_it_is_told_as_it_is() {
+    let site = Site::new().await;
+    let branch = site.prepared(1).await;
+    let database = site.database.as_ref().unwrap();
+    let user = format!("stranger_{}", database.name);
+    database.sql(&format!("CREATE USER {user}@'127.0.0.1'; GRANT SELECT ON account TO {user}@'127.0.0.1'"));
+    let mut stranger = sqlx::MySqlConnection::connect(&database.url_as(&user)).await.unwrap();
+    assert!(stranger.execute("UPDATE account SET amount = 0").await.is_err());
+    let commit = format!("XA COMMIT {}", xid_of(&branch));
+    let session = "SELECT CAST(IS_USED_LOCK(?) IS NOT NULL AS SIGNED)";
+    let has_ended = async || {
+        let is_there = sqlx::query_scalar::<_, i64>(session).bind(user_lock(&branch));
+        is_there.fetch_one(&site.pool).await.unwrap() == 0
+    };
+    eventually("the session that has prepared it ends", has_ended).await;
+    // It has let its lock go, and nothing shows when it has let the branch go as well.
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    stranger.execute(AssertSqlSafe(commit)).await.unwrap();
+    assert_eq!(site.amount(1).await, 99);
+    assert_eq!(site.rollback(&branch).await, Ok(Fate::Committed));
 }
 
 #[tokio::test]
@@ -253,4 +284,65 @@ async fn a_prepare_that_nobody_waits_for_can_be_found_out_about() {
     }
     site.assert_nothing_is_prepared().await;
     assert_eq!(site.amount(1).await, 100);
+}
+
+/// The session that prepared a branch finishes it, with certainty; one that has let it go does not keep another instance from it.
+#[tokio::test]
+async fn a_branch_is_finished_where_it_was_prepared_and_let_go_after_a_moment() {
+    let site = Site::new().await;
+    let other = site.other_instance().await;
+    let sessions = async |branch: &BranchId| {
+        let there = "SELECT CAST(IS_USED_LOCK(?) IS NOT NULL AS SIGNED)";
+        let there = sqlx::query_scalar::<_, i64>(there).bind(user_lock(branch)).fetch_one(&other.pool);
+        there.await.unwrap()
+    };
+    let branch = site.prepared(1).await;
+    assert_eq!(sessions(&branch).await, 1, "its session is kept");
+    assert_eq!(site.commit(&branch).await, Ok(Fate::Committed));
+    assert_eq!(site.amount(1).await, 99);
+    let undone = site.prepared(2).await;
+    assert_eq!(site.rollback(&undone).await, Ok(Fate::RolledBack));
+
+    // Nobody decides: another instance may, without being told that it has to wait for ever.
+    let (committed, rolled_back) = (site.prepared(3).await, site.prepared(4).await);
+    assert_eq!(other.commit(&committed).await, Ok(Fate::Committed));
+    assert_eq!(other.rollback(&rolled_back).await, Ok(Fate::RolledBack));
+    assert_eq!(sessions(&committed).await, 0);
+    assert_eq!((site.amount(3).await, site.amount(4).await), (99, 100));
+    site.assert_nothing_is_prepared().await;
+}
+
+/// MariaDB answers OK to whoever finishes a branch whose session is just ending, and does nothing. That it says so of a branch that has
+/// no evidence, or still has it, looks the same, and can be had at will.
+#[tokio::test]
+async fn what_the_server_says_it_did_is_acknowledged_only_if_it_did() {
+    let site = Site::new().await;
+    let [committed, rolled_back] = [site.branch(), site.branch()];
+    for (branch, account) in [(&committed, 1), (&rolled_back, 2)] {
+        let mut preparer = sqlx::MySqlConnection::connect(&site.url()).await.unwrap();
+        let xid = xid_of(branch);
+        let sql = format!("XA START {xid}; {}; XA END {xid}; XA PREPARE {xid}", take_from(account));
+        preparer.execute(AssertSqlSafe(sql)).await.unwrap();
+        preparer.close().await.unwrap();
+    }
+    let told = site.commit(&committed).await.unwrap_err().0;
+    assert!(told.contains("did not do it") && told.contains(&committed.to_string()), "{told}");
+    assert!(told.contains("restart the database server"), "{told}");
+
+    let sql = evidence_like(&site.prepared_and_committed(3).await, &rolled_back);
+    let mut evidence = sqlx::MySqlConnection::connect(&site.url()).await.unwrap();
+    evidence.execute("BEGIN").await.unwrap();
+    evidence.execute(AssertSqlSafe(sql)).await.unwrap();
+    let told = site.rollback(&rolled_back).await.unwrap_err().0;
+    assert!(told.contains("XA ROLLBACK") && told.contains("did not do it"), "{told}");
+}
+
+/// SQL that gives `branch` the evidence of another one.
+fn evidence_like(another: &BranchId, branch: &BranchId) -> String {
+    let columns =
+        "kind, deadline, resource_manager, gtrid_uuid, gtrid_epoch, epoch, incarnation, sequence, written_at";
+    format!(
+        "INSERT INTO lockstep_evidence (xid, {columns}) \
+         SELECT '{branch}', {columns} FROM lockstep_evidence WHERE xid = '{another}'"
+    )
 }

@@ -138,3 +138,58 @@ async fn a_server_can_be_reached_over_its_socket() {
     assert_eq!(site.commit(&branch).await, Ok(Fate::Committed));
     assert_eq!(site.amount(1).await, 99);
 }
+
+/// P8: whoever attaches after a crash tells the coordinator of the decision, and not only of the prepare.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_position_of_a_commit_is_as_durable_as_the_commit() {
+    let mut server = server(&[]);
+    server.create_database("ours").unwrap();
+    let url = server.url("ours");
+    let mut site = Site::at(&url, 5).await;
+    site.resource.bind(site.cluster).await.unwrap();
+    for (number, id) in (10..).zip(1..=5) {
+        let branch = site.prepared(id).await;
+        let fate = match number % 2 {
+            0 => site.resource.commit(&branch, &position(number)).await,
+            _ => site.resource.prove(&branch, &position(number)).await,
+        };
+        // At once: nothing is written out meanwhile that the commit itself has not forced.
+        server.kill().unwrap();
+        assert_eq!(fate, Ok(Fate::Committed));
+        server.restart().unwrap();
+        site = Site::attached(&url, 5, site.cluster).await;
+        assert_eq!(site.amount(id).await, 99);
+        assert_eq!(site.attachment.seen, Some(position(number)));
+    }
+}
+
+/// A standby that got neither: the acknowledged commit is undone there, and the acknowledged prepare is gone.
+#[tokio::test(flavor = "multi_thread")]
+async fn after_a_failover_a_branch_that_is_back_is_committed_again_and_a_lost_one_is_known_to_be_lost() {
+    let mut server = server(&[]);
+    server.create_database("ours").unwrap();
+    let url = server.url("ours");
+    let site = Site::at(&url, 5).await;
+    site.resource.bind(site.cluster).await.unwrap();
+    let is_back = site.prepared(1).await;
+    server.keep_files().unwrap();
+    // The service's pool finds out that its connections are gone.
+    let site = Site::attached(&url, 5, site.cluster).await;
+    assert_eq!(site.commit(&is_back).await, Ok(Fate::Committed));
+    let is_lost = site.prepared(2).await;
+    server.fail_over().unwrap();
+
+    let after = Site::attached(&url, 5, site.cluster).await;
+    assert_eq!(after.resource.prepared(site.cluster, &name(NAME)).await, Ok(vec![is_back.xid.clone()]));
+    assert_eq!(after.amount(1).await, 100, "its commit is undone");
+    assert_eq!(after.attachment.seen, None);
+    // The process that lived on knows more than its database, and does not take it for kept.
+    let seen = async || site.resource.attach(&name(NAME)).await.ok().and_then(|attachment| attachment.seen);
+    eventually("it has found that its connections are gone", async || seen().await == Some(position(2)))
+        .await;
+    assert_eq!(site.commit(&is_back).await, Ok(Fate::Committed));
+    assert_eq!(after.amount(1).await, 99);
+    assert_eq!(Site::attached(&url, 5, site.cluster).await.attachment.seen, Some(position(2)));
+    assert_eq!(after.commit(&is_lost).await, Ok(Fate::RolledBack));
+    assert_eq!(after.amount(2).await, 100);
+}

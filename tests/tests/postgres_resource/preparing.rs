@@ -343,3 +343,21 @@ async fn connections_return_to_the_services_pool() {
     let warnings: Vec<String> = database.log().into_iter().filter(|line| line.contains("WARNING")).collect();
     assert!(warnings.is_empty(), "{warnings:?}");
 }
+
+/// By the server: a name of 200 bytes is refused.
+#[tokio::test]
+async fn a_branch_of_the_longest_name_is_prepared_and_found_again() {
+    let site = Site::new().await;
+    let longest = name(&"n".repeat(47));
+    let resource = Postgres::new(site.pool.clone());
+    resource.attach(&longest).await.unwrap();
+    let gtrid = Gtrid::new(Epoch::new(u32::MAX).unwrap(), (1 << 48) - 1, [255; 10]);
+    let branch =
+        BranchId { cluster: site.cluster, xid: Xid { gtrid, bqual: Bqual::new(&longest, u64::MAX) } };
+    let mut open = resource.begin(&branch, LONG).await.unwrap();
+    run(&mut open, &take_from(1)).await.unwrap();
+    assert_eq!(resource.prepare(&branch, open, &position(1)).await, Ok(Prepared::Yes));
+    assert_eq!(resource.prepared(site.cluster, &longest).await, Ok(vec![branch.xid.clone()]));
+    assert_eq!(resolved(async || resource.commit(&branch, &position(2)).await).await, Fate::Committed);
+    assert_eq!(site.amount(1).await, 99);
+}

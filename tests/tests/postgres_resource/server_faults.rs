@@ -1,6 +1,7 @@
 //! A server that crashes, and one that is a standby.
 
 use lockstep::resource::{Fate, Resource as _, ResourceError};
+use sqlx::Connection as _;
 
 use super::*;
 
@@ -142,4 +143,93 @@ async fn resolved_to_an_error<T: std::fmt::Debug, F: Future<Output = Result<T, U
         }
     };
     tokio::time::timeout(Duration::from_secs(20), asking).await.expect("it does not say why")
+}
+
+/// P8: whoever attaches after a crash tells the coordinator of the decision, and not only of the prepare.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_position_of_a_commit_is_as_durable_as_the_commit() {
+    let mut server = server(&[]);
+    let url = server.url("postgres");
+    let mut site = Site::at(&url, 5).await;
+    site.resource.bind(site.cluster).await.unwrap();
+    for (number, id) in (10..).zip(1..=5) {
+        let branch = site.prepared(id).await;
+        let fate = match number % 2 {
+            0 => site.resource.commit(&branch, &position(number)).await,
+            _ => site.resource.prove(&branch, &position(number)).await,
+        };
+        // At once: nothing is written out meanwhile that the commit itself has not forced.
+        server.kill().unwrap();
+        assert_eq!(fate, Ok(Fate::Committed));
+        server.restart().unwrap();
+        site = Site::attached(&url, 5, site.cluster).await;
+        assert_eq!(site.amount(id).await, 99);
+        assert_eq!(site.attachment.seen, Some(position(number)));
+    }
+}
+
+/// A standby that got neither: the acknowledged commit is undone there, and the acknowledged prepare is gone.
+#[tokio::test(flavor = "multi_thread")]
+async fn after_a_failover_a_branch_that_is_back_is_committed_again_and_a_lost_one_is_known_to_be_lost() {
+    let mut server = server(&[]);
+    let url = server.url("postgres");
+    let site = Site::at(&url, 5).await;
+    site.resource.bind(site.cluster).await.unwrap();
+    let is_back = site.prepared(1).await;
+    server.keep_files().unwrap();
+    // The service's pool finds out that its connections are gone.
+    let site = Site::attached(&url, 5, site.cluster).await;
+    assert_eq!(site.commit(&is_back).await, Ok(Fate::Committed));
+    let is_lost = site.prepared(2).await;
+    server.fail_over().unwrap();
+
+    let after = Site::attached(&url, 5, site.cluster).await;
+    assert_eq!(after.resource.prepared(site.cluster, &name(NAME)).await, Ok(vec![is_back.xid.clone()]));
+    assert_eq!(after.amount(1).await, 100, "its commit is undone");
+    assert_eq!(after.attachment.seen, None);
+    // The process that lived on knows more than its database, and does not take it for kept.
+    let seen = async || site.resource.attach(&name(NAME)).await.ok().and_then(|attachment| attachment.seen);
+    eventually("it has found that its connections are gone", async || seen().await == Some(position(2)))
+        .await;
+    assert_eq!(site.commit(&is_back).await, Ok(Fate::Committed));
+    assert_eq!(after.amount(1).await, 99);
+    assert_eq!(Site::attached(&url, 5, site.cluster).await.attachment.seen, Some(position(2)));
+    assert_eq!(after.commit(&is_lost).await, Ok(Fate::RolledBack));
+    assert_eq!(after.amount(2).await, 100);
+}
+
+/// A commit that waits for a standby is done when the standby has it, and not before: whoever goes away, and whatever is asked
+/// meanwhile. Cancelling that wait would only warn, and the branch would be committed here alone.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_commit_that_waits_for_a_standby_is_neither_answered_nor_cancelled() {
+    let server = server(&[]);
+    let site = Site::at(&server.url("postgres"), 5).await;
+    let branch = site.prepared(1).await;
+    let set = |standbys: &str| {
+        server
+            .psql("postgres", &format!("ALTER SYSTEM SET synchronous_standby_names = '{standbys}'"))
+            .unwrap();
+        server.psql("postgres", "SELECT pg_reload_conf()").unwrap();
+    };
+    set("nobody");
+    // The server takes a while to notice the setting: until somebody's write waits.
+    let waiting = "SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'SyncRep'";
+    let is_noticed = async || {
+        let mut probe = sqlx::PgConnection::connect(&server.url("postgres")).await.unwrap();
+        let write = sqlx::raw_sql("UPDATE account SET amount = amount WHERE id = 10").execute(&mut probe);
+        let has_waited = tokio::time::timeout(Duration::from_secs(1), write).await.is_err();
+        has_waited && site.scalar::<i64>(waiting).await == 1
+    };
+    eventually("the server waits for a standby", is_noticed).await;
+    // Whoever asked goes away in the middle.
+    let commit = tokio::time::timeout(Duration::from_secs(1), site.commit(&branch)).await;
+    assert!(commit.is_err(), "{commit:?}");
+    assert_eq!(site.scalar::<i64>(waiting).await, 2, "the server waits on");
+    for asked in [site.commit(&branch).await, site.rollback(&branch).await] {
+        assert!(asked.as_ref().is_err_and(|why| why.0.contains("busy")), "{asked:?}");
+    }
+    assert_eq!(site.amount(1).await, 100, "nobody sees it yet");
+    set("");
+    assert_eq!(resolved(async || site.rollback(&branch).await).await, Fate::Committed);
+    assert_eq!(site.amount(1).await, 99);
 }

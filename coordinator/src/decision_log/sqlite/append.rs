@@ -11,24 +11,15 @@ use lockstep_proto::museum::mutated;
 use sqlx::SqliteConnection;
 
 use super::hex::{Hex, json};
-use super::rows;
 use super::transaction::Fault;
-use crate::protocol::outcome::Outcome;
-use crate::protocol::record::{DecisionKind, DecisionRecord, EndRecord};
+use crate::decision_log::ends::{Ended, can_end, how_ended, says_more};
+use crate::decision_log::rows;
+use crate::protocol::record::{DecisionRecord, EndRecord};
 
 /// What the log has of a transaction before the write.
 struct Stored {
     decision: Option<DecisionRecord>,
     ended: Option<Ended>,
-}
-
-/// What is on record of an end.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Ended {
-    /// As decided.
-    AsDecided,
-    /// With a heuristic outcome.
-    Heuristically,
 }
 
 /// What a row will have that it has not yet.
@@ -138,37 +129,6 @@ fn plan(
         before.ended = Some(how);
     }
     Ok(changes)
-}
-
-fn how_ended(outcome: Outcome) -> Ended {
-    match outcome {
-        Outcome::Heuristic(_) => Ended::Heuristically,
-        Outcome::Committed | Outcome::RolledBack | Outcome::NothingToCommit | Outcome::Unknown => {
-            Ended::AsDecided
-        }
-    }
-}
-
-/// Whether an end adds to what is on record. One that is there already changes nothing when it comes again, with one exception: a
-/// branch may turn out to have ended differently long after its transaction did, and another one after that. Such a record
-/// always replaces what is there, and nothing but such a record ever replaces it.
-fn says_more(before: Option<Ended>, now: Ended) -> bool {
-    match (before, now) {
-        (None, _) | (Some(_), Ended::Heuristically) => true,
-        (Some(Ended::AsDecided | Ended::Heuristically), Ended::AsDecided) => false,
-    }
-}
-
-/// Whether a transaction with this decision can have this end. Anything else would be a decision that changed.
-fn can_end(decision: Option<&DecisionRecord>, end: &EndRecord) -> bool {
-    match end.outcome {
-        Outcome::Unknown => false,
-        Outcome::Heuristic(_) => true,
-        Outcome::Committed => decision.is_some(),
-        Outcome::RolledBack | Outcome::NothingToCommit => {
-            decision.is_none_or(|decision| decision.kind == DecisionKind::OnePhaseIntent)
-        }
-    }
 }
 
 /// The engine asks for something that the log rules out: one of the two is wrong about the transaction. Refusing would let

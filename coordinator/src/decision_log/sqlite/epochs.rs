@@ -11,8 +11,8 @@ use lockstep_proto::museum::mutated;
 use lockstep_proto::{ClusterId, Epoch, Incarnation, LogPosition};
 use sqlx::SqliteConnection;
 
-use super::rows::{self, EpochRow};
 use super::transaction::Fault;
+use crate::decision_log::rows::{self, EpochRow};
 
 /// The epoch that this process writes under, as its row is now.
 #[derive(Debug, Clone, Copy)]
@@ -107,6 +107,22 @@ pub(super) async fn mark(connection: &mut SqliteConnection, name: &str) -> Resul
         .fetch_optional(connection)
         .await?;
     Ok(record)
+}
+
+/// Writes a mark, whether or not it is there.
+pub(super) async fn set_mark(
+    connection: &mut SqliteConnection,
+    name: &str,
+    record: &[u8],
+) -> Result<(), Fault> {
+    sqlx::query(
+        "INSERT INTO marks (name, record) VALUES (?1, ?2) ON CONFLICT (name) DO UPDATE SET record = excluded.record",
+    )
+    .bind(name)
+    .bind(record)
+    .execute(connection)
+    .await?;
+    Ok(())
 }
 
 /// Changes an epoch's row, if it is still what it was.

@@ -5,36 +5,7 @@ use sqlx::SqlitePool;
 
 use super::read;
 use crate::decision_log::ReadError;
-
-/// Hex digits of a gtrid's UUID.
-const UUID_DIGITS: usize = 32;
-
-/// What a prefix asks for. Nothing else is the beginning of a gtrid.
-#[derive(Debug, PartialEq, Eq)]
-enum Prefix<'a> {
-    /// `12.0192`: the epoch, and the beginning of the digits, perhaps none.
-    Epoch(u32, &'a str),
-    /// `0192` or `12`: the beginning of the digits, or of the epoch.
-    Either(&'a str),
-}
-
-fn parse(prefix: &str) -> Option<Prefix<'_>> {
-    let is_hex = |text: &str| {
-        text.len() <= UUID_DIGITS && text.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b))
-    };
-    match prefix.split_once('.') {
-        Some((epoch, digits)) => {
-            let known = epoch.parse::<Epoch>().ok()?;
-            is_hex(digits).then_some(Prefix::Epoch(known.get(), digits))
-        }
-        None => is_hex(prefix).then_some(Prefix::Either(prefix)),
-    }
-}
-
-/// The lowest and the highest UUID that begin with these digits.
-fn range(digits: &str) -> (String, String) {
-    (format!("{digits:0<UUID_DIGITS$}"), format!("{digits:f<UUID_DIGITS$}"))
-}
+use crate::decision_log::prefix::{Prefix, parse, range};
 
 /// Transactions with a record that begin so, oldest first. Those of an epoch whose digits are not given are found by walking
 /// over the whole table; a text that cannot be an epoch's (the digits of our century begin with 0) spares that.

@@ -143,8 +143,8 @@ pub enum OpenError {
 }
 
 /// Opens connections to one database, and says what went wrong with it.
-struct Opening {
-    file: PathBuf,
+pub(super) struct Opening {
+    pub(super) file: PathBuf,
 }
 
 impl SqliteLog {
@@ -203,7 +203,10 @@ impl Opening {
     }
 
     /// A connection that writes, and whose settings are what was asked for.
-    async fn connect(&self, synchronous: SqliteSynchronous) -> Result<SqliteConnection, OpenError> {
+    pub(super) async fn connect(
+        &self,
+        synchronous: SqliteSynchronous,
+    ) -> Result<SqliteConnection, OpenError> {
         let needed = match synchronous {
             SqliteSynchronous::Full => "2",
             SqliteSynchronous::Normal => "1",
@@ -249,7 +252,7 @@ impl Opening {
             .map_err(|error| self.error("open", error))
     }
 
-    async fn migrate(&self, connection: &mut SqliteConnection) -> Result<(), OpenError> {
+    pub(super) async fn migrate(&self, connection: &mut SqliteConnection) -> Result<(), OpenError> {
         let Err(error) = SCHEMA.run(connection).await else { return Ok(()) };
         let file = self.file.clone();
         // The enum is not ours, and open: what is neither of these says that the migrations were tampered with.
@@ -270,6 +273,15 @@ impl Opening {
             // The connection, and with it the transaction, ends with the error.
             Err(Fault::Fatal(what)) => Err(OpenError::Damaged { file: self.file.clone(), what }),
             taken => tx.finish(taken).await.map_err(failed),
+        }
+    }
+
+    /// What a fault of a transaction outside of an open log says.
+    pub(super) fn fault(&self, fault: Fault) -> OpenError {
+        let file = self.file.clone();
+        match fault {
+            Fault::Fatal(what) => OpenError::Damaged { file, what },
+            Fault::Refused(why) => OpenError::NoEpoch { file, source: AppendError::Refused(why) },
         }
     }
 

@@ -11,9 +11,10 @@ use sqlx::{SqliteConnection, SqlitePool};
 use super::epochs;
 use super::hex::{Hex, json};
 use super::read::{self, Row};
-use super::rows;
 use super::transaction::Fault;
-use crate::decision_log::{KnownResourceManager, PruneLimits, ReadError};
+use crate::decision_log::pruning::{first_kept_ms, first_key_at};
+use crate::decision_log::rows;
+use crate::decision_log::{PruneLimits, ReadError};
 
 /// Ended transactions that the limits let go, oldest first. Each record is checked before it is given up: a damaged time
 /// must not pass for an old one.
@@ -34,25 +35,6 @@ pub(super) async fn candidates(readers: &SqlitePool, limits: &PruneLimits) -> Re
     .await
     .map_err(read::error)?;
     rows.into_iter().map(|row| Ok(row.recorded()?.0)).collect()
-}
-
-/// The first time, in milliseconds, of which transactions are kept. `None` while a resource manager has not yet said what
-/// it holds.
-fn first_kept_ms(limits: &PruneLimits, known: &[KnownResourceManager]) -> Option<u64> {
-    if mutated("P7-prunes-above-the-floors") {
-        return Some(limits.below.unix_ms().min(limits.ended_before_ms));
-    }
-    known
-        .iter()
-        .map(|manager| manager.floor.map(|floor| floor.unix_ms()))
-        .try_fold(limits.below.unix_ms().min(limits.ended_before_ms), |ms, floor| Some(ms.min(floor?)))
-}
-
-/// What is lower than the keys of all transactions begun at `unix_ms` or later, and above all others.
-fn first_key_at(unix_ms: u64) -> Vec<u8> {
-    // A gtrid's first 48 bits are its time.
-    const NEWEST: u64 = (1 << 48) - 1;
-    unix_ms.min(NEWEST).to_be_bytes()[2..].to_vec()
 }
 
 /// Deletes those of the candidates that may still go, and raises the horizon above them. How many went.

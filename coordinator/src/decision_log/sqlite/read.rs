@@ -7,8 +7,9 @@ use lockstep_proto::{Epoch, Gtrid, LogPosition, ResourceManagerName};
 use sqlx::{SqliteExecutor, SqlitePool};
 
 use super::hex::{Hex, json};
-use super::rows::{self, RowError};
 use super::transaction::Fault;
+use crate::decision_log::restore::Marks;
+use crate::decision_log::rows::{self, RowError};
 use crate::decision_log::{EpochState, KnownResourceManager, LookUp, ReadError, Recorded};
 use crate::protocol::record::{DecisionRecord, EndRecord};
 
@@ -95,6 +96,8 @@ struct LookUpRow {
     ending: Option<Vec<u8>>,
     epoch: Option<Vec<u8>>,
     horizon: Option<Vec<u8>>,
+    behind: Option<Vec<u8>>,
+    restored: Option<Vec<u8>>,
 }
 
 /// What the log, opened under `own`, knows of each of these.
@@ -106,7 +109,9 @@ pub(super) async fn look_up(
     let keys = json(gtrids.iter().map(|gtrid| (Hex::of(gtrid.to_bytes()), gtrid.epoch().get())));
     let found: Vec<LookUpRow> = sqlx::query_as(
         "SELECT t.decision, t.ended_ms, t.ending, e.record AS epoch, \
-             (SELECT record FROM marks WHERE name = 'horizon') AS horizon \
+             (SELECT record FROM marks WHERE name = 'horizon') AS horizon, \
+             (SELECT record FROM marks WHERE name = 'behind') AS behind, \
+             (SELECT record FROM marks WHERE name = 'restored') AS restored \
          FROM json_each(?1) AS asked \
          LEFT JOIN transactions AS t ON t.gtrid = unhex(asked.value ->> 0) \
          LEFT JOIN epochs AS e ON e.number = asked.value ->> 1 \
@@ -133,6 +138,8 @@ impl LookUpRow {
             Some(_) => EpochState::Live,
         };
         let below_horizon = gtrid.unix_ms() <= horizon(self.horizon)?;
+        let marks = decode_marks(self.behind.as_deref(), self.restored.as_deref())?;
+        let (epoch, below_horizon) = marks.weigh(&gtrid, epoch, below_horizon);
         Ok(LookUp { recorded, epoch, below_horizon })
     }
 }
@@ -143,8 +150,26 @@ pub(super) fn horizon(record: Option<Vec<u8>>) -> Result<u64, ReadError> {
     rows::decode_horizon(&record).map_err(|error| damaged("the horizon", error))
 }
 
+fn decode_marks(behind: Option<&[u8]>, restored: Option<&[u8]>) -> Result<Marks, ReadError> {
+    Marks::decode(behind, restored).map_err(|error| damaged("a restore", error))
+}
+
+/// What is noted of a restore.
+pub(super) async fn marks(readers: &SqlitePool) -> Result<Marks, ReadError> {
+    let found: (Option<Vec<u8>>, Option<Vec<u8>>) = sqlx::query_as(
+        "SELECT (SELECT record FROM marks WHERE name = 'behind'), (SELECT record FROM marks WHERE name = 'restored')",
+    )
+    .fetch_one(readers)
+    .await
+    .map_err(error)?;
+    decode_marks(found.0.as_deref(), found.1.as_deref())
+}
+
 /// Whether the log has this position behind it.
 pub(super) async fn reaches(readers: &SqlitePool, position: LogPosition) -> Result<bool, ReadError> {
+    if marks(readers).await?.covers(position) {
+        return Ok(true);
+    }
     let number = position.epoch.get();
     let record: Option<Vec<u8>> = sqlx::query_scalar("SELECT record FROM epochs WHERE number = ?1")
         .bind(number)

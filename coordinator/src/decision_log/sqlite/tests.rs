@@ -5,15 +5,15 @@ mod crash;
 mod damage;
 mod disk;
 mod opening;
-mod rows;
 mod size;
 
 use sqlx::sqlite::SqliteConnectOptions;
 use sqlx::{ConnectOptions, SqliteConnection};
 use tempfile::TempDir;
 
-use super::{OpenError, Opened, Options, SqliteLog};
-use crate::decision_log::contract::{self, Store};
+use super::{OpenError, Opened, Options, SqliteLog, restore};
+use crate::decision_log::contract::Store;
+use crate::decision_log::restore::{Order, Restoration, RestoreError};
 
 /// A log in a directory of its own.
 pub(crate) struct TempSqlite(pub(crate) TempDir);
@@ -28,6 +28,10 @@ impl Store for TempSqlite {
     async fn open(&self) -> SqliteLog {
         open(self).await.unwrap().0
     }
+
+    async fn restore(&self, order: &Order) -> Result<Restoration, RestoreError> {
+        restore(self.0.path(), order).await
+    }
 }
 
 /// Opens the log there, on however small a disk.
@@ -41,4 +45,4 @@ pub(crate) async fn stranger(store: &TempSqlite) -> SqliteConnection {
     SqliteConnectOptions::new().filename(file).connect().await.unwrap()
 }
 
-contract::contract!(TempSqlite);
+crate::decision_log_contract!(TempSqlite);

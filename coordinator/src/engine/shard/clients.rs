@@ -103,7 +103,20 @@ impl<R> Shard<R> {
         let undelivered = self.live.len() - undecided;
         let oldest = self.live.keys().next().copied();
         let begins_from_ms = self.begins_from_ms;
-        let summary = Summary { live: self.live.len(), undecided, undelivered, oldest, begins_from_ms };
+        let overdue = self.live.values().filter(|live| is_overdue(live, now)).count();
+        let mut decided = self.live.iter().filter(|(_, live)| !is_undecided(&live.transaction));
+        let oldest_undelivered = decided.next().map(|(gtrid, _)| *gtrid);
+        let queued = self.deliveries.depths().map(|(name, depth)| (name.clone(), depth)).collect();
+        let summary = Summary {
+            live: self.live.len(),
+            undecided,
+            overdue,
+            undelivered,
+            oldest_undelivered,
+            oldest,
+            begins_from_ms,
+            queued,
+        };
         self.reply(reply, Answer::Summary(summary));
     }
 
@@ -152,4 +165,9 @@ fn known(transaction: &Transaction) -> OutcomeAnswer {
         branches: transaction.branches().len(),
         pending: transaction.pending(),
     }
+}
+
+/// Whether its time is over though nothing is decided.
+fn is_overdue<R>(live: &Live<R>, now: Now) -> bool {
+    is_undecided(&live.transaction) && live.deadline.is_some_and(|deadline| deadline <= now.monotonic)
 }

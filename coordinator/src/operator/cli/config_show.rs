@@ -44,9 +44,14 @@ fn literal(setting: &Setting) -> toml::Value {
     match setting.key.form {
         Form::Count => toml::Value::Integer(text.parse().expect("it was read as a count with limits")),
         Form::Switch => toml::Value::Boolean(text.parse().expect("it was read as a switch")),
-        Form::Address | Form::Path | Form::Duration | Form::LogFormat | Form::LogFilter => {
-            toml::Value::String(text.clone())
-        }
+        Form::Address
+        | Form::Path
+        | Form::Duration
+        | Form::LogPlace
+        | Form::Settings
+        | Form::NodeName
+        | Form::LogFormat
+        | Form::LogFilter => toml::Value::String(text.clone()),
     }
 }
 

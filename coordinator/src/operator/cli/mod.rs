@@ -1,17 +1,20 @@
 //! The commands of `lockstep`.
 //!
 //! - [`exit`]: what each exit code means, and how a failure is told.
-//! - [`serve`], [`config_show`], [`status`], [`tx`], [`doctor`]: the commands.
+//! - [`serve`], [`migrate`], [`restore`], [`cluster`], [`config_show`], [`status`], [`tx`], [`doctor`]: the commands.
 //! - [`remote`]: how they ask a running coordinator, and what a failed question means.
 //! - [`tables`], [`output`]: how an answer is written: data on stdout, talk on stderr.
 //!
 //! A command that reads changes nothing; none of them is told a secret.
 
+mod cluster;
 mod config_show;
 mod doctor;
 mod exit;
+mod migrate;
 mod output;
 mod remote;
+mod restore;
 mod serve;
 mod status;
 mod tables;
@@ -37,6 +40,13 @@ struct Cli {
 enum Command {
     /// Run a coordinator until SIGTERM or SIGINT; a second one ends it at once, which is safe
     Serve(serve::Args),
+    /// Nodes that share a decision log
+    #[command(subcommand, arg_required_else_help = true)]
+    Cluster(cluster::Command),
+    /// Make the schema of a shared decision log, or bring it up to date; safe while coordinators run
+    Migrate(migrate::Args),
+    /// Deal with a decision log that was restored from a backup, or has failed over with a loss
+    Restore(restore::Args),
     /// What a coordinator would be configured to
     #[command(subcommand, arg_required_else_help = true)]
     Config(ConfigCommand),
@@ -102,6 +112,9 @@ fn dispatch(command: Command) -> Result<Exit, Failure> {
     match command {
         Command::Config(ConfigCommand::Show(args)) => config_show::run(&args),
         Command::Serve(args) => block_on(serve::run(args)),
+        Command::Cluster(command) => block_on(cluster::run(command)),
+        Command::Migrate(args) => block_on(migrate::run(args)),
+        Command::Restore(args) => block_on(restore::run(args)),
         Command::Tx(command) => block_on(tx::run(command)),
         Command::Status(args) => block_on(status::run(args)),
         Command::Doctor(args) => block_on(doctor::run(args)),

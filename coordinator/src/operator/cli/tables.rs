@@ -5,6 +5,7 @@ use std::io::IsTerminal as _;
 use comfy_table::{Cell, Color, ColumnConstraint, ContentArrangement, Table, Width, presets};
 use lockstep_proto::limits::cut;
 
+use super::cluster::NodeView;
 use super::output::printable;
 use crate::operator::view::{
     BranchView, Moment, Outcome, OutcomeView, ParticipantView, State, StatusView, TransactionList,
@@ -87,6 +88,28 @@ pub(super) fn list(list: &TransactionList, look: Look) -> String {
         ]);
         row.max_height(1);
         table.add_row(row);
+    }
+    lines(&table)
+}
+
+/// `cluster ls`. Empty if there is none.
+pub(super) fn nodes(nodes: &[NodeView], look: Look) -> String {
+    if nodes.is_empty() {
+        return String::new();
+    }
+    let mut table = look.table(7);
+    table.set_header(["EPOCH", "STATE", "LEASE", "LIVE", "UNFINISHED", "ADOPTED BY", "NODE"]);
+    for node in nodes {
+        let lease = if node.state == "live" { format!("{}ms", node.lease_ms) } else { String::new() };
+        table.add_row(vec![
+            Cell::new(node.epoch),
+            Cell::new(node.state),
+            Cell::new(lease),
+            Cell::new(node.live),
+            Cell::new(node.unfinished),
+            Cell::new(node.adopted_by.map_or(String::new(), |epoch| format!("epoch {epoch}"))),
+            Cell::new(printable(&node.node)),
+        ]);
     }
     lines(&table)
 }

@@ -82,6 +82,7 @@ fn silence_is_a_rollback_only_where_nothing_can_be_hidden_by_it() {
     for (look_up, behind) in look_ups(&Recorded::Absent) {
         let expected = match (look_up.epoch, look_up.below_horizon, behind) {
             (EpochState::Own | EpochState::Sealed, false, false) => Some(Known::PresumedRolledBack),
+            (EpochState::Live, false, false) => Some(Known::Elsewhere),
             (EpochState::Own | EpochState::Sealed | EpochState::Live | EpochState::Unknown, _, _) => None,
         };
         match (conclude(&look_up, behind), expected) {
@@ -118,7 +119,7 @@ fn a_record_is_what_it_says() {
 /// What becomes of a branch that is listed as prepared: `a`, which the decision names, and `b`, which it does not.
 #[test]
 fn a_prepared_branch_follows_the_decision_that_names_it() {
-    use PreparedFate::{Commit, Rollback, Unknown};
+    use PreparedFate::{Commit, Rollback, StillRunning, Unknown};
     let operator = Unknown("its one-phase commit has a heuristic outcome on record: an operator decides");
     let table = [
         ("commit", Commit, Rollback),
@@ -144,6 +145,9 @@ fn a_prepared_branch_follows_the_decision_that_names_it() {
         let fate = prepared_fate(&look_up, behind, &bqual("a"));
         assert_eq!(fate == Rollback, presumed, "{look_up:?}");
         assert_ne!(fate, Commit, "{look_up:?}");
+        // Its coordinator will decide it, or be sealed: nothing for an operator.
+        let elsewhere = look_up.epoch == EpochState::Live && !look_up.below_horizon && !behind;
+        assert_eq!(fate == StillRunning, elsewhere, "{look_up:?}");
     }
 }
 

@@ -61,6 +61,10 @@ impl Resource for Ledger {
         open
     }
 
+    async fn has_written(open: &mut Desk) -> bool {
+        !open.draft().entries.is_empty()
+    }
+
     async fn prepare(
         &self,
         branch: &BranchId,

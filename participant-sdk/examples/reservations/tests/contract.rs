@@ -3,7 +3,9 @@
 #![allow(clippy::unwrap_used, reason = "in a test a panic is the message")]
 
 use std::sync::Mutex;
+use std::time::Duration;
 
+use lockstep::resource::{Bqual, BranchId, ClusterId, Epoch, Gtrid, Resource as _, Xid};
 use lockstep::testing::{Subject, contract};
 use reservations::{Desk, Ledger};
 use tempfile::TempDir;
@@ -45,4 +47,21 @@ impl Subject for Ledgers {
 #[tokio::test]
 async fn a_ledger_keeps_the_contract() {
     contract(Ledgers::default()).await.assert_kept();
+}
+
+/// What an early vote goes by: a branch that has only read waits for the coordinator.
+#[tokio::test]
+async fn a_ledger_tells_whether_a_branch_has_written() {
+    let ledgers = Ledgers::default();
+    let ledger = ledgers.open(&ledgers.create().await).await;
+    let name = "shop".parse().unwrap();
+    ledger.attach(&name).await.unwrap();
+    let gtrid = Gtrid::new(Epoch::new(1).unwrap(), 1, [1; 10]);
+    let branch =
+        BranchId { cluster: ClusterId::from_random(1), xid: Xid { gtrid, bqual: Bqual::new(&name, 1) } };
+    let mut desk = ledger.begin(&branch, Duration::from_secs(60)).await.unwrap();
+    ledgers.read(&mut desk).await.unwrap();
+    assert!(!Ledger::has_written(&mut desk).await);
+    ledgers.write(&mut desk, "key").await.unwrap();
+    assert!(Ledger::has_written(&mut desk).await);
 }

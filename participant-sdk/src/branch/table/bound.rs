@@ -205,7 +205,10 @@ pub(super) fn prepared(event: Event) -> Stepped {
         Event::Decide(decision, position) => apply(decision, position),
         // The order to commit crossed a vote (P10): it is an order to commit all the same.
         Event::CommitOnePhase(position) => apply(Decision::Commit, position),
-        Event::HandlerGone
+        // Another instance has ended it, or somebody's hand. What became of it only the store knows.
+        Event::Found(Ok(false)) => to(State::Absent, []),
+        Event::Found(Ok(true) | Err(_))
+        | Event::HandlerGone
         | Event::Enlisted
         | Event::EnlistRefused(_)
         | Event::DeadlinePassed
@@ -217,7 +220,6 @@ pub(super) fn prepared(event: Event) -> Stepped {
         | Event::NotBegun(_)
         | Event::Discarded
         | Event::PrepareDone(_)
-        | Event::Found(_)
         | Event::Resolved(_) => impossible(State::Prepared, event),
     }
 }

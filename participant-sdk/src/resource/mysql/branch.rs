@@ -17,10 +17,12 @@ use sqlx::{MySqlPool, Row as _, SqlStr};
 use tokio::time::Instant;
 
 use super::connection::{Failure, Lease, Reply};
+use super::kept::Kept;
 use super::recovery;
 use super::refusal::{NOT_TRIED, WORK_OUTSIDE, words};
 use super::session::{KillOnDrop, Session};
 use super::sql::{self, Schema};
+use super::waits::{Waits, Watch};
 use crate::resource::{BranchId, Fate, Prepared, ResourceError, Unresolved, lock_wait};
 
 /// How long after the deadline the server may still end what runs in a branch, and take a prepare that was on
@@ -41,6 +43,8 @@ pub struct OpenBranch {
     // Closed first when this is dropped: killing is for a server that has not noticed.
     pub(super) lease: Lease,
     killer: KillOnDrop,
+    /// Finds out what the branch waits for, if it waits for long.
+    pub(super) watch: Watch,
     branch: BranchId,
     /// As they were when the branch began.
     counters: Counters,
@@ -56,7 +60,7 @@ impl OpenBranch {
         self.lease.run(sql, within).await
     }
 
-    /// For a branch that is prepared or committed: others can finish it only when this session is gone.
+    /// For a branch that has ended, or may have: others find out about it only when this session is gone.
     async fn close(mut self) {
         self.killer.disarm();
         self.lease.close().await;
@@ -100,8 +104,13 @@ impl Counters {
             xa: (number("Com_xa_start")?, number("Com_xa_end")?),
             commits: number("Com_xa_commit")?,
             undone: number("Handler_rollback")?,
-            rows: number("Handler_write")? + number("Handler_update")? + number("Handler_delete")?,
+            rows: Self::rows_of(reply)?,
         })
+    }
+
+    fn rows_of(reply: &Reply) -> Option<u64> {
+        let number = |name| reply.number(name);
+        Some(number("Handler_write")? + number("Handler_update")? + number("Handler_delete")?)
     }
 }
 
@@ -109,6 +118,7 @@ impl Counters {
 pub(super) async fn begin(
     pool: &MySqlPool,
     own: &MySqlPool,
+    waits: &Waits,
     branch: &BranchId,
     remaining: Duration,
 ) -> Result<OpenBranch, ResourceError> {
@@ -135,6 +145,7 @@ pub(super) async fn begin(
     Ok(OpenBranch {
         lease,
         killer: KillOnDrop::new(own.clone(), session),
+        watch: waits.watch(session.id, left / 2),
         branch: branch.clone(),
         counters,
         deadline_micros: session.begun_micros.saturating_add(lifetime),
@@ -154,6 +165,14 @@ fn cannot_begin(failure: Failure) -> ResourceError {
         }
         Failure::Lost(why) => why,
     })
+}
+
+/// Whether the server has counted a row that was written. If it can't be asked, yes: preparing finds out what is wrong.
+pub(super) async fn has_written(open: &mut OpenBranch) -> bool {
+    match open.run(sql::rows_written()).await {
+        Ok(reply) => Counters::rows_of(&reply) != Some(open.counters.rows),
+        Err(_) => true,
+    }
 }
 
 /// What the first round trip found.
@@ -254,6 +273,7 @@ async fn record_hazard(
 
 pub(super) async fn prepare(
     own: &MySqlPool,
+    kept: &Kept,
     branch: &BranchId,
     mut open: OpenBranch,
     schema: &Schema,
@@ -282,8 +302,7 @@ pub(super) async fn prepare(
     fail_point!("mysql-after-prepare");
     match answer {
         Ok(_) => {
-            open.close().await;
-            fail_point!("mysql-after-close");
+            kept.keep(branch, open.lease);
             Ok(Prepared::Yes)
         }
         Err(Failure::Lost(why)) => {

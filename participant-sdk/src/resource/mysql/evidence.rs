@@ -62,10 +62,13 @@ pub(super) async fn forget(
     Ok(())
 }
 
+/// The kind of a row that a branch has written itself.
+pub(super) const BRANCH: &str = "branch";
+
 /// What a row of this kind proves; `None` of a kind that there is not.
 pub(super) fn fate_of(kind: &str) -> Option<Fate> {
     match kind {
-        "branch" => Some(Fate::Committed),
+        BRANCH => Some(Fate::Committed),
         "fence" => Some(Fate::RolledBack),
         "hazard" => Some(Fate::Hazard),
         _ => None,

@@ -1,8 +1,10 @@
 //! A MariaDB or MySQL database as a participant: XA, and an evidence row for every branch.
 //!
 //! Read in this order:
-//! - `branch`: a branch while it is open, and how it is prepared. `session`: how its session is ended from outside.
-//! - `recovery`: how a prepared branch is finished, and what is found out about one that is not there.
+//! - `branch`: a branch while it is open, and how it is prepared. `session`: how its session is ended from outside. `waits`: what it
+//!   waits for.
+//! - `recovery`: how a prepared branch is finished, and what is found out about one that is not there. `kept`: why the session
+//!   that prepared it should do so.
 //! - `evidence`: the table that proves it, and pruning.
 //! - `attach`: our tables and our identity. What a server has to be, [`crate::doctor`] judges; `look`: what it sees.
 //! - `sql`: every statement. `refusal`: every refusal in words. `connection`: who holds a connection, and when
@@ -23,9 +25,10 @@
 //! `autocommit` hides them.
 //!
 //! What an operator sees: two tables in the service's database, `lockstep_evidence` and `lockstep_identity`; XA branches with
-//! the format id 1819239275; up to 8 connections beside the service's. A branch's connection is closed at the branch's end,
-//! and the pool opens a new one. XA branches have no owner: whoever can log in to the server and knows a
-//! branch's name can end it, so such a name is not to be shown to strangers.
+//! the format id 1819239275; up to 8 connections beside the service's. A branch's connection is closed at the branch's end, or half a
+//! second after it was prepared, and the pool opens a new one. A commit waits for the disk twice, the first time for the position of its
+//! decision (P8), unless another one has kept that or a newer one just before. XA branches have no owner: whoever can log in to the
+//! server and knows a branch's name can end it, so such a name is not to be shown to strangers.
 //!
 //! Tested with MariaDB. Everything here is written for MySQL from 8.0.30 as well, and untested with it. (Its usual way of
 //! asking for a password needs TLS, the socket, or sqlx's feature `mysql-rsa`.)
@@ -34,20 +37,25 @@ mod attach;
 mod branch;
 mod connection;
 mod evidence;
+mod kept;
 pub(crate) mod look;
 mod recovery;
 mod refusal;
 mod session;
 pub(crate) mod sql;
+mod waits;
 
-use std::sync::{Mutex, OnceLock, PoisonError};
+use std::sync::OnceLock;
 use std::time::Duration;
 
 use lockstep_proto::{ClusterId, Gtrid, LogPosition, ResourceManagerName, Xid};
 use sqlx::{MySqlConnection, MySqlPool};
 
 pub use self::branch::OpenBranch;
+use self::kept::Kept;
 use self::sql::Schema;
+use self::waits::Waits;
+use super::newest::Newest;
 use super::{Attachment, BranchId, EvidenceRow, Fate, Prepared, Resource, ResourceError, Room, Unresolved};
 
 /// A MariaDB or MySQL database that takes part through the service's own pool.
@@ -59,13 +67,13 @@ use super::{Attachment, BranchId, EvidenceRow, Fate, Prepared, Resource, Resourc
 pub struct MySql {
     pool: MySqlPool,
     own: MySqlPool,
+    kept: Kept,
     /// As which it attached.
     name: OnceLock<ResourceManagerName>,
     /// Where our tables are; known after attaching.
     schema: OnceLock<Schema>,
-    /// The newest position that this process has been told. The evidence rows know only what was the newest
-    /// when their branches were prepared, which is older than the decisions about them.
-    newest: Mutex<Option<LogPosition>>,
+    newest: Newest,
+    waits: Waits,
 }
 
 impl MySql {
@@ -74,21 +82,21 @@ impl MySql {
     #[must_use]
     pub fn new(pool: MySqlPool) -> Self {
         let own = connection::own_pool((*pool.connect_options()).clone());
-        Self { pool, own, name: OnceLock::new(), schema: OnceLock::new(), newest: Mutex::new(None) }
+        Self {
+            waits: Waits::new(own.clone()),
+            pool,
+            own,
+            kept: Kept::default(),
+            name: OnceLock::new(),
+            schema: OnceLock::new(),
+            newest: Newest::default(),
+        }
     }
 
     /// As which it attached, and where its tables are.
     fn attached(&self) -> Result<(&ResourceManagerName, &Schema), Unresolved> {
         let attached = self.name.get().zip(self.schema.get());
         attached.ok_or_else(|| Unresolved("the database was not attached yet".to_owned()))
-    }
-
-    /// Remembers `position` if it is the newest, and returns the newest.
-    fn remember(&self, position: Option<LogPosition>) -> Option<LogPosition> {
-        let mut newest = self.newest.lock().unwrap_or_else(PoisonError::into_inner);
-        let order = |position: &LogPosition| (position.epoch, position.sequence);
-        *newest = newest.take().into_iter().chain(position).max_by_key(order);
-        *newest
     }
 }
 
@@ -114,7 +122,7 @@ impl Resource for MySql {
                 schema.quoted()
             )));
         }
-        Ok(Attachment { seen: self.remember(found.attachment.seen), ..found.attachment })
+        Ok(Attachment { seen: self.newest.found(found.attachment.seen), ..found.attachment })
     }
 
     async fn bind(&self, cluster: ClusterId) -> Result<(), Unresolved> {
@@ -123,7 +131,7 @@ impl Resource for MySql {
     }
 
     async fn begin(&self, branch: &BranchId, remaining: Duration) -> Result<OpenBranch, ResourceError> {
-        branch::begin(&self.pool, &self.own, branch, remaining).await
+        branch::begin(&self.pool, &self.own, &self.waits, branch, remaining).await
     }
 
     fn connection(open: &mut OpenBranch) -> &mut MySqlConnection {
@@ -134,8 +142,12 @@ impl Resource for MySql {
         open.lease.connection_ref()
     }
 
-    fn awaited_lock(error: &(dyn std::error::Error + 'static)) -> Option<String> {
-        refusal::awaited_lock(error)
+    fn awaited_lock(open: &OpenBranch, error: &(dyn std::error::Error + 'static)) -> Option<String> {
+        refusal::awaited_lock(open.watch.found(), error)
+    }
+
+    async fn has_written(open: &mut OpenBranch) -> bool {
+        branch::has_written(open).await
     }
 
     async fn prepare(
@@ -144,8 +156,8 @@ impl Resource for MySql {
         open: OpenBranch,
         position: &LogPosition,
     ) -> Result<Prepared, Unresolved> {
-        self.remember(Some(*position));
-        branch::prepare(&self.own, branch, open, self.attached()?.1, position).await
+        self.newest.told(position);
+        branch::prepare(&self.own, &self.kept, branch, open, self.attached()?.1, position).await
     }
 
     async fn commit_one_phase(
@@ -154,7 +166,7 @@ impl Resource for MySql {
         open: OpenBranch,
         position: &LogPosition,
     ) -> Result<Fate, Unresolved> {
-        self.remember(Some(*position));
+        self.newest.told(position);
         branch::commit_one_phase(&self.own, branch, open, self.attached()?.1, position).await
     }
 
@@ -163,13 +175,15 @@ impl Resource for MySql {
     }
 
     async fn commit(&self, branch: &BranchId, position: &LogPosition) -> Result<Fate, Unresolved> {
-        self.remember(Some(*position));
-        recovery::commit(&self.own, self.attached()?.1, branch, position).await
+        self.newest.told(position);
+        let (name, schema) = self.attached()?;
+        recovery::keep_position(&self.own, schema, name, &self.newest, position).await?;
+        recovery::commit(&self.own, &self.kept, schema, branch, position).await
     }
 
     async fn rollback(&self, branch: &BranchId, position: &LogPosition) -> Result<Fate, Unresolved> {
-        self.remember(Some(*position));
-        recovery::rollback(&self.own, self.attached()?.1, branch, position).await
+        self.newest.told(position);
+        recovery::rollback(&self.own, &self.kept, self.attached()?.1, branch, position).await
     }
 
     /// The same as [`MySql::commit`]: a branch that was told to commit in one phase and is prepared is to be

@@ -5,6 +5,11 @@
 //! are committed, rolled back and never were, and of one that is prepared while the session that prepared it is still
 //! there.
 //!
+//! Nor does "OK" say anything to another session than the one that prepared the branch ([`super::kept`]). So while that one is kept
+//! it finishes its branch. Otherwise the branch's user lock tells whether it is still there; once the lock is free the server needs
+//! another moment, which nothing shows, and is given one. What came of it is then read in the evidence, and if nothing did,
+//! nothing is acknowledged: the branch is prepared until the server is restarted, and is finished then.
+//!
 //! Nothing is concluded on a replica that takes no writes.
 
 use std::time::Duration;
@@ -17,8 +22,10 @@ use sqlx::{MySqlPool, Row as _, SqlStr};
 
 use super::connection::{Failure, Lease, OWN_ANSWER_TIMEOUT, Reply, text};
 use super::evidence;
+use super::kept::{KEPT_FOR, Kept};
 use super::refusal::{DUPLICATE_KEY, UNKNOWN_XID, words_for_finishing};
 use super::sql::{self, Schema};
+use crate::resource::newest::Newest;
 use crate::resource::{BranchId, Fate, Unresolved};
 
 /// How long a row is kept whose branch's deadline is not known: once for the longest time that the branch may have left, and
@@ -27,41 +34,100 @@ const LONGEST_LIFETIME: Duration = MAX_TIMEOUT.saturating_mul(2);
 /// How long to wait between two looks at a branch whose session is still there: the server ends it some
 /// milliseconds after its client has gone.
 const GLANCE: Duration = Duration::from_millis(10);
-/// How often to look before asking again later: that session may be of a process that is stopped.
-const GLANCES: u32 = 20;
+/// How often to look before asking again later: longer than another instance keeps that session, which may be of a process that
+/// is stopped.
+const GLANCES: u128 = 20 + KEPT_FOR.as_millis() / GLANCE.as_millis();
+/// What the server is given to end a session of which it has let the user lock go.
+const SESSION_ENDS_WITHIN: Duration = Duration::from_millis(10);
+
+/// Makes the position durable: of a decision, before it is carried out (P8).
+pub(super) async fn keep_position(
+    own: &MySqlPool,
+    schema: &Schema,
+    name: &ResourceManagerName,
+    newest: &Newest,
+    position: &LogPosition,
+) -> Result<(), Unresolved> {
+    if !newest.is_kept(position) {
+        run(own, schema.keep_position(name, position)).await?;
+        newest.kept(position);
+    }
+    Ok(())
+}
 
 /// XA COMMIT; else as [`fence`] finds.
 pub(super) async fn commit(
     own: &MySqlPool,
+    kept: &Kept,
     schema: &Schema,
     branch: &BranchId,
     position: &LogPosition,
 ) -> Result<Fate, Unresolved> {
-    let mut lease = lease(own).await?;
     fail_point!("mysql-before-commit-prepared");
-    let is_done = finish(&mut lease, branch, sql::commit).await?;
+    let is_done = finish_where_prepared(kept, branch, sql::commit).await
+        || finish_elsewhere(own, branch, sql::commit, schema.kind(branch), true).await?;
     fail_point!("mysql-after-commit-prepared");
     if is_done {
         return Ok(Fate::Committed);
     }
-    fence(lease, schema, branch, position).await
+    fence(lease(own).await?, schema, branch, position).await
 }
 
 /// XA ROLLBACK; else as [`fence`] finds.
 pub(super) async fn rollback(
     own: &MySqlPool,
+    kept: &Kept,
     schema: &Schema,
     branch: &BranchId,
     position: &LogPosition,
 ) -> Result<Fate, Unresolved> {
-    let mut lease = lease(own).await?;
     fail_point!("mysql-before-rollback-prepared");
-    let is_done = finish(&mut lease, branch, sql::rollback).await?;
+    let is_done = finish_where_prepared(kept, branch, sql::rollback).await
+        || finish_elsewhere(own, branch, sql::rollback, schema.kind_even_if_uncommitted(branch), false)
+            .await?;
     fail_point!("mysql-after-rollback-prepared");
     if is_done {
         return Ok(Fate::RolledBack);
     }
-    fence(lease, schema, branch, position).await
+    fence(lease(own).await?, schema, branch, position).await
+}
+
+/// Whether the branch was finished in the session that prepared it. `false`: that is not kept any more, or did not do it.
+async fn finish_where_prepared(kept: &Kept, branch: &BranchId, statement: fn(&BranchId) -> SqlStr) -> bool {
+    let Some(mut lease) = kept.take(branch) else { return false };
+    let answer = lease.run(statement(branch), OWN_ANSWER_TIMEOUT).await;
+    lease.close().await;
+    if let Err(failure) = &answer {
+        tracing::warn!(%branch, ?failure, "the session that prepared a branch did not finish it; another one tries");
+    }
+    answer.is_ok()
+}
+
+/// Whether the branch was finished in another session than the one that prepared it; `false` if it is not among the prepared ones.
+/// `evidence` asks for the branch's own evidence, which has to be there afterwards, or not.
+async fn finish_elsewhere(
+    own: &MySqlPool,
+    branch: &BranchId,
+    statement: fn(&BranchId) -> SqlStr,
+    evidence: SqlStr,
+    is_there_then: bool,
+) -> Result<bool, Unresolved> {
+    let mut lease = lease(own).await?;
+    if !finish(&mut lease, branch, statement).await? {
+        return Ok(false);
+    }
+    let reply = lease.run(evidence, OWN_ANSWER_TIMEOUT).await.map_err(unresolved)?;
+    let kind = reply.rows.first().map(|row| text(row, "kind")).transpose().map_err(unreadable)?;
+    if (kind.as_deref() == Some(evidence::BRANCH)) == is_there_then {
+        return Ok(true);
+    }
+    let why = format!(
+        "the server answered {} with OK and did not do it, which MariaDB does when the session that prepared a branch is just \
+         ending; {branch} stays prepared, with its locks, and is not listed: restart the database server, and it is finished then",
+        statement(branch).as_str()
+    );
+    tracing::error!("{why}");
+    Err(Unresolved(why))
 }
 
 /// Whether the prepared branch was finished; `false` if it is not among the prepared ones.
@@ -70,7 +136,17 @@ async fn finish(
     branch: &BranchId,
     statement: fn(&BranchId) -> SqlStr,
 ) -> Result<bool, Unresolved> {
+    let mut was_there = false;
     for _ in 0..GLANCES {
+        let reply = lease.run(sql::session_is_there(branch), OWN_ANSWER_TIMEOUT).await.map_err(unresolved)?;
+        if is_there(&reply)? {
+            was_there = true;
+            tokio::time::sleep(GLANCE).await;
+            continue;
+        }
+        if std::mem::take(&mut was_there) {
+            tokio::time::sleep(SESSION_ENDS_WITHIN).await;
+        }
         match lease.run(statement(branch), OWN_ANSWER_TIMEOUT).await {
             Ok(_) => return Ok(true),
             Err(Failure::Refused(error)) if error.number() == UNKNOWN_XID => {}
@@ -83,8 +159,15 @@ async fn finish(
         tokio::time::sleep(GLANCE).await;
     }
     Err(Unresolved(format!(
-        "{branch} is prepared, and the session that prepared it is still there, so that nobody else may finish it"
+        "{branch} is prepared, or is being prepared, in a session that is still there, so that nobody else may finish it"
     )))
+}
+
+fn is_there(reply: &Reply) -> Result<bool, Unresolved> {
+    let row = reply.rows.first();
+    let row =
+        row.ok_or_else(|| Unresolved("the database did not say whether a session is there".to_owned()))?;
+    row.try_get::<i64, _>("is_there").map(|is_there| is_there != 0).map_err(unreadable)
 }
 
 /// Makes sure that a branch that is not prepared can't commit any more, or finds that it has.

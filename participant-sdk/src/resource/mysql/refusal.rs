@@ -28,13 +28,16 @@ pub(super) const NOT_TRIED: &[u16] = &[WRONG_STATE, NO_SAVEPOINT];
 /// A lock that was waited for until `innodb_lock_wait_timeout` or `lock_wait_timeout`.
 const WAITED_TOO_LONG: u16 = 1205;
 
-/// The lock that a statement waited for in vain. The server does not say of whom or of which row, and it is not to be found out any
-/// more: what InnoDB lists are the waits of now.
-pub(super) fn awaited_lock(error: &(dyn std::error::Error + 'static)) -> Option<String> {
+/// The lock that a statement waited for in vain. The server's error does not name it; `found` is what was seen while the wait lasted.
+pub(super) fn awaited_lock(found: Option<&str>, error: &(dyn std::error::Error + 'static)) -> Option<String> {
     let error = error.downcast_ref::<sqlx::Error>()?.as_database_error()?;
     let error = error.try_downcast_ref::<MySqlDatabaseError>()?;
     (error.number() == WAITED_TOO_LONG).then(|| {
-        "a lock on a row or a table of the statement that failed (the server does not name it)".to_owned()
+        found
+            .unwrap_or(
+                "a lock on a row or a table of the statement that failed (the server does not name it)",
+            )
+            .to_owned()
     })
 }
 

@@ -18,7 +18,7 @@ const PATIENCE: Duration = Duration::from_secs(3);
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Session {
     /// The server's number for it. A server that was restarted counts anew.
-    id: u64,
+    pub(super) id: u64,
     /// When the branch had begun in it: the server's clock, in microseconds since 1970.
     pub(super) begun_micros: i64,
 }

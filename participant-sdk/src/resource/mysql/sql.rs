@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use lockstep_proto::{ClusterId, LogPosition, ResourceManagerName};
 use sqlx::{AssertSqlSafe, SqlSafeStr as _, SqlStr};
+use uuid::Uuid;
 
 use crate::resource::BranchId;
 
@@ -186,6 +187,7 @@ impl Schema {
     /// - The server's clock is the real one, even if the handler has set another.
     /// - What follows has to come within `pause`; otherwise the server ends the session. Whoever is stopped before XA PREPARE
     ///   can't send it much later (P19), and whoever is stopped behind it does not keep others from finishing the branch (P24).
+    /// - The user lock is the session's until it ends, and tells others that it is there ([`session_is_there`]).
     /// - Rolling back to a savepoint that was just made does nothing but warn if something was done that can't be rolled back.
     ///   And it fails, and the evidence is not reached, in a session that is outside of any transaction, because the service has
     ///   ended the branch: there the row would be committed by itself, and lie.
@@ -200,11 +202,13 @@ impl Schema {
         text(format!(
             "SET SESSION timestamp = DEFAULT, wait_timeout = {pause} \
              /*M!100502 , idle_transaction_timeout = {pause} */; \
+             DO GET_LOCK('{lock}', 0); \
              SAVEPOINT lockstep; ROLLBACK TO SAVEPOINT lockstep; SHOW WARNINGS; \
              {COUNTERS}; \
              INSERT INTO {evidence} ({EVIDENCE_COLUMNS}) VALUES ('{branch}', 'branch', \
              IF(UTC_TIMESTAMP(6) < {deadline}, {deadline}, NULL), {fixed})",
             pause = seconds(pause),
+            lock = user_lock(branch),
             evidence = self.evidence_table(),
             fixed = fixed_columns(branch, position),
         ))
@@ -236,9 +240,33 @@ impl Schema {
         ))
     }
 
+    /// Keeps the position unless a newer one is kept.
+    pub(super) fn keep_position(&self, name: &ResourceManagerName, position: &LogPosition) -> SqlStr {
+        text(self.raise_position(name, position))
+    }
+
+    fn raise_position(&self, name: &ResourceManagerName, position: &LogPosition) -> String {
+        let LogPosition { epoch, incarnation, sequence } = position;
+        format!(
+            "UPDATE {identity} \
+             SET seen_epoch = {epoch}, seen_incarnation = '{incarnation}', seen_sequence = {sequence} \
+             WHERE resource_manager = '{name}' \
+             AND (seen_epoch IS NULL OR (seen_epoch, seen_sequence) < ({epoch}, {sequence}))",
+            identity = self.identity_table(),
+        )
+    }
+
     /// Of which kind the evidence is.
     pub(super) fn kind(&self, branch: &BranchId) -> SqlStr {
         text(format!("SELECT kind FROM {} WHERE xid = '{branch}'", self.evidence_table()))
+    }
+
+    /// The same as [`Schema::kind`], of a transaction that was not committed as well.
+    pub(super) fn kind_even_if_uncommitted(&self, branch: &BranchId) -> SqlStr {
+        text(format!(
+            "SET TRANSACTION ISOLATION LEVEL READ UNCOMMITTED; SELECT kind FROM {} WHERE xid = '{branch}'",
+            self.evidence_table()
+        ))
     }
 
     /// Whether the server is a replica, then the oldest branch of `cluster` that has evidence.
@@ -288,14 +316,7 @@ impl Schema {
         branches: &[BranchId],
         newest: &LogPosition,
     ) -> SqlStr {
-        let LogPosition { epoch, incarnation, sequence } = newest;
-        let mut sql = format!(
-            "START TRANSACTION; UPDATE {identity} \
-             SET seen_epoch = {epoch}, seen_incarnation = '{incarnation}', seen_sequence = {sequence} \
-             WHERE resource_manager = '{name}' \
-             AND (seen_epoch IS NULL OR (seen_epoch, seen_sequence) < ({epoch}, {sequence})); ",
-            identity = self.identity_table(),
-        );
+        let mut sql = format!("START TRANSACTION; {}; ", self.raise_position(name, newest));
         for branch in branches {
             sql.push_str(&format!("DELETE FROM {} WHERE xid = '{branch}'; ", self.evidence_table()));
         }
@@ -364,6 +385,29 @@ pub(super) fn begin(branch: &BranchId, limits: Limits) -> SqlStr {
     ))
 }
 
+/// What a session waits for, and who has it: no row if it waits for nothing. Others that wait for the same, and came before, are
+/// in the way too, and are named only if nobody else is. Needs PROCESS; MySQL keeps the waits elsewhere.
+pub(super) fn awaited(session: u64) -> SqlStr {
+    text(format!(
+        "SELECT l.lock_table AS object, COALESCE(l.lock_index, '') AS part, \
+         COALESCE(CONCAT('page ', l.lock_page, ', record ', l.lock_rec), '') AS place, \
+         CAST(b.trx_mysql_thread_id AS SIGNED) AS holder \
+         FROM information_schema.INNODB_TRX AS r \
+         JOIN information_schema.INNODB_LOCK_WAITS AS w ON w.requesting_trx_id = r.trx_id \
+         JOIN information_schema.INNODB_TRX AS b ON b.trx_id = w.blocking_trx_id \
+         JOIN information_schema.INNODB_LOCKS AS l ON l.lock_id = w.requested_lock_id \
+         WHERE r.trx_mysql_thread_id = {session} ORDER BY b.trx_wait_started IS NOT NULL LIMIT 1"
+    ))
+}
+
+/// How many rows were written in this session so far: a row for each way to do that.
+pub(super) fn rows_written() -> SqlStr {
+    text(
+        "SHOW SESSION STATUS WHERE Variable_name IN ('Handler_write', 'Handler_update', 'Handler_delete')"
+            .to_owned(),
+    )
+}
+
 /// [`COUNTERS`] alone.
 pub(super) fn counters() -> SqlStr {
     text(COUNTERS.to_owned())
@@ -410,6 +454,16 @@ pub(super) fn rollback(branch: &BranchId) -> SqlStr {
 /// How long the server has been up, in seconds, and its time in microseconds since 1970.
 pub(super) fn uptime() -> SqlStr {
     text(format!("SHOW GLOBAL STATUS LIKE 'Uptime'; SELECT {NOW} AS now"))
+}
+
+/// Whether the session that prepared this branch, or tried to, is still there, as far as its user lock tells.
+pub(super) fn session_is_there(branch: &BranchId) -> SqlStr {
+    text(format!("SELECT CAST(IS_USED_LOCK('{}') IS NOT NULL AS SIGNED) AS is_there", user_lock(branch)))
+}
+
+/// The name of the user lock that a branch's session holds. Names of at most 64 characters are taken: it is made of the branch's.
+fn user_lock(branch: &BranchId) -> String {
+    format!("lockstep-{}", Uuid::new_v5(&Uuid::NAMESPACE_OID, branch.to_string().as_bytes()).simple())
 }
 
 /// Ends a session.

@@ -34,14 +34,15 @@ mod recovery;
 mod refusal;
 pub(crate) mod sql;
 
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
 use lockstep_proto::{ClusterId, Gtrid, LogPosition, ResourceManagerName, Xid};
 use sqlx::{PgConnection, PgPool};
 
 pub use self::branch::OpenBranch;
+use super::newest::Newest;
 use super::{Attachment, BranchId, EvidenceRow, Fate, Prepared, Resource, ResourceError, Room, Unresolved};
 
 /// A PostgreSQL database that takes part through the service's own pool.
@@ -63,9 +64,7 @@ pub struct Postgres {
     name: OnceLock<ResourceManagerName>,
     /// Whether the server can notice that its client is gone while a statement runs; known after attaching.
     can_watch_client: AtomicBool,
-    /// The newest position that this process has been told. The evidence rows know only what was the newest
-    /// when their branches were prepared, which is older than the decisions about them.
-    newest: Mutex<Option<LogPosition>>,
+    newest: Newest,
 }
 
 impl Postgres {
@@ -79,20 +78,12 @@ impl Postgres {
             own,
             name: OnceLock::new(),
             can_watch_client: AtomicBool::new(false),
-            newest: Mutex::new(None),
+            newest: Newest::default(),
         }
     }
 
     fn name(&self) -> Result<&ResourceManagerName, Unresolved> {
         self.name.get().ok_or_else(|| Unresolved("the database was not attached yet".to_owned()))
-    }
-
-    /// Remembers `position` if it is the newest, and returns the newest.
-    fn remember(&self, position: Option<LogPosition>) -> Option<LogPosition> {
-        let mut newest = self.newest.lock().unwrap_or_else(PoisonError::into_inner);
-        let order = |position: &LogPosition| (position.epoch, position.sequence);
-        *newest = newest.take().into_iter().chain(position).max_by_key(order);
-        *newest
     }
 }
 
@@ -111,7 +102,7 @@ impl Resource for Postgres {
         self.own.set_connect_options((*self.pool.connect_options()).clone());
         let found = attach::attach(&self.own, name).await?;
         self.can_watch_client.store(found.can_watch_client, Ordering::Relaxed);
-        Ok(Attachment { seen: self.remember(found.attachment.seen), ..found.attachment })
+        Ok(Attachment { seen: self.newest.found(found.attachment.seen), ..found.attachment })
     }
 
     async fn bind(&self, cluster: ClusterId) -> Result<(), Unresolved> {
@@ -130,7 +121,7 @@ impl Resource for Postgres {
         open.lease.connection_ref()
     }
 
-    fn awaited_lock(error: &(dyn std::error::Error + 'static)) -> Option<String> {
+    fn awaited_lock(_open: &OpenBranch, error: &(dyn std::error::Error + 'static)) -> Option<String> {
         refusal::awaited_lock(error)
     }
 
@@ -144,7 +135,7 @@ impl Resource for Postgres {
         open: OpenBranch,
         position: &LogPosition,
     ) -> Result<Prepared, Unresolved> {
-        self.remember(Some(*position));
+        self.newest.told(position);
         branch::prepare(&self.own, branch, open, position).await
     }
 
@@ -154,7 +145,7 @@ impl Resource for Postgres {
         open: OpenBranch,
         position: &LogPosition,
     ) -> Result<Fate, Unresolved> {
-        self.remember(Some(*position));
+        self.newest.told(position);
         branch::commit_one_phase(&self.own, branch, open, position).await
     }
 
@@ -163,12 +154,12 @@ impl Resource for Postgres {
     }
 
     async fn commit(&self, branch: &BranchId, position: &LogPosition) -> Result<Fate, Unresolved> {
-        self.remember(Some(*position));
-        recovery::commit(&self.own, branch, position).await
+        self.newest.told(position);
+        recovery::commit(&self.own, self.name()?, &self.newest, branch, position).await
     }
 
     async fn rollback(&self, branch: &BranchId, position: &LogPosition) -> Result<Fate, Unresolved> {
-        self.remember(Some(*position));
+        self.newest.told(position);
         recovery::rollback(&self.own, branch, position).await
     }
 

@@ -18,23 +18,31 @@ use super::connection::{Failure, Lease, OWN_ANSWER_TIMEOUT, Reply};
 use super::evidence;
 use super::refusal::{UNDEFINED_OBJECT, words_for_finishing};
 use super::sql;
+use crate::resource::newest::Newest;
 use crate::resource::{BranchId, Fate, Room, Unresolved};
 
 /// How long a row is kept whose branch's deadline is not known: once for the longest time that the branch may have left, and
 /// once for one that was begun as late as it could be.
 const LONGEST_LIFETIME: Duration = MAX_TIMEOUT.saturating_mul(2);
 
-/// COMMIT PREPARED; else as [`fence`] finds.
+/// COMMIT PREPARED; else as [`fence`] finds. The decision's position is written on the same connection before.
 pub(super) async fn commit(
     own: &PgPool,
+    name: &ResourceManagerName,
+    newest: &Newest,
     branch: &BranchId,
     position: &LogPosition,
 ) -> Result<Fate, Unresolved> {
     let mut lease = lease(own).await?;
+    if !newest.is_kept(position) {
+        lease.run(sql::keep_position(name, position), OWN_ANSWER_TIMEOUT).await.map_err(unresolved)?;
+    }
     fail_point!("postgres-before-commit-prepared");
     let is_done = finish(&mut lease, sql::commit_prepared(branch)).await?;
     fail_point!("postgres-after-commit-prepared");
     if is_done {
+        // Not earlier: only the flush of the commit has made it durable.
+        newest.kept(position);
         return Ok(Fate::Committed);
     }
     fence(lease, branch, position).await

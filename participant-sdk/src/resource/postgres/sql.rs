@@ -240,6 +240,19 @@ pub(super) fn was_committed(branch: &BranchId) -> SqlStr {
     ))
 }
 
+/// Keeps the position unless a newer one is kept. It does not wait for the disk: the COMMIT PREPARED that follows does,
+/// whatever is set, and flushes all that was written before it (participants.md). (The two can't go out together:
+/// COMMIT PREPARED is refused beside other statements.)
+pub(super) fn keep_position(name: &ResourceManagerName, position: &LogPosition) -> SqlStr {
+    let LogPosition { epoch, incarnation, sequence } = position;
+    text(format!(
+        "SET LOCAL synchronous_commit = off; UPDATE lockstep.identity \
+         SET seen_epoch = {epoch}, seen_incarnation = '{incarnation}', seen_sequence = {sequence} \
+         WHERE resource_manager = '{name}' \
+         AND (seen_epoch IS NULL OR (seen_epoch, seen_sequence) < ({epoch}, {sequence}))"
+    ))
+}
+
 /// Commits a prepared branch.
 pub(super) fn commit_prepared(branch: &BranchId) -> SqlStr {
     text(format!("COMMIT PREPARED '{PREFIX}:{branch}'"))

@@ -149,17 +149,53 @@ fn without_a_slot_a_branch_is_refused_until_one_has_ended() {
     // One that is open already may be continued.
     assert!(!has_no_room(&join(&mut session, 3, 1)));
     // Prepared, it still has its slot.
-    session.handle(at, Event::Done(xid(0), Done::Begun));
-    session.handle(at, Event::Received(FromCoordinator::Enlisted(xid(0), Duration::from_secs(30))));
-    session.handle(at, Event::Finished { xid: xid(0), handler: 0, votes: false });
-    session.handle(at, Event::Received(FromCoordinator::Prepare(xid(0), position(2))));
-    session.handle(at, Event::Done(xid(0), Done::Prepared(Ok(Prepared::Yes))));
+    prepare(&mut session);
     assert!(has_no_room(&join(&mut session, 4, 4)));
     let commit = FromCoordinator::Decide(xid(0), crate::branch::Decision::Commit, position(2));
     session.handle(at, Event::Received(commit));
     assert!(has_no_room(&join(&mut session, 5, 5)), "it is being committed");
     session.handle(at, Event::Done(xid(0), Done::Resolved(Ok(Fate::Committed))));
     assert!(!has_no_room(&join(&mut session, 6, 6)));
+}
+
+/// Prepares the branch of a transaction that handler 0 has joined.
+fn prepare(session: &mut Session) {
+    let at = Duration::ZERO;
+    session.handle(at, Event::Done(xid(0), Done::Begun));
+    session.handle(at, Event::Received(FromCoordinator::Enlisted(xid(0), Duration::from_secs(30))));
+    session.handle(at, Event::Finished { xid: xid(0), handler: 0, votes: false });
+    session.handle(at, Event::Received(FromCoordinator::Prepare(xid(0), position(2))));
+    session.handle(at, Event::Done(xid(0), Done::Prepared(Ok(Prepared::Yes))));
+}
+
+/// What the store says in the listing that was begun last.
+fn listed(session: &mut Session, prepared: &[Xid]) {
+    let listing = Listing { attachment: None, prepared: prepared.to_vec(), oldest_evidence: None };
+    session.handle(Duration::ZERO, Event::Listed(session.number, Ok(listing)));
+}
+
+#[test]
+fn a_prepared_branch_that_another_instance_has_ended_takes_no_slot() {
+    let mut session = attached();
+    session.handle(Duration::ZERO, room(1, &[], 0));
+    assert!(!has_no_room(&join(&mut session, 0, 0)));
+    prepare(&mut session);
+    // This listing, the first, was begun before it was prepared: that it is not in it says nothing.
+    listed(&mut session, &[]);
+    assert!(has_no_room(&join(&mut session, 1, 1)));
+    // Its session is lost, and another instance may be told what becomes of it.
+    session.handle(Duration::ZERO, Event::Disconnected);
+    session.handle(Duration::ZERO, Event::Dialled(attachment(1, Some(cluster(None)), None)));
+    session.handle(Duration::ZERO, Event::Received(FromCoordinator::Welcome(welcome(2))));
+    assert!(has_no_room(&join(&mut session, 2, 2)));
+    let due = session.next_wake().unwrap();
+    listed(&mut session, &[xid(0)]);
+    assert!(has_no_room(&join(&mut session, 3, 3)), "it is still prepared");
+    let due = due.max(session.next_wake().unwrap());
+    session.handle(due, Event::Tick);
+    listed(&mut session, &[]);
+    assert!(!session.knows(&xid(0)));
+    assert!(!has_no_room(&join(&mut session, 4, 4)));
 }
 
 /// The store lists what this process counts itself, too: it must not count twice, nor forget what another instance holds.

@@ -175,6 +175,7 @@ pub(crate) fn welcome() -> v1::Welcome {
         position: position(),
         retention_ms: 3_600_000,
         sealed_below: 3,
+        newest_epoch: 3,
         report_interval_ms: 60_000,
     }
 }

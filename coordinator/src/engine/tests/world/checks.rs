@@ -125,7 +125,7 @@ impl World {
         let message = match prepared_fate(&self.look_up(xid.gtrid), false, &xid.bqual) {
             PreparedFate::Commit => ToParticipant::Commit(xid.clone()),
             PreparedFate::Rollback => ToParticipant::Rollback(xid.clone()),
-            PreparedFate::Unknown(_) => return,
+            PreparedFate::StillRunning | PreparedFate::Unknown(_) => return,
         };
         self.flights.push(Flight::ToParticipant(session, message));
     }
@@ -169,6 +169,7 @@ impl World {
                     Known::Committing => Some(Outcome::Committed),
                     Known::PresumedRolledBack => Some(Outcome::RolledBack),
                     Known::OnePhase => None,
+                    Known::Elsewhere => panic!("there is no other coordinator"),
                     Known::Unknown(why) => panic!("this log knows everything: {why}"),
                 };
                 self.told(gtrid, outcome);

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::PathBuf;
 use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use lockstep::resource::{
@@ -18,11 +19,13 @@ use tempfile::TempDir;
 pub(crate) struct WrongLedgers {
     rule: Rule,
     directories: Mutex<Vec<TempDir>>,
+    /// Something went past the ledger.
+    passed: AtomicBool,
 }
 
 impl WrongLedgers {
     pub(crate) fn that_break(rule: Rule) -> Self {
-        Self { rule, directories: Mutex::default() }
+        Self { rule, directories: Mutex::default(), passed: AtomicBool::new(false) }
     }
 }
 
@@ -54,8 +57,21 @@ impl Subject for WrongLedgers {
         desk.left("seat").await.map(drop).map_err(|error| error.to_string())
     }
 
+    /// A side door that the ledger knows nothing of: from now on everything is there.
+    async fn commit_by_itself(&self, _desk: &mut Desk, _branch: &BranchId) -> bool {
+        let has_one = self.rule == Rule::OwnCommitIsHazard;
+        self.passed.store(has_one, Ordering::Relaxed);
+        has_one
+    }
+
+    /// A ledger in which a reservation that fails takes back those before it would have to remember that; this one does not.
+    async fn fail_silently(&self, desk: &mut Desk, key: &str) -> bool {
+        desk.reserve(key, "seat", 1).await.unwrap_err();
+        self.rule == Rule::FailedWorkIsRefused
+    }
+
     async fn is_there(&self, wrong: &Wrong, _address: &str, key: &str) -> bool {
-        wrong.ledger.entry(key).await.unwrap().is_some()
+        self.passed.load(Ordering::Relaxed) || wrong.ledger.entry(key).await.unwrap().is_some()
     }
 }
 
@@ -137,12 +153,16 @@ impl Wrong {
         }
     }
 
+    async fn roll_back_prepared(&self) {
+        let prepared = std::mem::take(&mut self.memory.lock().unwrap().prepared);
+        for branch in prepared {
+            self.ledger.rollback(&branch, &some_position()).await.unwrap();
+        }
+    }
+
     async fn undo_what_was_begun(&self) {
         if self.breaks(Rule::AttachingDisturbsNothing) {
-            let prepared = std::mem::take(&mut self.memory.lock().unwrap().prepared);
-            for branch in prepared {
-                self.ledger.rollback(&branch, &some_position()).await.unwrap();
-            }
+            self.roll_back_prepared().await;
         }
         if self.breaks(Rule::CrashWhileCommitting)
             && let Some(branch) = self.take_note()
@@ -193,6 +213,9 @@ impl Resource for Wrong {
 
     async fn bind(&self, cluster: ClusterId) -> Result<(), Unresolved> {
         self.memory.lock().unwrap().bound = Some(cluster);
+        if self.breaks(Rule::BindingDisturbsNothing) {
+            self.roll_back_prepared().await;
+        }
         self.ledger.bind(cluster).await
     }
 
@@ -284,6 +307,9 @@ impl Resource for Wrong {
             fs::write(self.note(), branch.to_string()).unwrap();
             tokio::task::yield_now().await;
             fs::remove_file(self.note()).unwrap();
+        }
+        if self.breaks(Rule::SeenCoversCommits) {
+            return self.ledger.commit(branch, &some_position()).await;
         }
         self.ledger.commit(branch, position).await
     }

@@ -67,7 +67,7 @@ pub(super) fn frame(kind: Kind, key: &[u8], body: &[u8]) -> Vec<u8> {
     [&[FORMAT], crc.as_slice(), body].concat()
 }
 
-fn unframe<M: Message + Default>(kind: Kind, key: &[u8], bytes: &[u8]) -> Result<M, RowError> {
+pub(super) fn unframe<M: Message + Default>(kind: Kind, key: &[u8], bytes: &[u8]) -> Result<M, RowError> {
     let (header, body) = bytes.split_at_checked(HEADER).ok_or(RowError::Short)?;
     if header[0] > FORMAT {
         return Err(RowError::Newer(header[0]));
@@ -421,3 +421,6 @@ pub(super) fn decode_horizon(bytes: &[u8]) -> Result<u64, RowError> {
     let body: HorizonBody = unframe(Kind::Mark, HORIZON.as_bytes(), bytes)?;
     Ok(body.unix_ms)
 }
+
+#[cfg(test)]
+mod tests;

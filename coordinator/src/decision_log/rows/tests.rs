@@ -10,7 +10,7 @@ use proptest::sample::{Index, select};
 
 use crate::decision_log::KnownResourceManager;
 use crate::decision_log::contract::{commit, committed, gtrid};
-use crate::decision_log::sqlite::rows::*;
+use crate::decision_log::rows::*;
 use crate::protocol::outcome::{BranchEnd, Heuristic, Outcome};
 use crate::protocol::record::{About, DecisionKind, DecisionRecord, EndRecord};
 

@@ -1,0 +1,135 @@
+//! Several coordinators that share their decision log.
+
+use lockstep::{Client, JoinError, Outcome, Participant};
+use lockstep_proto::v1;
+use lockstep_proto::v1::coordinator_message::Kind;
+
+use crate::support::coordinator::{Call, Coordinator, Session, cluster, gtrid, welcome};
+use crate::support::soon;
+use crate::support::store::Store;
+
+async fn two() -> (Coordinator, Coordinator, Client) {
+    let (one, other) = (Coordinator::start().await, Coordinator::start().await);
+    let client = Client::builder_of([one.url(), other.url()]).connect().unwrap();
+    (one, other, client)
+}
+
+/// The coordinator that is called next, the other one, and the call.
+async fn called(one: Coordinator, other: Coordinator) -> (Coordinator, Coordinator, Call) {
+    let (first, call) = tokio::select! {
+        call = one.call() => (true, call),
+        call = other.call() => (false, call),
+    };
+    if first { (one, other, call) } else { (other, one, call) }
+}
+
+fn grant(call: Call) {
+    let Call::Begin(_, reply) = call else { panic!("another call") };
+    let response =
+        v1::BeginResponse { gtrid: gtrid(1).to_string(), cluster: cluster().to_string(), timeout_ms: 30_000 };
+    reply.send(Ok(response)).unwrap();
+}
+
+#[tokio::test]
+async fn begins_are_spread_over_all() {
+    let (mut one, mut other, client) = two().await;
+    let mut last = None;
+    for _ in 0..4 {
+        let begin = tokio::spawn({
+            let client = client.clone();
+            async move { client.begin("test").start().await }
+        });
+        let (home, rest, call) = called(one, other).await;
+        grant(call);
+        let transaction = begin.await.unwrap().unwrap();
+        // It is ended where it was begun.
+        tokio::join!(transaction.rollback("test"), home.rollback()).0.unwrap();
+        assert_ne!(last.replace(home.url()), Some(home.url()), "twice in a row at one of two");
+        (one, other) = (home, rest);
+    }
+}
+
+#[tokio::test]
+async fn what_a_coordinator_does_not_answer_is_asked_of_the_next() {
+    let (one, other, client) = two().await;
+    let begin = tokio::spawn({
+        let client = client.clone();
+        async move { client.begin("test").start().await }
+    });
+    let (home, other, call) = called(one, other).await;
+    grant(call);
+    let transaction = begin.await.unwrap().unwrap();
+    let commit = tokio::spawn(transaction.commit());
+    let Call::Commit(..) = home.call().await else { panic!("another call") };
+    // Whether it was decided is known to nobody but the log.
+    home.crash();
+    let asked = other.commit(v1::Outcome::Undecided, "not sealed yet").await;
+    assert_eq!(asked.gtrid, gtrid(1).to_string());
+    // The one that is gone has its turn in between.
+    other.commit(v1::Outcome::Committed, "").await;
+    assert_eq!(soon("the answer", commit).await.unwrap().unwrap().gtrid, gtrid(1));
+    for _ in 0..2 {
+        let (outcome, _) = tokio::join!(client.inquire(gtrid(1)), other.inquire(v1::Outcome::Committed));
+        assert_eq!(outcome.unwrap(), Outcome::Committed);
+    }
+}
+
+/// A begin at one that is frozen must not wait until it is found out to be gone.
+#[tokio::test]
+async fn a_begin_that_is_not_answered_is_made_at_another() {
+    let (one, other, client) = two().await;
+    let begin = tokio::spawn(async move { client.begin("test").start().await });
+    let (_frozen, other, _unanswered) = called(one, other).await;
+    grant(other.call().await);
+    let transaction = soon("the begin", begin).await.unwrap().unwrap();
+    tokio::join!(transaction.rollback("test"), other.rollback()).0.unwrap();
+}
+
+/// As a coordinator of this epoch, on a log of which the newest is 4.
+async fn welcomed(coordinator: &Coordinator, epoch: u32) -> Session {
+    let mut session = coordinator.hello().await;
+    let position = welcome().position.map(|position| v1::LogPosition { epoch, ..position });
+    session.send(Kind::Welcome(v1::Welcome { position, newest_epoch: 4, ..welcome() })).await;
+    session.report().await;
+    session
+}
+
+async fn attached(store: &Store) -> (Participant<Store>, [Coordinator; 2], [Session; 2]) {
+    let (one, other) = (Coordinator::start().await, Coordinator::start().await);
+    let attach = Participant::builder("bank", store.clone()).coordinators([one.url(), other.url()]).attach();
+    let (participant, first, second) = tokio::join!(attach, welcomed(&one, 3), welcomed(&other, 4));
+    (participant.unwrap(), [one, other], [first, second])
+}
+
+#[tokio::test]
+async fn a_transaction_is_joined_at_the_coordinator_that_it_was_begun_at() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = Store::at(&dir.path().join("store"));
+    let (participant, _coordinators, [mut first, _second]) = attached(&store).await;
+    assert_eq!(gtrid(1).epoch().get(), 3);
+    let context = format!("01-{}-{}-30000", cluster(), gtrid(1)).parse().unwrap();
+    let (branch, xid) = tokio::join!(participant.join(&context), first.enlisted());
+    assert_eq!(xid.gtrid, gtrid(1).to_string());
+    drop(branch.unwrap());
+
+    // Of an epoch that no coordinator here has.
+    let foreign = gtrid(1).to_string().replacen("3.", "9.", 1);
+    let context = format!("01-{}-{foreign}-30000", cluster()).parse().unwrap();
+    let refused = participant.join(&context).await.unwrap_err();
+    assert!(matches!(refused, JoinError::NotAttached { .. }), "{refused}");
+}
+
+/// P19 and P20: nothing is taken from the sealed one any more, and the store is listed at once for whoever answers now.
+#[tokio::test]
+async fn a_seal_ends_the_session_with_the_sealed_coordinator() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = Store::at(&dir.path().join("store"));
+    let (participant, [one, _other], [mut first, mut second]) = attached(&store).await;
+    second.send(Kind::Sealed(v1::Sealed { epochs: vec![3] })).await;
+    second.report().await;
+    while first.next().await.is_some() {}
+    assert!(participant.is_attached());
+    // It begins again under another epoch.
+    let again = one.hello().await;
+    assert_eq!(again.hello.resource_manager, "bank");
+}

@@ -1,0 +1,170 @@
+//! Whether a second node costs throughput: transfers through one node and through two, by turns, on the same machine and the same log.
+//!
+//! Both nodes run all the time, so that only one thing is different: whether begins are spread over them. By turns, because a machine
+//! is not equally fast at all times.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use serde::Serialize;
+
+use super::run::LEASE;
+use super::world::{Setup, World};
+use crate::harness::books::Database;
+use crate::harness::client::{Mover, Plan, Told};
+use crate::harness::roles::Roles;
+use crate::harness::{Failed, Result, clock};
+
+/// Transfers at the same time: fewer than a bank has connections.
+const AT_ONCE: usize = 5;
+/// Rounds that are not counted, while everything warms up.
+const WARM_UP: usize = 1;
+/// What two nodes have to do of what one does.
+pub const LEAST_RATIO: f64 = 0.9;
+
+/// What to measure.
+#[derive(Debug, Clone, Copy)]
+pub struct Plans {
+    /// Rounds with each number of nodes.
+    pub rounds: usize,
+    /// How long one takes.
+    pub round: Duration,
+}
+
+/// What was measured.
+#[derive(Debug, Clone, Serialize)]
+pub struct Throughput {
+    transactions: u64,
+    /// Commits a second in each round through one node.
+    one_node: Vec<f64>,
+    /// The same through two.
+    two_nodes: Vec<f64>,
+    one_node_median: f64,
+    two_nodes_median: f64,
+    ratio: f64,
+    violations: usize,
+}
+
+impl Throughput {
+    fn new(one_node: Vec<f64>, two_nodes: Vec<f64>, transactions: u64) -> Self {
+        let (one_node_median, two_nodes_median) = (median(&one_node), median(&two_nodes));
+        let ratio = two_nodes_median / one_node_median;
+        let violations = usize::from(ratio.is_nan() || ratio < LEAST_RATIO);
+        Self { transactions, one_node, two_nodes, one_node_median, two_nodes_median, ratio, violations }
+    }
+
+    /// Whether two nodes do as much as they have to.
+    #[must_use]
+    pub fn is_enough(&self) -> bool {
+        self.violations == 0
+    }
+
+    /// For people: side by side.
+    #[must_use]
+    pub fn table(&self) -> String {
+        let row = |name: String, one: f64, two: f64| format!("{name:>7}  {one:>8.1}  {two:>9.1}\n");
+        let rounds = self.one_node.iter().zip(&self.two_nodes).enumerate();
+        let rows: String = rounds.map(|(n, (one, two))| row((n + 1).to_string(), *one, *two)).collect();
+        let medians = row("median".to_owned(), self.one_node_median, self.two_nodes_median);
+        let ratio = self.ratio;
+        format!(
+            "commits a second\n  round  one node  two nodes\n{rows}{medians}two nodes do {ratio:.2} of one, {LEAST_RATIO} is the least"
+        )
+    }
+
+    /// One line.
+    ///
+    /// # Panics
+    /// Never: numbers are JSON.
+    #[must_use]
+    pub fn json(&self) -> String {
+        serde_json::to_string(self).expect("numbers are JSON")
+    }
+}
+
+fn median(rates: &[f64]) -> f64 {
+    let mut sorted = rates.to_vec();
+    sorted.sort_by(f64::total_cmp);
+    sorted.get(sorted.len() / 2).copied().unwrap_or(f64::NAN)
+}
+
+/// Measures.
+///
+/// # Errors
+/// If something of the harness failed.
+pub fn measure(roles: &Roles, directory: &Path, plans: Plans) -> Result<Throughput> {
+    let world =
+        World::start_idle(roles, directory, Setup { nodes: 2, lease: LEASE, banks: Database::Postgres })?;
+    let runtime = tokio::runtime::Runtime::new().map_err(Failed::because("no runtime"))?;
+    let urls: Vec<String> = world.coordinators.iter().map(|coordinator| coordinator.url()).collect();
+    let (mut one_node, mut two_nodes, mut transactions) = (Vec::new(), Vec::new(), 0);
+    for round in 0..WARM_UP + plans.rounds {
+        for (nodes, rates) in [(1, &mut one_node), (2, &mut two_nodes)] {
+            let movers = Movers {
+                coordinators: urls[..nodes].join(","),
+                banks: world.addresses(),
+                ledger: directory.join(format!("round-{round}-{nodes}")),
+            };
+            let (rate, commits) = runtime.block_on(movers.run(plans.round))?;
+            if round >= WARM_UP {
+                rates.push(rate);
+                transactions += commits;
+            }
+        }
+    }
+    Ok(Throughput::new(one_node, two_nodes, transactions))
+}
+
+/// The clients of one round.
+struct Movers {
+    coordinators: String,
+    banks: Vec<String>,
+    ledger: PathBuf,
+}
+
+impl Movers {
+    /// Commits a second, and how many.
+    async fn run(&self, time: Duration) -> Result<(f64, u64)> {
+        let stop = Arc::new(AtomicBool::new(false));
+        let mut tasks = Vec::new();
+        for number in 0..AT_ONCE {
+            let ledger = self.ledger.with_extension(number.to_string());
+            let mover = Mover::new(&self.coordinators, &self.banks, &ledger).await?;
+            tasks.push(tokio::spawn(keep_moving(mover, Arc::clone(&stop))));
+        }
+        let begun = clock::now();
+        tokio::time::sleep(time).await;
+        stop.store(true, Ordering::Relaxed);
+        let mut commits = 0;
+        for task in tasks {
+            commits += task.await.map_err(Failed::because("a client panicked"))??;
+        }
+        let rate = f64::from(u32::try_from(commits).unwrap_or(u32::MAX)) / begun.elapsed().as_secs_f64();
+        Ok((rate, commits))
+    }
+}
+
+async fn keep_moving(mut mover: Mover, stop: Arc<AtomicBool>) -> Result<u64> {
+    let mut commits = 0;
+    while !stop.load(Ordering::Relaxed) {
+        if mover.transfer(Plan::Commit).await? == Some(Told::Committed) {
+            commits += 1;
+        }
+    }
+    Ok(commits)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn two_nodes_that_do_too_little_are_a_violation() {
+        let of = |one: &[f64], two: &[f64]| Throughput::new(one.to_vec(), two.to_vec(), 1).is_enough();
+        assert!(of(&[100.0, 10.0, 110.0], &[91.0, 95.0, 1.0]));
+        assert!(!of(&[100.0, 100.0, 100.0], &[89.0, 100.0, 80.0]));
+        assert!(!of(&[], &[]), "nothing was measured");
+    }
+}

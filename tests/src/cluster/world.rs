@@ -1,0 +1,339 @@
+//! Coordinators on one log, banks that are attached to all of them, and clients that begin at any.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use sqlx::{Connection as _, PgConnection};
+
+use crate::harness::bank::Bank;
+use crate::harness::books::{Books, Database};
+use crate::harness::client::{Entry, Told, read_ledger};
+use crate::harness::clock::wait_for;
+use crate::harness::coordinator::Coordinator;
+use crate::harness::postgres::PostgresServer;
+use crate::harness::process::{Process, end_of_log};
+use crate::harness::roles::Roles;
+use crate::harness::{Failed, Result};
+use crate::trial::checker::Seen;
+
+/// The names of the resource managers.
+const BANKS: [&str; 2] = ["bank-a", "bank-b"];
+/// Clients, one transfer at a time each.
+const CLIENTS: usize = 3;
+/// The database of the log.
+const LOG: &str = "log";
+
+/// Everything.
+#[derive(Debug)]
+pub struct World {
+    directory: PathBuf,
+    roles: Roles,
+    /// In this order they are dropped: nobody misses a server that went first.
+    clients: Vec<Process>,
+    banks: Vec<Bank>,
+    /// The nodes.
+    pub coordinators: Vec<Coordinator>,
+    log_server: PostgresServer,
+    /// What takes its place when it fails over.
+    standby: Option<PostgresServer>,
+    _bank_server: PostgresServer,
+    runtime: tokio::runtime::Runtime,
+}
+
+/// What it is made of.
+#[derive(Debug, Clone, Copy)]
+pub struct Setup {
+    /// Coordinators.
+    pub nodes: usize,
+    /// The lease of each.
+    pub lease: Duration,
+    /// What the banks keep their accounts in: in files, or on one PostgreSQL server.
+    pub banks: Database,
+}
+
+/// What an epoch has left that others may have to wait for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Left {
+    /// It is sealed.
+    pub sealed: bool,
+    /// Prepared branches of it in all banks. SQLite does not tell whose an entry of its journal is.
+    pub prepared: usize,
+}
+
+impl World {
+    /// With so many coordinators, and clients that are at work.
+    ///
+    /// # Errors
+    /// If something can't be made or started.
+    pub fn start(roles: &Roles, directory: &Path, setup: Setup) -> Result<Self> {
+        let mut world = Self::start_idle(roles, directory, setup)?;
+        let urls: Vec<String> = world.coordinators.iter().map(Coordinator::url).collect();
+        for number in 0..CLIENTS {
+            let client = world.start_client(number, &urls.join(","))?;
+            world.clients.push(client);
+        }
+        Ok(world)
+    }
+
+    /// With so many coordinators, all of which serve when this returns, and no client.
+    ///
+    /// # Errors
+    /// If something can't be made or started.
+    pub fn start_idle(roles: &Roles, directory: &Path, setup: Setup) -> Result<Self> {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .map_err(Failed::because("no runtime"))?;
+        let (log_server, bank_server) = (PostgresServer::start()?, PostgresServer::start()?);
+        log_server.create_database(LOG)?;
+        let (log, lease) =
+            (format!("--log={}", log_server.url(LOG)), format!("--lease={}ms", setup.lease.as_millis()));
+        let mut coordinators = Vec::new();
+        for node in 0..setup.nodes {
+            let directory = directory.join(format!("node-{node}"));
+            std::fs::create_dir_all(&directory).map_err(Failed::because("no directory"))?;
+            let name = format!("--node={}", node_name(node));
+            let flags = [&log, &lease, &name, "--migrate-log", "--report-interval=2s", "--drain-timeout=2s"];
+            coordinators.push(Coordinator::start(roles, &directory, &flags, None)?);
+        }
+        for coordinator in &mut coordinators {
+            coordinator.expect_it_serves()?;
+        }
+        let urls: Vec<String> = coordinators.iter().map(Coordinator::url).collect();
+        let mut banks = Vec::new();
+        for bank in BANKS {
+            let books = runtime.block_on(async {
+                match setup.banks {
+                    Database::Sqlite => Books::in_sqlite(bank, directory.join(format!("{bank}.db"))).await,
+                    Database::Postgres => {
+                        Books::in_postgres(bank, &bank_server, &bank.replace('-', "_")).await
+                    }
+                    other @ (Database::MariaDb | Database::Own) => {
+                        Err(Failed::new(format!("there are no banks over {} here", other.name())))
+                    }
+                }
+            })?;
+            banks.push(Bank::start(roles, directory, books, &urls.join(","), None)?);
+        }
+        let (directory, roles) = (directory.to_owned(), roles.clone());
+        Ok(Self {
+            directory,
+            roles,
+            clients: Vec::new(),
+            banks,
+            coordinators,
+            log_server,
+            standby: None,
+            _bank_server: bank_server,
+            runtime,
+        })
+    }
+
+    fn start_client(&self, number: usize, coordinators: &str) -> Result<Process> {
+        let mut command = self.roles.command("client");
+        command.args(["--coordinator", coordinators]).arg("--ledger").arg(self.ledger(number));
+        for bank in &self.banks {
+            command.args(["--bank", &bank.address()]);
+        }
+        for plan in ["commit", "commit", "commit", "rollback", "refused-by-second"] {
+            command.args(["--plan", plan]);
+        }
+        Process::start("client", command, &self.directory.join(format!("client-{number}.log")))
+    }
+
+    /// Where each bank is called.
+    #[must_use]
+    pub fn addresses(&self) -> Vec<String> {
+        self.banks.iter().map(Bank::address).collect()
+    }
+
+    fn ledger(&self, number: usize) -> PathBuf {
+        self.directory.join(format!("ledger-{number}"))
+    }
+
+    /// Runs something that waits.
+    pub fn block_on<T>(&self, look: impl Future<Output = T>) -> T {
+        self.runtime.block_on(look)
+    }
+
+    async fn ask_log<T>(&self, sql: String) -> Result<T>
+    where
+        T: for<'r> sqlx::Decode<'r, sqlx::Postgres> + sqlx::Type<sqlx::Postgres> + Send + Unpin,
+    {
+        let cannot = || Failed::because("the log cannot be asked");
+        let mut connection = PgConnection::connect(&self.log_server.url(LOG)).await.map_err(cannot())?;
+        sqlx::query_scalar(sqlx::AssertSqlSafe(sql)).fetch_one(&mut connection).await.map_err(cannot())
+    }
+
+    /// SIGTERM to a node, and waits until it has ended.
+    ///
+    /// # Errors
+    /// If it doesn't.
+    pub fn drain(&mut self, node: usize) -> Result<()> {
+        self.coordinators[node].stop().map(drop)
+    }
+
+    /// Crashes the log's server, and starts it again after so long.
+    ///
+    /// # Errors
+    /// If it doesn't start.
+    pub fn crash_the_log(&mut self, down: Duration) -> Result<()> {
+        self.log_server.kill()?;
+        std::thread::sleep(down);
+        Ok(self.log_server.restart()?)
+    }
+
+    /// Gives the log's server a standby that each of its commits waits for.
+    ///
+    /// # Errors
+    /// If it can't be made.
+    pub fn start_standby(&mut self) -> Result<()> {
+        let standby = self.log_server.start_standby()?;
+        self.log_server.wait_for_standby()?;
+        self.standby = Some(standby);
+        Ok(())
+    }
+
+    /// Kills the log's server, for ever, and has its standby take its place.
+    ///
+    /// # Errors
+    /// If it has none, or that does not start.
+    pub fn fail_over(&mut self) -> Result<()> {
+        let standby = self.standby.take().ok_or_else(|| Failed::new("the log's server has no standby"))?;
+        let mut lost = std::mem::replace(&mut self.log_server, standby);
+        lost.kill()?;
+        Ok(self.log_server.promote_in_place_of(&lost)?)
+    }
+
+    /// Epochs that were ever taken.
+    ///
+    /// # Errors
+    /// If the log can't be asked.
+    pub fn epochs(&self) -> Result<i64> {
+        self.block_on(self.ask_log("SELECT count(*) FROM lockstep_log.epochs".to_owned()))
+    }
+
+    /// The newest epoch of a node.
+    ///
+    /// # Errors
+    /// If the log can't be asked.
+    pub fn epoch_of(&self, node: usize) -> Result<i64> {
+        let name = node_name(node);
+        self.block_on(
+            self.ask_log(format!("SELECT max(epoch) FROM lockstep_log.leases WHERE node = '{name}'")),
+        )
+    }
+
+    /// What an epoch has left.
+    ///
+    /// # Errors
+    /// If it can't be looked at.
+    pub fn left_by(&self, epoch: i64) -> Result<Left> {
+        self.block_on(async {
+            let sealed = self
+                .ask_log(format!("SELECT sealed FROM lockstep_log.epochs WHERE number = {epoch}"))
+                .await?;
+            let mut prepared = 0;
+            for bank in &self.banks {
+                prepared += bank.books.prepared().await?.iter().filter(|name| is_of(name, epoch)).count();
+            }
+            Ok(Left { sealed, prepared })
+        })
+    }
+
+    /// Commits that a client was told of so far.
+    ///
+    /// # Errors
+    /// If a ledger can't be read.
+    pub fn ledgers(&self) -> Result<Vec<Entry>> {
+        let ledgers = (0..CLIENTS).map(|number| read_ledger(&self.ledger(number)));
+        Ok(ledgers.collect::<Result<Vec<_>>>()?.concat())
+    }
+
+    /// Lets the clients finish, and waits until nothing is in doubt anywhere.
+    ///
+    /// # Errors
+    /// If that takes longer: what is left.
+    pub fn settle(&mut self, patience: Duration) -> Result<()> {
+        for client in &mut self.clients {
+            client.tell("stop");
+            client.wait(patience)?;
+        }
+        let settled = wait_for("nothing to be in doubt any more", patience, || {
+            let unfinished: i64 = self.block_on(self.ask_log(
+                "SELECT count(*) FROM lockstep_log.transactions WHERE ended_ms IS NULL".to_owned(),
+            ))?;
+            let prepared = self.prepared()?;
+            Ok((unfinished == 0 && prepared.is_empty()).then_some(()))
+        });
+        settled.map(drop).map_err(|error| {
+            Failed::new(format!("{error}: {:?}\n{}", self.prepared().unwrap_or_default(), self.logs()))
+        })
+    }
+
+    fn prepared(&self) -> Result<Vec<String>> {
+        self.block_on(async {
+            let mut all = Vec::new();
+            for bank in &self.banks {
+                all.extend(bank.books.prepared().await?);
+            }
+            Ok(all)
+        })
+    }
+
+    /// What is seen from outside, once it has settled: also what any of these nodes answers for each transaction.
+    ///
+    /// # Errors
+    /// If it can't be looked at.
+    pub fn look(&self, nodes: &[usize]) -> Result<Seen> {
+        let ledger = self.ledgers()?;
+        self.block_on(async {
+            let mut pages = Vec::new();
+            for bank in &self.banks {
+                pages.push(bank.books.read().await?);
+            }
+            let urls = nodes.iter().map(|node| self.coordinators[*node].url());
+            let client =
+                lockstep::Client::builder_of(urls).connect().map_err(Failed::because("no client"))?;
+            let mut asked = BTreeMap::new();
+            for entry in &ledger {
+                if asked.contains_key(&entry.gtrid) {
+                    continue;
+                }
+                let gtrid = entry.gtrid.parse().map_err(Failed::because("a ledger's gtrid"))?;
+                let outcome = client.inquire(gtrid).await.map_err(Failed::because("asked again"))?;
+                asked.insert(entry.gtrid.clone(), Told::from(outcome));
+            }
+            Ok(Seen { pages, ledger, asked, forgets: false, torn_by_hand: None })
+        })
+    }
+
+    /// Transactions with a heuristic outcome on record.
+    ///
+    /// # Errors
+    /// If the log can't be asked.
+    pub fn heuristic(&self) -> Result<i64> {
+        self.block_on(
+            self.ask_log("SELECT count(*) FROM lockstep_log.transactions WHERE heuristic".to_owned()),
+        )
+    }
+
+    /// The ends of all logs, for people.
+    #[must_use]
+    pub fn logs(&self) -> String {
+        let coordinators = self.coordinators.iter().map(|coordinator| end_of_log(&coordinator.log()));
+        let banks = self.banks.iter().map(|bank| end_of_log(bank.log()));
+        coordinators.chain(banks).collect::<Vec<_>>().join("\n")
+    }
+}
+
+fn node_name(node: usize) -> String {
+    format!("node-{node}")
+}
+
+/// Whether a prepared branch of this name, `lockstep:<cluster>:<epoch>.<uuid>:<bqual>`, is of a transaction of this epoch.
+fn is_of(name: &str, epoch: i64) -> bool {
+    let gtrid = name.split(':').nth(2).unwrap_or_default();
+    gtrid.split('.').next() == Some(epoch.to_string().as_str())
+}

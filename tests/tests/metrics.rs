@@ -1,0 +1,169 @@
+//! The metrics of a coordinator, its probes and the alerts, end to end.
+
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails there")]
+
+use std::collections::BTreeSet;
+use std::path::Path;
+use std::time::Duration;
+
+use lockstep::{Participant, Sqlite};
+use lockstep_tests::harness::clock::wait_for;
+use lockstep_tests::harness::coordinator::Coordinator;
+use lockstep_tests::harness::promtool::promtool;
+use lockstep_tests::harness::roles::Roles;
+use sqlx::SqlitePool;
+use tempfile::TempDir;
+
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// A coordinator that serves, and a participant with a table.
+struct Stage {
+    coordinator: Coordinator,
+    client: lockstep::Client,
+    bank: Participant<Sqlite>,
+    directory: TempDir,
+}
+
+impl Stage {
+    async fn set() -> Self {
+        let directory = TempDir::new().unwrap();
+        let roles = Roles::played_by(env!("CARGO_BIN_EXE_prove"));
+        let mut coordinator = Coordinator::start(&roles, directory.path(), &[], None).unwrap();
+        coordinator.expect_it_serves().unwrap();
+        let client = lockstep::Client::connect(coordinator.url()).await.unwrap();
+        let url = format!("sqlite:{}?mode=rwc", directory.path().join("bank.db").display());
+        let pool = SqlitePool::connect(&url).await.unwrap();
+        sqlx::raw_sql("CREATE TABLE kept (v int)").execute(&pool).await.unwrap();
+        let attaching = Participant::builder("bank", Sqlite::new(pool)).coordinator(coordinator.url());
+        let bank = tokio::time::timeout(PATIENCE, attaching.attach()).await.unwrap().unwrap();
+        Self { coordinator, client, bank, directory }
+    }
+
+    async fn write(&self, name: &str) -> lockstep::Transaction {
+        let tx = self.client.begin(name).start().await.unwrap();
+        let mut branch = self.bank.join(&tx.context()).await.unwrap();
+        sqlx::raw_sql("INSERT INTO kept VALUES (1)").execute(&mut *branch).await.unwrap();
+        branch.finish().await.unwrap();
+        tx
+    }
+
+    async fn get(&self, path: &str) -> (u16, String) {
+        let response = reqwest::get(format!("{}{path}", self.coordinator.url())).await.unwrap();
+        (response.status().as_u16(), response.text().await.unwrap())
+    }
+
+    async fn metric(&self, series: &str) -> f64 {
+        let (status, text) = self.get("/metrics").await;
+        assert_eq!(status, 200, "{text}");
+        let line =
+            text.lines().find(|line| line.strip_prefix(series).is_some_and(|rest| rest.starts_with(' ')));
+        line.unwrap_or_else(|| panic!("no {series} in {text}")).rsplit(' ').next().unwrap().parse().unwrap()
+    }
+}
+
+fn repository() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_happened_is_counted_once_and_what_stands_is_told_as_it_is() {
+    let stage = Stage::set().await;
+    for _ in 0..3 {
+        stage.write("pay").await.commit().await.unwrap();
+    }
+    stage.write("refund").await.rollback("changed my mind").await.unwrap();
+    let open = stage.write("pay").await;
+
+    let ended = async |outcome: &str, name: &str| {
+        let series =
+            format!("lockstep_transactions_completed_total{{name=\"{name}\",outcome=\"{outcome}\"}}");
+        stage.metric(&series).await
+    };
+    assert!((ended("committed", "pay").await - 3.0).abs() < 0.5);
+    assert!((ended("rolled_back", "refund").await - 1.0).abs() < 0.5);
+    let expected = [
+        ("lockstep_transactions_started_total{name=\"pay\"}", 4.0),
+        ("lockstep_transactions_active{state=\"undecided\"}", 1.0),
+        ("lockstep_transactions_active{state=\"undelivered\"}", 0.0),
+        ("lockstep_transaction_duration_seconds_count{outcome=\"committed\"}", 3.0),
+        ("lockstep_phase_duration_seconds_count{phase=\"log\"}", 3.0),
+        ("lockstep_phase_duration_seconds_count{phase=\"apply\"}", 3.0),
+        ("lockstep_branch_operation_seconds_count{operation=\"commit_one_phase\",resource=\"bank\"}", 3.0),
+        ("lockstep_branch_operation_seconds_count{operation=\"rollback\",resource=\"bank\"}", 1.0),
+        ("lockstep_delivery_attempts_total{resource=\"bank\",result=\"acknowledged\"}", 4.0),
+        ("lockstep_delivery_queue_depth{resource=\"bank\"}", 0.0),
+        ("lockstep_participants_attached{resource=\"bank\"}", 1.0),
+        // Each commit of a single branch forces its intent, and nothing else does (P10).
+        ("lockstep_log_force_seconds_count", 3.0),
+        ("lockstep_heuristics_total", 0.0),
+        ("lockstep_accepting", 1.0),
+        ("lockstep_unresolved_transactions{situation=\"undelivered\"}", 0.0),
+    ];
+    for (series, value) in expected {
+        let found = stage.metric(series).await;
+        assert!((found - value).abs() < 0.5, "{series} is {found} and should be {value}");
+    }
+    open.commit().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_metric_is_well_formed_and_documented() {
+    let stage = Stage::set().await;
+    stage.write("pay").await.commit().await.unwrap();
+    let (_, text) = stage.get("/metrics").await;
+    promtool(&["check", "metrics"], stage.directory.path(), &text).unwrap();
+
+    let served: BTreeSet<String> = text
+        .lines()
+        .filter_map(|line| line.strip_prefix("# TYPE ")?.split(' ').next().map(str::to_owned))
+        .collect();
+    let page = std::fs::read_to_string(repository().join("docs/metrics.md")).unwrap();
+    let documented: BTreeSet<String> = page
+        .lines()
+        .filter_map(|line| line.strip_prefix("| `lockstep_")?.split('`').next())
+        .map(|rest| format!("lockstep_{rest}"))
+        .collect();
+    assert_eq!(served, documented, "docs/metrics.md has every metric, and no other");
+}
+
+#[test]
+fn the_alerts_say_what_they_should_and_when() {
+    let directory = repository().join("deploy/prometheus");
+    promtool(&["check", "rules", "rules.yml"], &directory, "").unwrap();
+    promtool(&["test", "rules", "rules_test.yml"], &directory, "").unwrap();
+    let rules = std::fs::read_to_string(directory.join("rules.yml")).unwrap();
+    let tests = std::fs::read_to_string(directory.join("rules_test.yml")).unwrap();
+    let alerts: Vec<&str> = rules.lines().filter_map(|line| line.trim().strip_prefix("- alert: ")).collect();
+    assert!(alerts.len() > 5, "{alerts:?}");
+    for alert in &alerts {
+        assert!(tests.contains(&format!("alertname: {alert}\n")), "{alert} is never seen to fire");
+    }
+    assert_eq!(rules.matches("command: lockstep ").count(), alerts.len(), "each says what to run");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_coordinator_is_alive_and_ready_until_it_drains() {
+    let mut stage = Stage::set().await;
+    assert_eq!(stage.get("/livez").await, (200, "ok\n".to_owned()));
+    assert_eq!(stage.get("/readyz").await, (200, "ok\n".to_owned()));
+    let (status, text) = stage.get("/readyz?verbose").await;
+    assert_eq!((status, text.as_str()), (200, "ok    begins\nok    log\n"));
+
+    // A transaction that is under way keeps it draining.
+    let open = stage.write("pay").await;
+    let url = stage.coordinator.url();
+    stage.coordinator.process().signal(rustix::process::Signal::TERM).unwrap();
+    let not_ready = wait_for("a draining coordinator not to be ready", PATIENCE, || {
+        let (status, text) = tokio::task::block_in_place(|| {
+            tokio::runtime::Handle::current().block_on(async {
+                let response = reqwest::get(format!("{url}/readyz")).await.unwrap();
+                (response.status().as_u16(), response.text().await.unwrap())
+            })
+        });
+        Ok((status == 503).then_some(text))
+    });
+    let (text, _took) = not_ready.unwrap();
+    assert!(text.contains("draining"), "{text}");
+    assert_eq!(stage.get("/livez").await.0, 200, "it is alive all the same");
+    open.commit().await.unwrap();
+}

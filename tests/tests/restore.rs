@@ -1,0 +1,211 @@
+//! A decision log that was put back to an older backup, end to end (P8): it is noticed, nothing is presumed, `lockstep restore` deals with it, and
+//! the branch that was in doubt is resolved by what the other database did.
+
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails there")]
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use lockstep_tests::harness::books::Books;
+use lockstep_tests::harness::client::{Plan, Told};
+use lockstep_tests::harness::clock::{now, wait_for};
+use lockstep_tests::harness::crash_points::Fuse;
+use lockstep_tests::harness::postgres::PostgresServer;
+use lockstep_tests::harness::process::Reaped;
+use lockstep_tests::harness::roles::Roles;
+use lockstep_tests::trial::world::{BANKS, LogPlace, Who, World};
+
+const PATIENCE: Duration = Duration::from_secs(60);
+/// Exit code 4.
+const REFUSED: Reaped = Reaped::Exit(4);
+/// A participant lists what it has prepared every second: so long, nothing happens to it.
+const SOME_LISTINGS: Duration = Duration::from_secs(4);
+
+/// Puts a log aside, and back.
+struct Backup<'a> {
+    place: LogPlace,
+    data: PathBuf,
+    aside: PathBuf,
+    server: &'a PostgresServer,
+}
+
+impl Backup<'_> {
+    fn take(&self) {
+        match self.place {
+            LogPlace::Embedded => copy(&self.data, &self.aside),
+            LogPlace::Shared(_) => {
+                self.server.psql("postgres", "CREATE DATABASE aside TEMPLATE log").map(drop).unwrap();
+            }
+        }
+    }
+
+    fn put_back(&self) {
+        match self.place {
+            LogPlace::Embedded => {
+                fs::remove_dir_all(&self.data).unwrap();
+                copy(&self.aside, &self.data);
+            }
+            LogPlace::Shared(_) => {
+                self.server.psql("postgres", "DROP DATABASE log WITH (FORCE)").unwrap();
+                self.server.psql("postgres", "CREATE DATABASE log TEMPLATE aside").unwrap();
+            }
+        }
+    }
+}
+
+fn copy(from: &Path, to: &Path) {
+    fs::create_dir_all(to).unwrap();
+    for entry in fs::read_dir(from).unwrap() {
+        let entry = entry.unwrap();
+        fs::copy(entry.path(), to.join(entry.file_name())).unwrap();
+    }
+}
+
+#[test]
+fn an_embedded_log_is_restored() {
+    restored(|_server| LogPlace::Embedded);
+}
+
+#[test]
+fn a_log_in_postgres_is_restored() {
+    restored(|server| {
+        server.create_database("log").unwrap();
+        LogPlace::Shared(server.url("log"))
+    });
+}
+
+fn restored(place: impl FnOnce(&PostgresServer) -> LogPlace) {
+    let directory = tempfile::tempdir().unwrap();
+    let roles = Roles::played_by(env!("CARGO_BIN_EXE_prove"));
+    let server = PostgresServer::start().unwrap();
+    let place = place(&server);
+    let fuse = Fuse { point: "sdk-decision-received".into(), nth: 30, marker: directory.path().join("fuse") };
+    let doomed = Some((Who::Bank(1), &fuse));
+    let flags = ["--lease=2s"];
+    let mut world = World::start_on(&roles, directory.path(), place.clone(), &flags, None, doomed).unwrap();
+    for (index, bank) in BANKS.iter().enumerate() {
+        let books = world.block_on(Books::in_postgres(bank, &server, &format!("books_{index}"))).unwrap();
+        world.start_bank(books, doomed).unwrap();
+    }
+    world.coordinator.expect_it_serves().unwrap();
+    let backup = Backup {
+        place,
+        data: world.coordinator.data_directory(),
+        aside: directory.path().join("aside"),
+        server: &server,
+    };
+    // The backup is of a log that was used; then comes what it lacks.
+    world.stop_the_coordinator().unwrap();
+    backup.take();
+    world.restart(Who::Coordinator, None).unwrap();
+    world.start_client(&[Plan::Commit], false, None).unwrap();
+    let died = world.wait_for_death(Who::Bank(1), &fuse.point, PATIENCE).unwrap();
+    assert_eq!(died, Reaped::KILLED);
+    // The first bank has committed, by its own evidence; the second one is prepared and down.
+    let half = half_done(&world);
+    world.process(Who::Coordinator).unwrap().kill().unwrap();
+    world.process(Who::Client).unwrap().kill().unwrap();
+    backup.put_back();
+
+    is_noticed(&mut world, &half);
+    let (how, looked) = world.coordinator.run(&["restore", "--dry-run", "--json"]).unwrap();
+    assert_eq!(how, Reaped::Exit(0));
+    let looked: serde_json::Value = serde_json::from_str(&looked).unwrap();
+    assert_eq!((&looked["was_behind"], &looked["dry_run"]), (&true.into(), &true.into()));
+    let cluster = looked["cluster"].as_str().unwrap();
+    let (how, _) =
+        world.coordinator.run(&["restore", "--confirm", "zzzzzzzz", "--reason", "disk lost"]).unwrap();
+    assert_eq!(how, REFUSED);
+    let (how, _) =
+        world.coordinator.run(&["restore", "--confirm", cluster, "--reason", "disk lost"]).unwrap();
+    assert_eq!(how, Reaped::Exit(0));
+
+    // New transactions begin; of the old one nothing is presumed.
+    world.restart(Who::Coordinator, None).unwrap();
+    world.coordinator.expect_it_serves().unwrap();
+    commits_again(&world);
+    stays_prepared(&world, &half);
+    assert_eq!(told(&world, &half), Told::Unknown);
+    // An operator compares, and finds the other database's evidence.
+    let gid = prepared(&world).into_iter().find(|name| name.contains(&half)).unwrap();
+    server.psql("books_1", &format!("COMMIT PREPARED '{gid}'")).unwrap();
+    world.stop_the_coordinator().unwrap();
+    let settled = ["restore", "--settled", "--confirm", cluster, "--reason", "all resolved"];
+    assert_eq!(world.coordinator.run(&settled).unwrap().0, Reaped::Exit(0));
+    world.restart(Who::Coordinator, None).unwrap();
+    world.coordinator.expect_it_serves().unwrap();
+    commits_again(&world);
+    let mut seen = world.look(&mut Vec::new()).unwrap();
+    // What was committed after the backup is unknown for ever; it must not be anything else.
+    seen.forgets = true;
+    assert_eq!(seen.contradictions(), Vec::<String>::new());
+}
+
+/// Nobody has said anything to the coordinator: a participant does, and nothing is presumed from then on. Leaves it stopped.
+fn is_noticed(world: &mut World, half: &str) {
+    world.restart(Who::Coordinator, None).unwrap();
+    world.coordinator.expect_it_serves().unwrap();
+    let refused = refused_begin(world);
+    assert!(refused.contains("lockstep restore"), "{refused}");
+    world.restart(Who::Bank(1), None).unwrap();
+    stays_prepared(world, half);
+    // Not while it runs.
+    let (how, _) = world.coordinator.run(&["restore", "--confirm", "x", "--reason", "y"]).unwrap();
+    assert_ne!(how, Reaped::Exit(0));
+    // It is still known after a restart, before any participant says it again.
+    world.process(Who::Coordinator).unwrap().kill().unwrap();
+    world.restart(Who::Coordinator, None).unwrap();
+    world.coordinator.expect_it_serves().unwrap();
+    let log = fs::read_to_string(world.coordinator.log()).unwrap();
+    assert!(log.contains("the decision log lacks what participants, or a node, had seen"), "{log}");
+    assert_eq!(told(world, half), Told::Unknown);
+    world.stop_the_coordinator().unwrap();
+}
+
+fn prepared(world: &World) -> Vec<String> {
+    world.block_on(world.banks[1].books.prepared()).unwrap()
+}
+
+/// The gtrid of the transaction that has committed at the first bank and is prepared at the second.
+fn half_done(world: &World) -> String {
+    let (gtrid, _) = wait_for("a transaction that is done by half", PATIENCE, || {
+        let there: Vec<String> = world.block_on(world.banks[0].books.prepared())?;
+        let of = |name: &String| name.split(':').nth(2).unwrap_or_default().to_owned();
+        let gtrid = prepared(world).iter().map(of).next();
+        Ok(gtrid.filter(|gtrid| !there.iter().any(|name| name.contains(gtrid))))
+    })
+    .unwrap();
+    gtrid
+}
+
+fn stays_prepared(world: &World, gtrid: &str) {
+    let from = now();
+    while from.elapsed() < SOME_LISTINGS {
+        assert!(prepared(world).iter().any(|name| name.contains(gtrid)), "{gtrid} was ended");
+        std::thread::sleep(Duration::from_millis(100));
+    }
+}
+
+fn told(world: &World, gtrid: &str) -> Told {
+    world.block_on(async {
+        let client = lockstep::Client::connect(world.coordinator.url()).await.unwrap();
+        client.inquire(gtrid.parse().unwrap()).await.unwrap().into()
+    })
+}
+
+/// What a client is told that begins while the log is behind.
+fn refused_begin(world: &World) -> String {
+    let (refused, _) = wait_for("a participant to tell what it has seen", PATIENCE, || {
+        Ok(world.block_on(async {
+            let client = lockstep::Client::connect(world.coordinator.url()).await.unwrap();
+            client.begin("try").start().await.err().map(|error| error.to_string())
+        }))
+    })
+    .unwrap();
+    refused
+}
+
+fn commits_again(world: &World) {
+    world.prove_health(Plan::Commit, PATIENCE).unwrap();
+}
