@@ -149,7 +149,7 @@ impl World {
         match prepared_fate(&self.log.look_up(epoch), false, &bqual(participant)) {
             PreparedFate::Commit => self.send(number, participant, Message::Commit),
             PreparedFate::Rollback => self.send(number, participant, Message::Rollback),
-            PreparedFate::Unknown(_) => {}
+            PreparedFate::StillRunning | PreparedFate::Unknown(_) => {}
         }
     }
 
