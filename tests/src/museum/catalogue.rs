@@ -20,6 +20,17 @@ pub enum Layer {
     Script(Script),
 }
 
+impl Layer {
+    /// The rules of the contract that are tried for it.
+    #[must_use]
+    pub const fn rules(&self) -> &'static [Rule] {
+        match self {
+            Self::Store(rules) => rules,
+            Self::Simulation(_) | Self::Model(..) | Self::Log(_) | Self::Script(_) => &[],
+        }
+    }
+}
+
 /// A bug that can be put back.
 #[derive(Debug, Clone, Copy)]
 pub struct Bug {
@@ -59,7 +70,7 @@ pub const BUGS: &[Bug] = &[
     simulation(
         "AC2-rollback-after-commit",
         "a rollback is carried out after commit was decided",
-        &["stability", "reply_matches_log"],
+        &["stability", "agreement", "reply_matches_log"],
     ),
     simulation(
         "AC3-first-vote-decides",

@@ -3,13 +3,14 @@
 use std::time::Duration;
 
 use comfy_table::{Table, presets};
+use lockstep::testing::Rule;
 use lockstep_proto::museum::{put_back, repair};
 use serde::Serialize;
 
 use super::catalogue::{Bug, Layer};
 use super::log::{PROMISES, keeps};
 use super::script::SCRIPTS;
-use super::store::{RULES, first_broken};
+use super::store::first_broken;
 use crate::harness::clock;
 use crate::model;
 use crate::simulation;
@@ -113,7 +114,7 @@ fn try_one(bug: &Bug, effort: Effort) -> Found {
             ("decision log", vec![promise.invariant()], by, 1)
         }
         Layer::Store(rules) => {
-            let by = block_on(first_broken(&RULES)).map(|rule| rule.name().to_owned());
+            let by = block_on(first_broken(rules)).map(|rule| rule.name().to_owned());
             ("store contract", rules.iter().map(|rule| rule.name()).collect(), by, 1)
         }
         Layer::Script(script) => {
@@ -181,7 +182,10 @@ fn false_alarms(bugs: &[Bug], effort: Effort) -> Vec<String> {
             alarms.push(format!("{promise:?} (decision log)"));
         }
     }
-    alarms.extend(block_on(first_broken(&RULES)).map(|rule| format!("{rule} (store contract)")));
+    let mut rules: Vec<Rule> = bugs.iter().flat_map(|bug| bug.layer.rules()).copied().collect();
+    rules.sort_by_key(|rule| rule.name());
+    rules.dedup();
+    alarms.extend(block_on(first_broken(&rules)).map(|rule| format!("{rule} (store contract)")));
     let scripts = SCRIPTS.into_iter().filter(|script| !script.ends_well());
     alarms.extend(scripts.map(|script| format!("{script:?} (script)")));
     alarms

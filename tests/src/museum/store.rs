@@ -8,19 +8,7 @@ use sqlx::sqlite::{SqliteConnectOptions, SqlitePoolOptions};
 use sqlx::{ConnectOptions as _, Connection as _, SqliteConnection};
 use tempfile::TempDir;
 
-/// The rules that a bug in here may break: those for which no other process is needed.
-pub const RULES: [Rule; 8] = [
-    Rule::LatePrepareIsRefused,
-    Rule::UnknownIsFenced,
-    Rule::RollbackRepeats,
-    Rule::CommitRepeats,
-    Rule::DeadlineHolds,
-    Rule::OldestEvidenceIsOldest,
-    Rule::OldEvidenceIsListed,
-    Rule::SeenOutlivesEvidence,
-];
-
-/// The first of these rules that a new database does not keep.
+/// The first of these rules that a new database does not keep. They are those for which no other process is needed.
 pub async fn first_broken(rules: &[Rule]) -> Option<Rule> {
     let report = contract_of(Files::new(), rules).await;
     report.broken().next()
