@@ -3,12 +3,14 @@
 //! Read in this order:
 //! - [`ids`]: `Gtrid`, `Bqual`, `Xid` and the other names, with their limits, text forms and parsers.
 //! - [`v1`]: what prost and tonic generate from `proto/lockstep/v1/*.proto`.
+//! - [`museum`]: switches for bugs, for tests of the tests.
 //! - [`wire`]: from the generated types to checked ones, and back. Wire types stop there.
 //!
 //! This crate never decides anything about a transaction.
 
 pub mod ids;
 pub mod limits;
+pub mod museum;
 pub mod wire;
 
 /// Generated from `proto/lockstep/v1/*.proto`.

@@ -3,6 +3,8 @@
 pub mod cluster;
 pub mod crashes;
 pub mod harness;
+pub mod model;
+pub mod museum;
 pub mod operators;
 pub mod resources;
 pub mod simulation;

@@ -21,9 +21,13 @@ use lockstep_tests::simulation;
 use lockstep_tests::trial::progress::Progress;
 use lockstep_tests::trial::run::share;
 use lockstep_tests::trial::verdict::Verdict;
+use lockstep_tests::{model, museum};
 
 /// Violations after which a simulation stops: each is a world that is run again for its trace.
 const MOST_VIOLATIONS: usize = 3;
+
+/// States of one world of the model at most: with its steps, some gigabytes of memory.
+const MOST_STATES: usize = 60_000_000;
 
 #[derive(Debug, Parser)]
 #[command(name = "prove", arg_required_else_help = true)]
@@ -38,6 +42,10 @@ enum What {
     Crashes(Crashes),
     /// The real protocol, engine and SDK on a simulated network, disk and clock, with faults of every kind
     Simulate(Simulate),
+    /// Every state of small worlds with the real transaction and branch machines: two coordinators, up to three branches
+    Model(Model),
+    /// Known bugs, put back one at a time: each has to be found, by what is meant to find it
+    Museum(Museum),
     /// Every kind of database, every way of a transaction, every fault: SIGKILL of participant or server, connections cut
     Resources(Resources),
     /// The four situations, every operator's action in each, and its resolution as the runbook says, on real databases
@@ -82,6 +90,38 @@ struct Simulate {
     /// End with one line of JSON on stdout
     #[arg(long)]
     json: bool,
+    /// Say on stderr how often each situation came in a million transactions, as tests/src/simulation/sometimes.txt does
+    #[arg(long)]
+    situations: bool,
+}
+
+#[derive(Debug, clap::Args)]
+struct Model {
+    /// End with one line of JSON on stdout
+    #[arg(long)]
+    json: bool,
+    /// Only worlds whose names contain this
+    #[arg(long, value_name = "TEXT")]
+    only: Option<String>,
+    /// Only the small worlds, which every test run explores
+    #[arg(long)]
+    small: bool,
+}
+
+#[derive(Debug, clap::Args)]
+struct Museum {
+    /// End with one line of JSON on stdout
+    #[arg(long)]
+    json: bool,
+    /// The seed of the first simulated world that each bug is tried in
+    #[arg(long, default_value_t = 1)]
+    seed: u64,
+    /// Simulated worlds in which a bug has to be found
+    #[arg(long, default_value_t = 5_000)]
+    worlds: u64,
+    /// Only bugs whose names contain this
+    #[arg(long, value_name = "TEXT")]
+    only: Option<String>,
 }
 
 #[derive(Debug, clap::Args)]
@@ -145,6 +185,8 @@ fn main() -> ExitCode {
     match Cli::parse().what {
         What::Crashes(arguments) => crashes(&arguments),
         What::Simulate(arguments) => simulate(&arguments),
+        What::Model(arguments) => explore(&arguments),
+        What::Museum(arguments) => put_bugs_back(&arguments),
         What::Resources(arguments) => resources(&arguments),
         What::Operators(arguments) => operators(&arguments),
         What::Cluster(arguments) => cluster(&arguments),
@@ -241,7 +283,18 @@ fn simulate(arguments: &Simulate) -> ExitCode {
     let started = clock::now();
     let threads = std::thread::available_parallelism().map_or(1, usize::from);
     let run = simulation::run::run(arguments.transactions, arguments.seed, threads, MOST_VIOLATIONS);
-    let report = simulation::report::Report::new(&run, arguments.seed, threads, started.elapsed());
+    let report = simulation::report::Report::new(
+        &run,
+        arguments.seed,
+        threads,
+        started.elapsed(),
+        clock::processor_time(),
+    );
+    if arguments.situations {
+        for (situation, count) in run.reached.situations() {
+            eprintln!("{} {situation}", count.saturating_mul(1_000_000) / run.transactions.max(1));
+        }
+    }
     if arguments.json {
         eprintln!("{}", report.text(&run));
         println!("{}", report.json());
@@ -249,6 +302,35 @@ fn simulate(arguments: &Simulate) -> ExitCode {
         println!("{}", report.text(&run));
     }
     if report.is_clean(arguments.transactions) { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+fn explore(arguments: &Model) -> ExitCode {
+    let started = clock::now();
+    let threads = std::thread::available_parallelism().map_or(1, usize::from);
+    let bounds = if arguments.small { model::bounds::SMALL } else { model::bounds::LARGE };
+    let wanted = |name: &str| arguments.only.as_ref().is_none_or(|only| name.contains(only));
+    let mut worlds = Vec::new();
+    for bounds in bounds.iter().filter(|bounds| wanted(bounds.name)) {
+        worlds.push(model::run::explore_world(bounds, MOST_STATES, threads));
+        eprintln!("{}: {} states", bounds.name, worlds.last().map_or(0, |tried| tried.states));
+    }
+    let report = model::run::Report::new(worlds, started.elapsed());
+    show(&report.text(), arguments.json.then(|| report.json()));
+    if report.is_clean() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+fn put_bugs_back(arguments: &Museum) -> ExitCode {
+    let threads = std::thread::available_parallelism().map_or(1, usize::from);
+    let wanted = |name: &str| arguments.only.as_ref().is_none_or(|only| name.contains(only));
+    let bugs = museum::catalogue::BUGS.iter().filter(|bug| wanted(bug.name)).copied().collect::<Vec<_>>();
+    if bugs.is_empty() {
+        eprintln!("there is no such bug; docs/museum.md has their names");
+        return ExitCode::from(2);
+    }
+    let effort = museum::run::Effort { seed: arguments.seed, worlds: arguments.worlds, threads };
+    let report = museum::run::run(&bugs, effort, |found| eprintln!("{}", found.line()));
+    show(&report.text(), arguments.json.then(|| report.json()));
+    if report.is_clean() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
 /// For people on stdout; where a program reads that, on stderr.

@@ -1,8 +1,9 @@
-//! The program that users run has no crash points in it: nothing in its environment can make it kill itself.
+//! The program that users run has neither crash points nor bugs to put back in it: nothing in its environment can make it kill itself, and
+//! nothing at all can make it forget a rule.
 //!
-//! A point's name is a text in the program that has it. So the real release binary is built, the way the documentation says, and
+//! Their names are texts in a program that has them. So the real release binary is built, the way the documentation says, and
 //! searched. The same search finds every name of the coordinator's in this test's own program, which has the coordinator in it
-//! and was built with crash points: it can find them.
+//! and was built with all of them: it can find them.
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails there")]
 
@@ -15,7 +16,8 @@ fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap()
 }
 
-/// The names of the crash points in a folder of sources. From the sources and not from a table: a table would be in this program.
+/// The names of the crash points and bugs in a folder of sources. From the sources and not from a table: a table would be in this
+/// program.
 fn names(folder: &str) -> BTreeSet<String> {
     let mut names = BTreeSet::new();
     let mut folders = vec![root().join(folder)];
@@ -26,8 +28,10 @@ fn names(folder: &str) -> BTreeSet<String> {
                 folders.push(path);
             } else if path.extension().is_some_and(|extension| extension == "rs") {
                 let text = fs::read_to_string(&path).unwrap();
-                let found = text.split("fail_point!(\"").skip(1).filter_map(|rest| rest.split_once('"'));
-                names.extend(found.map(|(name, _)| name.to_owned()));
+                for before in ["fail_point!(\"", "mutated(\""] {
+                    let found = text.split(before).skip(1).filter_map(|rest| rest.split_once('"'));
+                    names.extend(found.map(|(name, _)| name.to_owned()));
+                }
             }
         }
     }
@@ -64,7 +68,7 @@ fn build_release() -> PathBuf {
 }
 
 #[test]
-fn the_release_program_has_no_crash_point_in_it() {
+fn the_release_program_has_no_crash_point_and_no_bug_in_it() {
     // So that the coordinator is in this program.
     let coordinator: fn(Vec<String>) -> std::process::ExitCode = lockstep_coordinator::run;
     std::hint::black_box(coordinator);
@@ -76,7 +80,7 @@ fn the_release_program_has_no_crash_point_in_it() {
     let released = build_release();
     let mut all = of_the_coordinator;
     all.extend(names("participant-sdk/src"));
-    assert_eq!(found_in(&released, &all), BTreeSet::new(), "crash points in {}", released.display());
+    assert_eq!(found_in(&released, &all), BTreeSet::new(), "these are in {}", released.display());
     // It is the program, and not something else without names in it.
     let version = Command::new(&released).arg("--version").output().unwrap();
     assert_eq!(

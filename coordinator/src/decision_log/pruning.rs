@@ -1,10 +1,15 @@
 //! Which transactions a prune may remove, and what may begin beside it (P7): the same in every log.
 
+use lockstep_proto::museum::mutated;
+
 use super::{KnownResourceManager, PruneLimits};
 
 /// The first time, in milliseconds, of which transactions are kept. `None` while a resource manager has not yet said what
 /// it holds.
 pub(super) fn first_kept_ms(limits: &PruneLimits, known: &[KnownResourceManager]) -> Option<u64> {
+    if mutated("P7-prunes-above-the-floors") {
+        return Some(limits.below.unix_ms().min(limits.ended_before_ms));
+    }
     // What was retired holds nothing that anybody waits for (P28).
     known
         .iter()

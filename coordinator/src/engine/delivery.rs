@@ -23,6 +23,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
+use lockstep_proto::museum::mutated;
 use lockstep_proto::{ResourceManagerName, Xid};
 
 use crate::protocol::event::Message;
@@ -372,7 +373,12 @@ impl Queue {
             let delivery = self.deliveries.get_mut(&xid).expect("what is ready is here");
             delivery.attempts = delivery.attempts.saturating_add(1);
             delivery.sent_over = Some(session);
-            let (message, until) = (delivery.message, now + patience(delivery.attempts));
+            let patience = if mutated("a-decision-is-sent-once") {
+                Duration::MAX / 4
+            } else {
+                patience(delivery.attempts)
+            };
+            let (message, until) = (delivery.message, now + patience);
             self.put_in_flight(&xid, session, until, timers);
             due.push(Due { session, xid, message });
         }

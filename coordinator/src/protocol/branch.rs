@@ -6,7 +6,7 @@ use super::event::Vote;
 use super::outcome::BranchEnd;
 
 /// How far a branch has come.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum BranchState {
     /// Part of the transaction; its local transaction is open at one instance.
     Enlisted,
@@ -26,7 +26,7 @@ pub enum BranchState {
 }
 
 /// One branch of a transaction.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Branch {
     /// Its name.
     pub bqual: Bqual,

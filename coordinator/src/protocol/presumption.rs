@@ -4,6 +4,7 @@
 //! has been removed. Protocol rules P4, P7, P8 and P9 say when; this is their one place. Whether the transaction is live
 //! was looked at *before* the log was read (P4): otherwise a commit that is decided in between would be denied.
 
+use lockstep_proto::museum::mutated;
 use lockstep_proto::{Bqual, Xid};
 
 use super::event::Applied;
@@ -111,15 +112,17 @@ pub fn conclude(look_up: &LookUp, behind: bool) -> Known {
             DecisionKind::Commit => Known::Committing,
             DecisionKind::OnePhaseIntent => Known::OnePhase,
         },
-        Recorded::Absent if behind => Known::Unknown(
+        Recorded::Absent if behind && !mutated("P8-a-lost-tail-is-presumed") => Known::Unknown(
             "participants have seen decisions that this log does not have: it was restored from a backup, \
              and presumes nothing before an operator says so",
         ),
-        Recorded::Absent if look_up.below_horizon => {
+        Recorded::Absent if look_up.below_horizon && !mutated("P7-presumes-below-the-horizon") => {
             Known::Unknown("it is older than what the log still remembers: its record may have been pruned")
         }
         Recorded::Absent => match look_up.epoch {
             EpochState::Own | EpochState::Sealed => Known::PresumedRolledBack,
+            EpochState::Live if mutated("P4-presumes-under-a-live-epoch") => Known::PresumedRolledBack,
+            EpochState::Unknown if mutated("P8-presumes-under-an-unknown-epoch") => Known::PresumedRolledBack,
             EpochState::Live => Known::Elsewhere,
             EpochState::Unknown => Known::Unknown(
                 "the decision log does not know all of its epoch: it was restored from a backup, or is another one",
@@ -149,6 +152,9 @@ pub fn prepared_fate(look_up: &LookUp, behind: bool, bqual: &Bqual) -> PreparedF
     let by_decision =
         if look_up.recorded.names(bqual) { PreparedFate::Commit } else { PreparedFate::Rollback };
     match conclude(look_up, behind) {
+        Known::Ended(Outcome::Committed, _) if mutated("an-ended-commit-is-forgotten") => {
+            PreparedFate::Rollback
+        }
         Known::Committing | Known::OnePhase | Known::Ended(Outcome::Committed, _) => by_decision,
         Known::Ended(Outcome::RolledBack | Outcome::NothingToCommit, _) | Known::PresumedRolledBack => {
             PreparedFate::Rollback
@@ -192,7 +198,11 @@ pub fn judge(look_up: &LookUp, behind: bool, bqual: &Bqual, applied: Applied) ->
         }
         Known::Unknown(_) => return judge_unknown(look_up, behind),
     };
-    if applied == expected { Judgement::Agrees } else { Judgement::Differs }
+    if applied == expected || mutated("P19-evidence-is-not-compared") {
+        Judgement::Agrees
+    } else {
+        Judgement::Differs
+    }
 }
 
 /// Below the horizon the record was pruned, which happens only after everything that it judges was judged (P7). That holds only for

@@ -11,7 +11,7 @@ use lockstep_proto::{Bqual, Gtrid};
 use super::outcome::{BranchEnd, Outcome};
 
 /// What is known of a transaction from its begin: for people, the protocol does not look at it.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Hash)]
 pub struct About {
     /// At most 64 bytes.
     pub name: String,
@@ -20,7 +20,7 @@ pub struct About {
 }
 
 /// Which promise a decision record makes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum DecisionKind {
     /// Every branch commits.
     Commit,
@@ -29,7 +29,7 @@ pub enum DecisionKind {
 }
 
 /// A forced record: it alone can make a transaction commit.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct DecisionRecord {
     /// Whose decision.
     pub gtrid: Gtrid,
@@ -44,7 +44,7 @@ pub struct DecisionRecord {
 }
 
 /// A lazily written record (forced where the outcome is heuristic): the transaction has ended.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct EndRecord {
     /// Whose end.
     pub gtrid: Gtrid,

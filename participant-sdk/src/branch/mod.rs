@@ -55,7 +55,7 @@ use lockstep_proto::LogPosition;
 use crate::resource::{Fate, Prepared, Unresolved};
 
 /// What the coordinator chose.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Decision {
     /// Every branch commits.
     Commit,
@@ -64,7 +64,7 @@ pub enum Decision {
 }
 
 /// An operation of the store. Each is answered by exactly one [`Event`].
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum Operation {
     /// Opens the local transaction, which may take so long. [`Event::Begun`] or [`Event::NotBegun`].
     Begin(Duration),
@@ -127,7 +127,7 @@ pub enum Event {
 }
 
 /// What becomes of a branch whose handler has done its work.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Then {
     /// It stays open, for a further handler, until the coordinator asks for its vote.
     StayOpen,
@@ -136,7 +136,7 @@ pub enum Then {
 }
 
 /// A participant's vote.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum Vote {
     /// Prepared: it can go either way, whatever crashes.
     Commit,
@@ -149,7 +149,7 @@ pub enum Vote {
 }
 
 /// What is acknowledged of a decision.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum Applied {
     /// Proved.
     Committed,
@@ -191,7 +191,7 @@ pub enum Action {
 }
 
 /// A coordinator's refusal to take a branch.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Refusal {
     /// The transaction is being rolled back. Otherwise it may have committed without this branch.
     pub rollback_only: bool,
@@ -200,7 +200,7 @@ pub struct Refusal {
 }
 
 /// Why a branch that was never prepared is rolled back.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum Doom {
     /// Prepare came while a handler was still at work.
     HandlerRunning,
@@ -248,7 +248,7 @@ impl fmt::Display for Doom {
 }
 
 /// What a handler has to do with the open connection.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Handler {
     /// It works. The connection is out of reach.
     Busy(Enlist),
@@ -259,7 +259,7 @@ pub enum Handler {
 }
 
 /// Whether the coordinator is known to have taken the branch.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Enlist {
     /// Asked.
     Asked,
@@ -268,7 +268,7 @@ pub enum Enlist {
 }
 
 /// Who keeps a doomed branch from being over.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Held {
     /// The store is still opening it.
     ByBegin,
@@ -279,7 +279,7 @@ pub enum Held {
 }
 
 /// What the coordinator waits for while something else has to end first.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Owed {
     /// Nothing.
     Nothing,
@@ -292,7 +292,7 @@ pub enum Owed {
 }
 
 /// Who wants the vote that a branch is being prepared for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Wanted {
     /// The coordinator has asked for it.
     ByCoordinator,
@@ -305,7 +305,7 @@ pub enum Wanted {
 }
 
 /// How a branch ended.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum End {
     /// Rolled back without ever having been prepared: nothing can bring it back. Why.
     NeverPrepared(Doom),
@@ -318,7 +318,7 @@ pub enum End {
 }
 
 /// Where a branch is on its way.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum State {
     /// This process holds nothing of it. The store knows what became of it, if it ever was.
     Absent,
@@ -335,10 +335,9 @@ pub enum State {
         /// What the coordinator hears then.
         owed: Owed,
     },
-    /// A vote is asked for, for a branch that this process does not know: the store is asked whether it is prepared.
+    /// A vote is asked for, for a branch that this process does not know: the store is asked whether it is prepared, and only then
+    /// there is a vote.
     Finding {
-        /// The prepare's.
-        position: LogPosition,
         /// What came meanwhile.
         owed: Owed,
     },
@@ -387,7 +386,7 @@ pub struct Impossible {
 }
 
 /// One branch.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Branch {
     state: State,
 }

@@ -7,6 +7,7 @@ mod bound;
 mod own;
 
 use lockstep_proto::LogPosition;
+use lockstep_proto::museum::mutated;
 
 use super::{
     Action, Decision, Doom, End, Event, Handler, Held, Impossible, Operation, Owed, State, Vote, Wanted,
@@ -23,7 +24,7 @@ pub(super) fn step(state: &State, event: Event) -> Stepped {
         State::Open(Handler::Finishing(then)) => own::finishing(*then, event),
         State::Open(Handler::Idle) => own::idle(event),
         State::Doomed { why, held, owed } => own::doomed(why, *held, *owed, event),
-        State::Finding { position, owed } => bound::finding(*position, *owed, event),
+        State::Finding { owed } => bound::finding(*owed, event),
         State::Preparing { position, owed, wanted } => bound::preparing(*position, *owed, *wanted, event),
         State::Prepared => bound::prepared(event),
         State::CommittingOnePhase(position) => bound::committing_one_phase(*position, event),
@@ -56,6 +57,14 @@ fn roll_back_now(why: Doom, owed: Owed, tell: Tell) -> Stepped {
 }
 
 fn prepare(position: LogPosition, answer: Option<Action>) -> Stepped {
+    if mutated("votes-before-it-is-prepared") {
+        let actions = [Action::Vote(Vote::Commit), Action::Run(Operation::Prepare(position))];
+        let wanted = Wanted::ByCoordinator;
+        return to(
+            State::Preparing { position, owed: Owed::Nothing, wanted },
+            answer.into_iter().chain(actions),
+        );
+    }
     let state = State::Preparing { position, owed: Owed::Nothing, wanted: Wanted::ByCoordinator };
     to(state, answer.into_iter().chain([Action::Run(Operation::Prepare(position))]))
 }

@@ -68,7 +68,7 @@ fn show_state(state: &State) -> String {
             };
             format!("doomed ({}), held by {held}, {}", show_doom(why), show_owed(*owed))
         }
-        State::Finding { position, owed } => format!("finding at {}, {}", at(*position), show_owed(*owed)),
+        State::Finding { owed } => format!("finding, {}", show_owed(*owed)),
         State::Preparing { position, owed, wanted } => {
             let wanted = match wanted {
                 Wanted::ByCoordinator => "",

@@ -310,7 +310,7 @@ pub trait Resource: Send + Sync + 'static {
         async { Ok(None) }
     }
 
-    /// The oldest transaction of `cluster` with evidence of a commit here; fences need not count. Read after [`Resource::prepared`], never before: a
+    /// The oldest transaction of `cluster` with evidence of a commit or of a hazard here; fences need not count. Read after [`Resource::prepared`], never before: a
     /// branch that commits in between is then in at least one of the two.
     fn oldest_evidence(
         &self,

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use lockstep_proto::limits::PROTOCOL_VERSION;
+use lockstep_proto::museum::mutated;
 
 use super::message::{Hello, ToCoordinator, Welcome};
 use super::{Closing, Effect, Phase, Session};
@@ -105,6 +106,7 @@ fn check(
     }
     if let Some(ours) = attachment.cluster
         && ours != welcome.cluster
+        && !mutated("P21-any-cluster-decides")
     {
         return Err(Closing::Refused(format!(
             "this store belongs to cluster {ours} and the coordinator to cluster {}: \
@@ -120,7 +122,7 @@ fn check(
              replaced, or its log was restored from a backup: start the one with the newest log"
         )));
     }
-    if epoch < sealed_below {
+    if epoch < sealed_below && !mutated("P19-commands-of-a-sealed-epoch") {
         return Err(Closing::Broken(format!(
             "the coordinator runs under epoch {epoch}, and every epoch below {sealed_below} was sealed: another one has \
              taken over from it, and it has to begin again"

@@ -10,6 +10,7 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use lockstep_proto::limits::MAX_REPORT_ENTRIES;
+use lockstep_proto::museum::mutated;
 use lockstep_proto::{Gtrid, Xid};
 
 use super::message::ToCoordinator;
@@ -100,6 +101,9 @@ impl Session {
                 let hastened = std::mem::take(&mut self.reports.hastened).then_some(Duration::ZERO);
                 let soon = hastened.or(self.reports.store_doubtful.then_some(AFTER_A_FAILURE));
                 self.reports.due = Some(now + soon.unwrap_or(self.reports.interval));
+                if mutated("P20-lists-only-when-it-attaches") {
+                    self.reports.due = None;
+                }
                 self.reports.failed = 0;
                 self.forget_what_is_not(&listing.prepared, now);
                 self.report(listing);
@@ -137,7 +141,7 @@ impl Session {
         loop {
             let prepared = chunks.next().unwrap_or_default().to_vec();
             let complete = chunks.peek().is_none();
-            let oldest_held = oldest.filter(|_| complete);
+            let oldest_held = oldest.filter(|_| complete && !mutated("P7-holds-nothing-old"));
             self.send(ToCoordinator::Report { prepared, oldest_held, complete, listing: number });
             if complete {
                 return;
@@ -161,6 +165,10 @@ impl Session {
         }
         match result {
             Ok(rows) if rows.is_empty() => {}
+            Ok(rows) if mutated("P19-evidence-goes-unasked") => {
+                let rows = rows.into_iter().map(|row| row.branch).collect();
+                self.effects.push(Effect::Forget(self.number, rows));
+            }
             Ok(rows) => {
                 self.reports.asked = rows.iter().map(|row| row.branch.clone()).collect();
                 let rows = rows.into_iter().map(|row| (row.branch.xid, row.fate)).collect();

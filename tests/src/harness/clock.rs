@@ -15,6 +15,17 @@ pub fn now() -> Instant {
     Instant::now()
 }
 
+/// The processor time that this process has used so far, on all cores, in hundredths of a second as the kernel counts it.
+#[must_use]
+pub fn processor_time() -> Duration {
+    let stat = std::fs::read_to_string("/proc/self/stat").unwrap_or_default();
+    // The program's name is in parentheses and may have spaces; what follows it are numbers (proc(5)): user and system time are the
+    // 14th and 15th field of all.
+    let fields = stat.rsplit_once(')').map_or("", |(_, fields)| fields);
+    let ticks = fields.split_whitespace().skip(11).take(2).filter_map(|field| field.parse::<u64>().ok());
+    Duration::from_millis(ticks.sum::<u64>() * 10)
+}
+
 /// Microseconds since 1970: comparable between the processes of one machine, which is all it is used for.
 #[must_use]
 #[expect(clippy::disallowed_methods, reason = "this is the one place")]

@@ -23,8 +23,9 @@ const CALAMITIES: [Kind; 10] = [
     Kind::Hand,
     Kind::OperatorRollback,
 ];
-/// How far a clock jumps at most, in milliseconds.
+/// How far a clock jumps at most, in milliseconds; and one in eight of those that do.
 const LONGEST_JUMP_MS: u64 = 20_000;
+const LONGEST_RARE_JUMP_MS: u64 = 180_000;
 /// Within which time after a branch is prepared a hand is laid on one: most are in doubt for milliseconds only.
 const HAND_COMES_WITHIN: Time = 8 * MILLI;
 
@@ -104,7 +105,8 @@ impl World {
         self.faults.count(Kind::ClockJump);
         let wrong_for = self.rng.below(3 * SECOND);
         self.plan(wrong_for, Happening::Befalls(Kind::ClockJump));
-        let by = i64::try_from(self.rng.below(LONGEST_JUMP_MS)).expect("a minute");
+        let longest = if self.rng.below(8) == 0 { LONGEST_RARE_JUMP_MS } else { LONGEST_JUMP_MS };
+        let by = i64::try_from(self.rng.below(longest)).expect("a few minutes");
         self.skew_ms = if self.rng.coin() { by } else { -by };
         say!(self, None, "the coordinator's clock is {} ms off", self.skew_ms);
     }

@@ -38,6 +38,8 @@ pub struct Call {
     pub deadline: Time,
     /// The service writes nothing.
     pub read_only: bool,
+    /// It votes when its handler ends, without being asked.
+    pub votes: bool,
 }
 
 /// What a client asks of the coordinator.
@@ -137,8 +139,8 @@ impl World {
         let calls = (0..self.rng.pick(&[1, 2, 2, 2, 3, 3, 4])).map(|_| self.planned_call()).collect();
         let wait = if self.rng.coin() { Wait::Applied } else { Wait::Decided };
         let ending = match self.rng.below(100) {
-            0..2 if !plain => Ending::Abandon,
-            2..5 if !plain => Ending::Rollback,
+            0..1 if !plain => Ending::Abandon,
+            1..2 if !plain => Ending::Rollback,
             _ => Ending::Commit(wait),
         };
         let client = Client {
@@ -151,7 +153,7 @@ impl World {
             calls,
             called: 0,
             ending,
-            hasty: !plain && self.rng.below(30) == 0,
+            hasty: !plain && self.rng.below(60) == 0,
             curious: self.rng.below(8) == 0,
         };
         self.busy_clients += 1;
@@ -320,12 +322,17 @@ impl World {
         if self.strikes(Kind::ClientGone) {
             return self.is_done(client);
         }
+        let votes = self.style.early_votes && self.rng.coin();
+        let faultless = self.faults.are_over() || self.faults.are_none();
         let calls = self.client(client);
         let Some((instance, read_only)) = calls.calls.get(calls.called).copied() else {
             return self.end(client);
         };
         calls.called += 1;
         calls.attempt += 1;
+        // Once it has voted, nobody can work in it any more. A few have it do so too early all the same.
+        let comes_again = calls.calls[calls.called..].iter().any(|(later, _)| *later == instance);
+        let votes = votes && (!comes_again || calls.curious && !faultless);
         let hasty = calls.hasty && calls.called == calls.calls.len();
         let call = Call {
             client,
@@ -334,6 +341,7 @@ impl World {
             gtrid: calls.asked(),
             deadline: calls.deadline,
             read_only,
+            votes,
         };
         self.plan(ATTEMPT, Happening::ClientWakes(client, call.attempt));
         if !self.strikes(Kind::CallLost) {

@@ -77,13 +77,15 @@ kinds! {
 
     // ---- databases: for each operation ----
     /// The reply is lost after the effect.
-    ReplyLost, "store reply lost", 56_000, Mild;
+    ReplyLost, "store reply lost", 62_000, Mild;
     /// It is out of reach, and nothing was done.
     Unavailable, "store out of reach", 20_000, Mild;
     /// It refuses to prepare.
-    Refuses, "store refused prepare", 370_000, Mild;
+    Refuses, "store refused prepare", 360_000, Mild;
     /// PREPARE says OK and did nothing.
-    HollowPrepare, "hollow prepare", 560_000, Mild;
+    HollowPrepare, "hollow prepare", 500_000, Mild;
+    /// A service has committed in the middle of its branch.
+    ServiceCommits, "service committed by itself", 580_000, Mild;
     /// "Unknown xid", because the session that prepared it is still attached.
     UnknownXid, "unknown xid", 3_600_000, Benign;
 
@@ -95,7 +97,7 @@ kinds! {
 
     // ---- people: for each transaction ----
     /// An administrator ends a prepared branch by hand.
-    Hand, "branch ended by hand", 170_000, Benign;
+    Hand, "branch ended by hand", 190_000, Benign;
     /// An operator rolls a transaction back.
     OperatorRollback, "operator rollback", 330_000, Harsh;
 }

@@ -50,6 +50,8 @@ pub enum Happening {
     LooksForEvidence(Process, u64, ClusterId, Duration, usize),
     /// It was found.
     FoundEvidence(Process, u64, Result<Vec<EvidenceRow>, Unresolved>),
+    /// A store says how much room it has.
+    FindsRoom(Process),
     /// Evidence is deleted.
     Forgets(Process, u64, Vec<BranchId>),
     /// A wait is over.
@@ -124,6 +126,7 @@ impl World {
             | H::ListsOn(process, ..)
             | H::LooksForEvidence(process, ..)
             | H::FoundEvidence(process, ..)
+            | H::FindsRoom(process)
             | H::Forgets(process, ..)
             | H::AsksAgain(process, ..)
             | H::HandlerEnds(process, ..) => {
@@ -149,6 +152,7 @@ impl World {
                 self.looks_for_evidence(process, session, cluster, retention, limit);
             }
             H::FoundEvidence(_, session, found) => self.tell(instance, Event::OldEvidence(session, found)),
+            H::FindsRoom(_) => self.finds_room(instance),
             H::Forgets(_, session, branches) => self.forgets(instance, session, &branches),
             H::AsksAgain(_, xid) => self.tell(instance, Event::AskAgain(xid)),
             H::HandlerEnds(_, handler, xid, well) => self.handler_ends(instance, handler, xid, well),

@@ -156,6 +156,8 @@ impl World {
             Preparing::Refused
         } else if self.strikes(Kind::HollowPrepare) {
             Preparing::Hollow
+        } else if self.strikes(Kind::ServiceCommits) {
+            Preparing::Hazard
         } else {
             Preparing::Well
         }
@@ -260,6 +262,18 @@ impl World {
             Err(Unresolved("the connection is lost".to_owned()))
         };
         self.tell(instance, Event::Listed(session, result));
+    }
+
+    /// The store says how much room it has, if it has a limit.
+    pub(super) fn finds_room(&mut self, instance: usize) {
+        let result = if self.strikes(Kind::Unavailable) {
+            Err(out_of_reach())
+        } else {
+            let store = &self.stores[self.instances[instance].store];
+            let room = |(slots, connections)| store.room(self.log.cluster, slots, connections);
+            Ok(self.style.room.map(room))
+        };
+        self.tell(instance, Event::Room(result));
     }
 
     pub(super) fn looks_for_evidence(

@@ -4,7 +4,9 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
+use lockstep::JoinError;
 use lockstep::branch::Operation;
+
 use lockstep::session::message::{FromCoordinator, ToCoordinator};
 use lockstep::session::{Closing, Effect, Event, HandlerId, Session};
 use lockstep_proto::{InstanceId, ResourceManagerName, Xid};
@@ -201,9 +203,15 @@ impl World {
                 }
             }
             Effect::Hand(handler, xid) => self.hand(instance, handler, xid),
-            Effect::RefuseJoin(handler, _) | Effect::AnswerFinish(handler, Err(_)) => {
+            Effect::RefuseJoin(handler, why) => {
+                if matches!(why, JoinError::NoRoom { .. }) {
+                    self.reached.note("no room for a branch");
+                } else if matches!(why, JoinError::Voted { .. }) {
+                    self.reached.note("joined after an early vote");
+                }
                 self.answer_call(instance, handler, false);
             }
+            Effect::AnswerFinish(handler, Err(_)) => self.answer_call(instance, handler, false),
             Effect::AnswerFinish(handler, Ok(())) => self.answer_call(instance, handler, true),
             Effect::AskLater(xid, failed) => {
                 let wait = (FIRST_QUESTION << failed.min(10)).min(LONGEST_QUESTION);
@@ -217,8 +225,10 @@ impl World {
                 let at = self.store_takes();
                 self.plan(at, Happening::Lists(process, session, cluster, again));
             }
-            // Its stores have room for every branch.
-            Effect::FindRoom => self.tell(instance, Event::Room(Ok(None))),
+            Effect::FindRoom => {
+                let at = self.store_takes();
+                self.plan(at, Happening::FindsRoom(process));
+            }
             Effect::FindOldEvidence { session, cluster, retention, limit } => {
                 let at = self.store_takes();
                 let happening = Happening::LooksForEvidence(process, session, cluster, retention, limit);
@@ -275,6 +285,8 @@ impl World {
         if self.strikes(Kind::Unavailable) {
             return self.dial_later(instance, &Closing::Broken("the store is out of reach".to_owned()));
         }
+        // No branch is joined before the room is known.
+        self.finds_room(instance);
         let attachment = self.stores[self.instances[instance].store].attachment();
         self.tell(instance, Event::Dialled(attachment));
     }
@@ -395,7 +407,11 @@ impl World {
     pub(super) fn handler_ends(&mut self, instance: usize, handler: HandlerId, xid: Xid, well: bool) {
         self.has_connection(instance, branch_number(&xid.bqual));
         if well {
-            self.tell(instance, Event::Finished { xid, handler, votes: false });
+            let call = self.instances[instance].handlers.get(&handler);
+            // One that has written nothing votes when it is asked (P23).
+            let writes = !self.history.branches[branch_number(&xid.bqual) as usize].read_only;
+            let votes = call.is_some_and(|call| call.votes) && writes;
+            self.tell(instance, Event::Finished { xid, handler, votes });
         } else {
             self.tell(instance, Event::HandlerGone(xid, handler));
             self.answer_call(instance, handler, false);

@@ -39,6 +39,8 @@ pub struct Report {
     seconds: f64,
     /// How fast that was.
     transactions_per_second: u64,
+    /// How fast one core was: by the processor time that was used, whatever else the machine had to do.
+    transactions_per_core_second: u64,
     /// Threads that worked.
     threads: usize,
 }
@@ -46,9 +48,12 @@ pub struct Report {
 impl Report {
     /// Of this run.
     #[must_use]
-    pub fn new(run: &Run, seed: u64, threads: usize, took: Duration) -> Self {
+    pub fn new(run: &Run, seed: u64, threads: usize, took: Duration, processor: Duration) -> Self {
         let faults_by_kind = KINDS.iter().zip(&run.faults).map(|(kind, count)| (kind.name(), *count));
-        let millis = u64::try_from(took.as_millis()).unwrap_or(u64::MAX).max(1);
+        let per_second = |time: Duration| {
+            let millis = u64::try_from(time.as_millis()).unwrap_or(u64::MAX).max(1);
+            run.transactions.saturating_mul(1000) / millis
+        };
         let text = |found: &super::run::Found| {
             let about =
                 found.violation.transaction.map_or(String::new(), |number| format!(", transaction {number}"));
@@ -67,7 +72,8 @@ impl Report {
             seed,
             trace: format!("{:016x}", run.hash),
             seconds: (took.as_secs_f64() * 10.0).round() / 10.0,
-            transactions_per_second: run.transactions.saturating_mul(1000) / millis,
+            transactions_per_second: per_second(took),
+            transactions_per_core_second: per_second(processor),
             threads,
         }
     }
@@ -100,7 +106,7 @@ impl Report {
         let mut lines = vec![table.to_string()];
         lines.push(format!(
             "{} transactions in {} worlds, {} % committed, {} faults each, {} situations reached; {} s, {} transactions per second on {} \
-             threads",
+             threads, {} for each second of a core",
             self.transactions,
             self.worlds,
             tenths(self.committed * 100, self.transactions),
@@ -108,7 +114,8 @@ impl Report {
             self.situations,
             self.seconds,
             self.transactions_per_second,
-            self.threads
+            self.threads,
+            self.transactions_per_core_second
         ));
         lines.extend(self.never_seen.iter().map(|what| format!("NEVER SEEN {what}")));
         for (text, found) in self.violation_texts.iter().zip(&run.found) {

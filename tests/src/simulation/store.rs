@@ -5,7 +5,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use lockstep::resource::{Attachment, BranchId, EvidenceRow, Fate, Prepared, Unresolved};
+use lockstep::resource::{Attachment, BranchId, EvidenceRow, Fate, Prepared, Room, Unresolved};
 use lockstep_proto::{ClusterId, Gtrid, LogPosition, ResourceManagerId, ResourceManagerName, Xid};
 
 use super::history::{History, Local, branch_number};
@@ -43,12 +43,24 @@ struct PreparedBranch {
 #[derive(Debug)]
 struct Row {
     xid: Xid,
-    /// A branch's; otherwise a fence.
+    /// A branch's; otherwise a fence, or a hazard.
     committed: bool,
+    /// A part of the branch's work is there, by its service's own doing.
+    hazard: bool,
     position: LogPosition,
     deadline: Time,
     at: Time,
     two_phase: bool,
+}
+
+impl Row {
+    fn fate(&self) -> Fate {
+        match (self.hazard, self.committed) {
+            (true, _) => Fate::Hazard,
+            (false, true) => Fate::Committed,
+            (false, false) => Fate::RolledBack,
+        }
+    }
 }
 
 /// What may be wrong with a PREPARE.
@@ -60,6 +72,8 @@ pub enum Preparing {
     Refused,
     /// It says OK and has rolled back (participants.md, 1).
     Hollow,
+    /// Its service has committed by itself what it had done so far (P16).
+    Hazard,
 }
 
 /// See the module.
@@ -191,6 +205,21 @@ impl Store {
             return Ok(Prepared::ReadOnly);
         }
         let number = branch_number(&branch.xid.bqual);
+        if how == Preparing::Hazard {
+            (facts.local, facts.by_hand) = (Local::Hazard, true);
+            let deadline = open.deadline;
+            let row = Row {
+                xid: branch.xid.clone(),
+                committed: false,
+                hazard: true,
+                position,
+                deadline,
+                at: now,
+                two_phase: false,
+            };
+            self.evidence.insert(number, row);
+            return Ok(Prepared::Hazard("its service has committed by itself".to_owned()));
+        }
         if how == Preparing::Well {
             (facts.local, facts.was_prepared) = (Local::Prepared, true);
             let (xid, attached) = (branch.xid.clone(), Some(open.holder));
@@ -203,7 +232,7 @@ impl Store {
         match how {
             Preparing::Refused => Ok(Prepared::No("a deferred constraint failed".to_owned())),
             Preparing::Well | Preparing::Hollow if self.prepared.contains_key(&number) => Ok(Prepared::Yes),
-            Preparing::Well | Preparing::Hollow => {
+            Preparing::Well | Preparing::Hollow | Preparing::Hazard => {
                 Ok(Prepared::No("PREPARE said OK and has prepared nothing".to_owned()))
             }
         }
@@ -283,7 +312,7 @@ impl Store {
         history: &mut History,
     ) -> Fate {
         if let Some(row) = self.evidence.get(&branch_number(&branch.xid.bqual)) {
-            return if row.committed { Fate::Committed } else { Fate::RolledBack };
+            return row.fate();
         }
         self.put(branch, false, position, now + FENCE_LIFE, now, false);
         let facts = history.branch(&branch.xid);
@@ -305,14 +334,22 @@ impl Store {
     ) {
         let newer = |seen: &LogPosition| (seen.epoch, seen.sequence) >= (position.epoch, position.sequence);
         self.seen = Some(self.seen.filter(newer).unwrap_or(position));
-        let row = Row { xid: branch.xid.clone(), committed, position, deadline, at, two_phase };
+        let xid = branch.xid.clone();
+        let row = Row { xid, committed, hazard: false, position, deadline, at, two_phase };
         self.evidence.insert(branch_number(&branch.xid.bqual), row);
+    }
+
+    /// How much room it says that it has, of so many slots.
+    #[must_use]
+    pub fn room(&self, cluster: ClusterId, slots: usize, connections: usize) -> Room {
+        let prepared = self.prepared.values().map(|prepared| BranchId { cluster, xid: prepared.xid.clone() });
+        Room { slots, prepared: prepared.collect(), prepared_by_others: self.foreign.len(), connections }
     }
 
     /// Whether this branch is fenced.
     #[must_use]
     pub fn is_fenced(&self, branch: &BranchId) -> bool {
-        self.evidence.get(&branch_number(&branch.xid.bqual)).is_some_and(|row| !row.committed)
+        self.evidence.get(&branch_number(&branch.xid.bqual)).is_some_and(|row| row.fate() == Fate::RolledBack)
     }
 
     // ---- listings ----
@@ -333,10 +370,10 @@ impl Store {
         self.prepared.contains_key(&branch_number(&xid.bqual))
     }
 
-    /// The oldest transaction with evidence of a commit.
+    /// The oldest transaction with evidence of a commit or a hazard.
     #[must_use]
     pub fn oldest_evidence(&self) -> Option<Gtrid> {
-        self.evidence.values().filter(|row| row.committed).map(|row| row.xid.gtrid).min()
+        self.evidence.values().filter(|row| row.fate() != Fate::RolledBack).map(|row| row.xid.gtrid).min()
     }
 
     /// Evidence whose deadline is `retention` ago.
@@ -350,11 +387,8 @@ impl Store {
     ) -> Vec<EvidenceRow> {
         let retention = u64::try_from(retention.as_micros()).expect("a retention is short");
         let old = self.evidence.values().filter(|row| row.deadline + retention <= now).take(limit);
-        old.map(|row| EvidenceRow {
-            branch: BranchId { cluster, xid: row.xid.clone() },
-            fate: if row.committed { Fate::Committed } else { Fate::RolledBack },
-        })
-        .collect()
+        old.map(|row| EvidenceRow { branch: BranchId { cluster, xid: row.xid.clone() }, fate: row.fate() })
+            .collect()
     }
 
     /// Deletes these rows.

@@ -1,6 +1,7 @@
 //! One world: a coordinator, its log, participants with their stores, applications, and time. A seed is all that it depends on.
 
 use lockstep::resource::BranchId;
+use lockstep::session::Event;
 use lockstep_coordinator::engine::input::Input;
 use lockstep_proto::{Bqual, ClusterId, Epoch, Gtrid, ResourceManagerId, Xid};
 
@@ -68,6 +69,10 @@ pub struct Style {
     pub apply_wait: Time,
     /// Transactions that may be live in one shard.
     pub max_live: usize,
+    /// Half of the services vote when their handlers end.
+    pub early_votes: bool,
+    /// Slots for prepared branches, and connections of each instance, if the stores say that they have limits.
+    pub room: Option<(usize, usize)>,
 }
 
 impl Style {
@@ -83,6 +88,8 @@ impl Style {
             report_interval: rng.pick(&[2 * SECOND, 6 * SECOND]),
             apply_wait: rng.pick(&[SECOND, 10 * SECOND]),
             max_live: rng.pick(&[40, 1000, 1000, 1000]),
+            early_votes: rng.below(4) == 0,
+            room: rng.pick(&[None, None, None, None, None, Some((200, 10)), Some((12, 4)), Some((6, 2))]),
         }
     }
 }
@@ -138,7 +145,8 @@ impl World {
     pub fn new(seed: u64, wanted: usize, told: bool) -> Self {
         let mut rng = Rng::new(seed);
         let faults = Faults::drawn(&mut rng);
-        let style = Style::drawn(&mut rng);
+        let mut style = Style::drawn(&mut rng);
+        style.room = style.room.filter(|_| !faults.are_none());
         let cluster = ClusterId::from_random(0x5eed);
         let stores: Vec<Store> =
             (0..rng.index(3) + 2).map(|number| store(number, cluster, &mut rng)).collect();
@@ -242,7 +250,7 @@ impl World {
             self.tick_node();
         } else if wake <= planned {
             self.now = self.now.max(wake);
-            self.tell(instance, lockstep::session::Event::Tick);
+            self.tell(instance, Event::Tick);
         } else {
             let Some((at, what)) = self.queue.pop() else {
                 return self.violate("termination_after_healing", None, "nothing is planned any more");
@@ -293,6 +301,13 @@ impl World {
         say!(self, None, "--- all faults stop ---");
         // Sessions stay as they are: what was lost in them is found out by timers, not by a new session.
         self.instances.iter_mut().for_each(|instance| instance.cut_until = 0);
+        // What is begun after this has to commit: there is room for it.
+        self.style.room = None;
+        for instance in 0..self.instances.len() {
+            if self.instances[instance].session().is_some() {
+                self.tell(instance, Event::Room(Ok(None)));
+            }
+        }
     }
 
     /// Notes that an invariant does not hold. The first one counts.

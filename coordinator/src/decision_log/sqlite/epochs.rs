@@ -7,6 +7,7 @@
 
 use std::collections::BTreeMap;
 
+use lockstep_proto::museum::mutated;
 use lockstep_proto::{ClusterId, Epoch, Incarnation, LogPosition};
 use sqlx::SqliteConnection;
 
@@ -52,6 +53,9 @@ pub(super) async fn take(connection: &mut SqliteConnection) -> Result<Taken, Fau
     let unsealed = epochs.iter().filter(|(_, row)| !row.sealed);
     let mut sealed = 0;
     for (number, row) in unsealed {
+        if mutated("P5-earlier-epochs-stay-unsealed") {
+            continue;
+        }
         change(connection, *number, row, &EpochRow { sealed: true, ..*row }).await?;
         sealed += 1;
     }
@@ -134,7 +138,7 @@ async fn change(
         .bind(rows::encode_epoch(number, new))
         .execute(connection)
         .await?;
-    if done.rows_affected() == 1 { Ok(()) } else { Err(lost(number)) }
+    if done.rows_affected() == 1 || mutated("P1-a-sealed-epoch-decides") { Ok(()) } else { Err(lost(number)) }
 }
 
 /// Counts a forced batch in the own epoch's row: this is also the check that the epoch is unsealed (P1).

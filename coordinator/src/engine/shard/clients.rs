@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use lockstep_proto::museum::mutated;
 use lockstep_proto::{Gtrid, Xid};
 
 use super::{Live, Shard, Timer};
@@ -17,7 +18,8 @@ impl<R> Shard<R> {
             self.reply(reply, Answer::Full);
             return;
         }
-        self.begins_from_ms = self.begins_from_ms.max(now.unix_ms);
+        let earliest = if mutated("P7-begins-below-the-floor") { 0 } else { self.begins_from_ms };
+        self.begins_from_ms = earliest.max(now.unix_ms);
         let gtrid = Gtrid::new(self.config.epoch, self.begins_from_ms, random);
         let deadline = now.monotonic + timeout;
         let timeout_ms = u64::try_from(timeout.as_millis()).expect("a timeout is at most a day");

@@ -20,6 +20,7 @@ mod whole;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
+use lockstep_proto::museum::mutated;
 use lockstep_proto::{Bqual, Epoch, Gtrid, ResourceManagerName, Xid};
 
 use super::delivery::{Deliveries, Monotonic, SessionId};
@@ -254,6 +255,9 @@ impl<R> Shard<R> {
     }
 
     fn recover(&mut self, record: DecisionRecord, now: Now) {
+        if mutated("recovery-leaves-commits-to-others") {
+            return;
+        }
         let gtrid = record.gtrid;
         let decided_ms = record.decided_ms;
         let (transaction, effects) = Transaction::recover(record, now.unix_ms);

@@ -1,6 +1,7 @@
 //! What a message about one branch does to that branch.
 
 use lockstep_proto::Bqual;
+use lockstep_proto::museum::mutated;
 
 use super::Transaction;
 use crate::protocol::branch::BranchState;
@@ -20,6 +21,8 @@ impl Transaction {
         }
         let (state, refused) = match vote {
             Vote::Commit => (BranchState::Prepared, None),
+            Vote::Rollback(_) if mutated("AC3-no-is-yes") => (BranchState::Prepared, None),
+            Vote::ReadOnly if mutated("read-only-is-prepared") => (BranchState::Prepared, None),
             Vote::ReadOnly => (BranchState::Ended(BranchEnd::ReadOnly), None),
             Vote::Rollback(why) => (
                 BranchState::Ended(BranchEnd::RolledBack),
@@ -88,6 +91,14 @@ impl Transaction {
     /// The session of a branch broke. `Some` with the reason if something was lost with it: a branch that had voted is durable,
     /// or over, and does not need its session any more.
     pub(super) fn lose(&mut self, bqual: &Bqual) -> Result<Option<String>, Rejected> {
+        if mutated("P12-lost-branch-is-forgotten") && self.known(bqual)?.state == BranchState::Enlisted {
+            self.branches.retain(|branch| branch.bqual != *bqual);
+            return Ok(None);
+        }
+        if mutated("P12-lost-branch-has-voted") && self.known(bqual)?.state == BranchState::Preparing {
+            self.branch_mut(bqual).state = BranchState::Prepared;
+            return Ok(None);
+        }
         let state = match self.known(bqual)?.state {
             BranchState::Enlisted | BranchState::ToldOpen => BranchState::Ended(BranchEnd::Lost),
             BranchState::Preparing => BranchState::InDoubt,

@@ -9,6 +9,7 @@ mod branches;
 mod table;
 mod transitions;
 
+use lockstep_proto::museum::mutated;
 use lockstep_proto::{Bqual, Gtrid};
 
 use crate::protocol::branch::{Branch, BranchState};
@@ -17,7 +18,7 @@ use crate::protocol::outcome::{BranchEnd, Decision, Heuristic, Outcome};
 use crate::protocol::record::{About, DecisionKind, DecisionRecord, EndRecord};
 
 /// Where a transaction is on its way.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum State {
     /// The application works; branches enlist.
     Active,
@@ -74,7 +75,7 @@ pub enum PreparedAnswer {
 }
 
 /// One global transaction.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Transaction {
     gtrid: Gtrid,
     about: About,
@@ -102,13 +103,14 @@ impl Transaction {
             DecisionKind::OnePhaseIntent => record.branches.len() == 1,
         };
         assert!(branches, "a decision names who has to be told, and an intent exactly one: {record:?}");
-        let state = match record.kind {
+        let kind = if mutated("P10-intent-recovered-as-commit") { DecisionKind::Commit } else { record.kind };
+        let state = match kind {
             DecisionKind::Commit => BranchState::Prepared,
             DecisionKind::OnePhaseIntent => BranchState::InDoubt,
         };
         let branches = record.branches.into_iter().map(|bqual| Branch { bqual, state }).collect();
         let mut transaction =
-            Self { gtrid: record.gtrid, about: record.about, state: State::Deciding(record.kind), branches };
+            Self { gtrid: record.gtrid, about: record.about, state: State::Deciding(kind), branches };
         let effects = transaction.step(Event::LogForced, now_ms).expect("deciding takes a forced log");
         (transaction, effects)
     }
@@ -176,6 +178,9 @@ impl Transaction {
         };
         match &self.state {
             State::Active | State::Preparing => Err("no decision yet"),
+            State::Deciding(DecisionKind::Commit) if mutated("told-before-durable") => {
+                Ok((Outcome::Committed, ""))
+            }
             State::Deciding(_) => Err("the decision is on its way to the log"),
             State::DecisionUnknown(_) => Err("whether the decision is in the log is not known yet"),
             State::CommittingOnePhase => Err("its only branch commits by itself and has not answered yet"),
@@ -197,6 +202,10 @@ impl Transaction {
     #[must_use]
     pub fn answer_prepared(&self, bqual: &Bqual) -> PreparedAnswer {
         match &self.state {
+            State::Active | State::Preparing if mutated("P9-undecided-is-rolled-back") => {
+                PreparedAnswer::Rollback
+            }
+            State::Deciding(_) if mutated("prepared-told-before-durable") => PreparedAnswer::Commit,
             State::Active | State::Preparing | State::Deciding(_) | State::DecisionUnknown(_) => {
                 PreparedAnswer::StillRunning
             }

@@ -1,12 +1,13 @@
 //! The transition table: one function per state, one arm per event.
 
+use lockstep_proto::museum::mutated;
 use lockstep_proto::{Bqual, limits};
 
 use super::transitions::{refuse, reply};
 use super::{State, Stepped, Transaction};
-use crate::protocol::branch::Branch;
+use crate::protocol::branch::{Branch, BranchState};
 use crate::protocol::event::{Effects, EnlistRefusal, Event, Message, Reply};
-use crate::protocol::outcome::{Decision, Outcome};
+use crate::protocol::outcome::{BranchEnd, Decision, Outcome};
 use crate::protocol::record::{DecisionKind, LogWrite};
 
 impl Transaction {
@@ -71,6 +72,9 @@ impl Transaction {
             Event::Enlist(bqual) => Ok(refuse(bqual, EnlistRefusal::CommitRequested)),
             Event::CommitRequested => Ok(Effects::none()),
             Event::RollbackRequested(why) => Ok(self.become_rolling_back(&why, now_ms)),
+            Event::DeadlinePassed if mutated("AC3-silence-is-a-vote") => {
+                Ok(self.become_deciding(DecisionKind::Commit, now_ms))
+            }
             Event::DeadlinePassed => {
                 let missing = self.branches.iter().filter(|branch| branch.awaits_vote());
                 let names: Vec<_> = missing.map(|branch| branch.bqual.as_str()).collect();
@@ -79,7 +83,11 @@ impl Transaction {
             }
             Event::Voted(bqual, vote) => match self.record_vote(&bqual, vote)? {
                 Some(why) => Ok(self.become_rolling_back(&why, now_ms)),
-                None if self.branches.iter().any(Branch::awaits_vote) => Ok(Effects::none()),
+                None if self.branches.iter().any(Branch::awaits_vote)
+                    && !mutated("AC3-first-vote-decides") =>
+                {
+                    Ok(Effects::none())
+                }
                 None => Ok(self.decide_by_votes(now_ms)),
             },
             Event::BranchLost(bqual) => {
@@ -102,6 +110,12 @@ impl Transaction {
             Event::LogRefused(why) => {
                 Ok(self.become_rolling_back(&format!("the decision log refused the decision: {why}"), now_ms))
             }
+            Event::LogUnknown(_) if mutated("P2-unknown-is-written") => {
+                Ok(self.decision_is_durable(kind, now_ms))
+            }
+            Event::LogUnknown(_) if mutated("P2-unknown-is-absent") => {
+                Ok(self.become_rolling_back("the decision log did not answer", now_ms))
+            }
             Event::LogUnknown(_) => Ok(self.become_decision_unknown(kind)),
             Event::LogFound | Event::LogAbsent => self.reject(event, "the log's answer is not unknown"),
             Event::Enlist(_)
@@ -117,8 +131,9 @@ impl Transaction {
 
     pub(super) fn step_decision_unknown(&mut self, event: Event, kind: DecisionKind, now_ms: u64) -> Stepped {
         match event {
-            Event::LogFound => Ok(self.decision_is_durable(kind, now_ms)),
-            Event::LogAbsent => {
+            Event::LogAbsent if mutated("P2-absent-is-found") => Ok(self.decision_is_durable(kind, now_ms)),
+            Event::LogFound if !mutated("P2-found-is-absent") => Ok(self.decision_is_durable(kind, now_ms)),
+            Event::LogFound | Event::LogAbsent => {
                 Ok(self.become_rolling_back("the decision did not reach the decision log", now_ms))
             }
             Event::LogForced | Event::LogRefused(_) | Event::LogUnknown(_) => {
@@ -140,6 +155,9 @@ impl Transaction {
     fn while_the_log_writes(&mut self, event: Event) -> Stepped {
         match event {
             Event::Enlist(bqual) => Ok(refuse(bqual, EnlistRefusal::CommitRequested)),
+            Event::RollbackRequested(_) if mutated("AC2-rollback-overtakes-the-log") => {
+                Ok(self.become_rolling_back("it was asked for", 0))
+            }
             // Too late to change anything: whoever asked waits for the outcome.
             Event::CommitRequested | Event::RollbackRequested(_) | Event::DeadlinePassed => {
                 Ok(Effects::none())
@@ -173,6 +191,9 @@ impl Transaction {
                 self.vote_after_commit(&bqual, &vote)?;
                 Ok(Effects::none())
             }
+            Event::RollbackRequested(why) if mutated("AC2-rollback-after-commit") => {
+                Ok(self.become_rolling_back(&why, now_ms))
+            }
             // A rollback comes too late: whoever asks for it is told the outcome.
             Event::CommitRequested | Event::RollbackRequested(_) => Ok(self.tell_decision()),
             Event::Enlist(bqual) => Ok(refuse(bqual, EnlistRefusal::CommitRequested)),
@@ -198,6 +219,13 @@ impl Transaction {
                 Ok(self.end_one_phase(now_ms))
             }
             Event::Enlist(bqual) => Ok(refuse(bqual, EnlistRefusal::CommitRequested)),
+            Event::RollbackRequested(why) if mutated("P10-rollback-ends-an-intent") => {
+                Ok(self.become_rolling_back(&why, now_ms))
+            }
+            Event::BranchLost(bqual) if mutated("P10-session-ends-an-intent") => {
+                self.branch_mut(&bqual).state = BranchState::Ended(BranchEnd::Lost);
+                Ok(self.end_one_phase(now_ms))
+            }
             // Only evidence ends it: whoever asked waits (P10).
             Event::CommitRequested | Event::RollbackRequested(_) | Event::DeadlinePassed => {
                 Ok(Effects::none())
@@ -312,6 +340,9 @@ impl Transaction {
         let others_left = self.branches.iter().all(|branch| branch.awaits_vote() || branch.is_read_only());
         match (first, second) {
             (None, _) => self.decide_by_votes(now_ms),
+            (Some(_), None) if others_left && mutated("P10-no-intent") => {
+                self.become_committing_one_phase(now_ms)
+            }
             (Some(_), None) if others_left => self.become_deciding(DecisionKind::OnePhaseIntent, now_ms),
             (Some(_), _) => self.become_preparing(),
         }
@@ -320,6 +351,9 @@ impl Transaction {
     /// Every branch has voted, none of them rollback.
     fn decide_by_votes(&mut self, now_ms: u64) -> Effects {
         if self.branches.iter().all(Branch::is_read_only) {
+            if mutated("P11-nothing-is-a-commit") {
+                return self.become_ended(Outcome::Committed, String::new());
+            }
             return self.become_ended(Outcome::NothingToCommit, String::new());
         }
         self.become_deciding(DecisionKind::Commit, now_ms)

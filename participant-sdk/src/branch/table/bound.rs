@@ -2,25 +2,27 @@
 //!
 //! [`Event::AskAgain`] may come to a state that did not ask for it: a wait that a decision cut short is over only then.
 
-use lockstep_proto::LogPosition;
+use lockstep_proto::museum::mutated;
+use lockstep_proto::{Epoch, Incarnation, LogPosition};
 
 use super::super::{Action, Applied, Decision, Doom, End, Event, Operation, Owed, State, Vote, Wanted};
 use super::{Stepped, Tell, acknowledge, apply, impossible, prove, to, undo};
 use crate::resource::{Fate, Prepared, Unresolved};
 
-pub(super) fn finding(position: LogPosition, owed: Owed, event: Event) -> Stepped {
-    let stay = |owed| State::Finding { position, owed };
+pub(super) fn finding(owed: Owed, event: Event) -> Stepped {
+    let stay = |owed| State::Finding { owed };
     match event {
         Event::Found(found) => match (owed, found) {
             (Owed::Rollback(position), _) => apply(Decision::Rollback, position),
             (Owed::Commit(position), _) => apply(Decision::Commit, position),
             (Owed::OnePhase(position), _) => prove(position),
             (Owed::Nothing, Ok(true)) => to(State::Prepared, [Action::Vote(Vote::Commit)]),
-            (Owed::Nothing, Ok(false)) => {
-                undo(position, "no such branch is open or prepared here".to_owned(), Tell::Coordinator)
+            // Nothing is voted, and nothing is done: this branch may have voted commit before, and be committed; a failover may bring
+            // it back prepared before a rollback gets there. If its vote is still awaited, the coordinator's deadline ends that.
+            (Owed::Nothing, Ok(false)) if mutated("a-branch-that-is-not-found-is-undone") => {
+                undo(position_unknown(), String::new(), Tell::Coordinator)
             }
-            // Rolled back blindly, it might be one that has voted commit. The coordinator's deadline ends this.
-            (Owed::Nothing, Err(_)) => to(State::Absent, []),
+            (Owed::Nothing, Ok(false) | Err(_)) => to(State::Absent, []),
         },
         Event::Decide(Decision::Rollback, position) => to(stay(owed.and(Owed::Rollback(position))), []),
         Event::Decide(Decision::Commit, position) => to(stay(owed.and(Owed::Commit(position))), []),
@@ -136,6 +138,13 @@ fn prepare_done(
             Owed::Commit(position) => apply(Decision::Commit, position),
             Owed::OnePhase(position) => prove(position),
             Owed::Rollback(position) => apply_rollback(wanted, position),
+            Owed::Nothing if mutated("P15-an-error-is-a-no") => {
+                let why = unresolved.to_string();
+                to(State::Ended(End::Refused(why.clone())), [Action::Vote(Vote::Rollback(why))])
+            }
+            Owed::Nothing if mutated("P15-an-error-is-a-yes") => {
+                to(State::Prepared, [Action::Vote(Vote::Commit)])
+            }
             Owed::Nothing => {
                 let why = format!("whether it was prepared was not known: {unresolved}");
                 let tell = if wanted == Wanted::NoMore { Tell::Nobody } else { Tell::Coordinator };
@@ -220,6 +229,9 @@ pub(super) fn committing_one_phase(position: LogPosition, event: Event) -> Stepp
     match event {
         Event::Resolved(Ok(fate)) => acknowledge(fate),
         // It may have committed. Only evidence tells, and where there is none, a fence makes that final.
+        Event::Resolved(Err(_)) if mutated("P10-an-error-is-a-rollback") => {
+            to(State::Ended(End::Proved(Fate::RolledBack)), [Action::Acknowledge(Applied::RolledBack)])
+        }
         Event::Resolved(Err(_)) => prove(position),
         // What the store proves in the end answers all of these.
         Event::CommitOnePhase(_) | Event::Decide(..) | Event::Prepare(_) => to(stay, []),
@@ -242,6 +254,9 @@ pub(super) fn committing_one_phase(position: LogPosition, event: Event) -> Stepp
 pub(super) fn applying(event: Event) -> Stepped {
     match event {
         Event::Resolved(Ok(fate)) => acknowledge(fate),
+        Event::Resolved(Err(_)) if mutated("unknown-xid-is-done") => {
+            to(State::Ended(End::Proved(Fate::Committed)), [Action::Acknowledge(Applied::Committed)])
+        }
         // Not done, or not known: the coordinator sends its decision again, to whoever is attached then.
         Event::Resolved(Err(unresolved)) => {
             to(State::Absent, [Action::Acknowledge(Applied::NotYet(unresolved.0))])
@@ -340,6 +355,12 @@ pub(super) fn ended(end: &End, event: Event) -> Stepped {
         | Event::Found(_)
         | Event::Resolved(_) => impossible(stay(), event),
     }
+}
+
+/// For a bug that rolls back what nobody has told it to.
+fn position_unknown() -> LogPosition {
+    let epoch = Epoch::new(1).expect("1 is an epoch");
+    LogPosition { epoch, incarnation: Incarnation::from_bytes([0; 16]), sequence: 0 }
 }
 
 /// The vote of a branch that is over: as it was, so far as a vote can say it.

@@ -1,5 +1,7 @@
 //! Until it votes: the branch can be rolled back here, without asking anyone.
 
+use lockstep_proto::museum::mutated;
+
 use super::super::{
     Action, Applied, Decision, Doom, End, Enlist, Event, Handler, Held, Operation, Owed, State, Then, Vote,
 };
@@ -13,9 +15,7 @@ pub(super) fn absent(event: Event) -> Stepped {
         Event::Joined(remaining) => {
             to(State::Opening(Enlist::Asked), [Action::Enlist, Action::Run(Operation::Begin(remaining))])
         }
-        Event::Prepare(position) => {
-            to(State::Finding { position, owed: Owed::Nothing }, [Action::Run(Operation::Find)])
-        }
+        Event::Prepare(_) => to(State::Finding { owed: Owed::Nothing }, [Action::Run(Operation::Find)]),
         Event::Decide(decision, position) => apply(decision, position),
         Event::CommitOnePhase(position) => prove(position),
         // About a branch of an earlier life of this process, or one that ended long ago.
@@ -95,6 +95,9 @@ pub(super) fn busy(enlist: Enlist, event: Event) -> Stepped {
             doom(Doom::CommitWithoutVote, Owed::Commit(position), false)
         }
         Event::CommitOnePhase(position) => doom(Doom::HandlerRunning, Owed::OnePhase(position), false),
+        Event::DeadlinePassed if mutated("P17-ends-what-a-handler-holds") => {
+            roll_back_now(Doom::DeadlinePassed, Owed::Nothing, Tell::Coordinator)
+        }
         Event::DeadlinePassed => doom(Doom::DeadlinePassed, Owed::Nothing, true),
         Event::SessionLost => doom(Doom::SessionLost, Owed::Nothing, false),
         Event::Joined(_)

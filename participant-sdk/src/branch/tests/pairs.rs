@@ -23,7 +23,7 @@ fn states() -> Vec<State> {
     for held in [Held::ByBegin, Held::ByHandler, Held::ByDiscard] {
         states.extend(owed.map(|owed| State::Doomed { why: Doom::HandlerRunning, held, owed }));
     }
-    states.extend(owed.map(|owed| State::Finding { position: position(1), owed }));
+    states.extend(owed.map(|owed| State::Finding { owed }));
     for wanted in [Wanted::ByCoordinator, Wanted::ByHandler, Wanted::ByNobody, Wanted::NoMore] {
         states.extend(owed.map(|owed| State::Preparing { position: position(1), owed, wanted }));
     }

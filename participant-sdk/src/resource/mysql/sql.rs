@@ -274,7 +274,7 @@ impl Schema {
     pub(super) fn oldest_evidence(&self, name: &ResourceManagerName, cluster: ClusterId) -> SqlStr {
         text(format!(
             "{READ_ONLY}; SELECT xid FROM {} \
-             WHERE resource_manager = '{name}' AND kind = 'branch' AND xid LIKE '{cluster}:%' \
+             WHERE resource_manager = '{name}' AND kind <> 'fence' AND xid LIKE '{cluster}:%' \
              ORDER BY gtrid_uuid, gtrid_epoch LIMIT 1",
             self.evidence_table()
         ))

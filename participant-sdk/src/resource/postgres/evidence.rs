@@ -11,7 +11,7 @@ use super::recovery::{read_on_primary, run, unreadable};
 use super::sql;
 use crate::resource::{BranchId, EvidenceRow, Fate, Unresolved};
 
-/// The oldest transaction with a row of kind *branch*. Fences don't count: they say nothing that a pruned
+/// The oldest transaction with a row of kind *branch* or *hazard*. Fences don't count: they say nothing that a pruned
 /// record could contradict.
 pub(super) async fn oldest(
     own: &PgPool,

@@ -52,7 +52,7 @@ pub(crate) const CREATE_TABLES: &str = concat!(
     "written_at timestamptz NOT NULL DEFAULT clock_timestamp()); ",
     "CREATE INDEX IF NOT EXISTS evidence_by_deadline ON lockstep.evidence (resource_manager, deadline); ",
     "CREATE INDEX IF NOT EXISTS evidence_by_gtrid ON lockstep.evidence ",
-    "(resource_manager, gtrid_uuid, gtrid_epoch) WHERE kind = 'branch'; ",
+    "(resource_manager, gtrid_uuid, gtrid_epoch) WHERE kind <> 'fence'; ",
     "CREATE INDEX IF NOT EXISTS evidence_by_position ON lockstep.evidence (resource_manager, epoch, sequence); ",
     "CREATE TABLE IF NOT EXISTS lockstep.identity (",
     "resource_manager text COLLATE \"C\" PRIMARY KEY, ",
@@ -328,7 +328,7 @@ pub(super) fn oldest_evidence(name: &ResourceManagerName, cluster: ClusterId) ->
     text(format!(
         "SELECT pg_is_in_recovery() AS in_recovery; \
          SELECT xid FROM lockstep.evidence \
-         WHERE resource_manager = '{name}' AND kind = 'branch' AND starts_with(xid, '{cluster}:') \
+         WHERE resource_manager = '{name}' AND kind <> 'fence' AND starts_with(xid, '{cluster}:') \
          ORDER BY gtrid_uuid, gtrid_epoch LIMIT 1"
     ))
 }

@@ -7,6 +7,7 @@ use std::str::FromStr;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use lockstep_proto::limits::MAX_TIMEOUT;
+use lockstep_proto::museum::mutated;
 use lockstep_proto::{ClusterId, Epoch, Gtrid, Incarnation, LogPosition, ResourceManagerId};
 use sqlx::{Row, SqliteConnection};
 
@@ -34,7 +35,7 @@ CREATE TABLE IF NOT EXISTS lockstep_evidence (
     written_ms INTEGER NOT NULL
 ) STRICT, WITHOUT ROWID;
 CREATE INDEX IF NOT EXISTS lockstep_evidence_old ON lockstep_evidence (cluster, deadline_ms);
-CREATE INDEX IF NOT EXISTS lockstep_evidence_oldest ON lockstep_evidence (cluster, gtrid) WHERE kind = 'branch';
+CREATE INDEX IF NOT EXISTS lockstep_evidence_oldest ON lockstep_evidence (cluster, gtrid) WHERE kind <> 'fence';
 ";
 
 /// What a row proves.
@@ -62,6 +63,7 @@ impl Kind {
     pub(super) fn fate(self) -> Fate {
         match self {
             Self::Branch => Fate::Committed,
+            Self::Fence if mutated("P15-a-fence-is-evidence") => Fate::Committed,
             Self::Fence => Fate::RolledBack,
             Self::Hazard => Fate::Hazard,
         }
@@ -210,6 +212,9 @@ pub(super) async fn insert(
     connection: &mut SqliteConnection,
     row: &NewEvidence<'_>,
 ) -> Result<Option<Kind>, sqlx::Error> {
+    if row.kind == Kind::Fence && mutated("P15-no-fence") {
+        return Ok(None);
+    }
     let inserted = sqlx::query(
         "INSERT INTO main.lockstep_evidence (branch, kind, cluster, gtrid, position, deadline_ms, written_ms) \
          VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7) ON CONFLICT (branch) DO NOTHING",
@@ -223,7 +228,11 @@ pub(super) async fn insert(
     .bind(unix_ms(wall_clock()))
     .execute(&mut *connection)
     .await?;
-    if inserted.rows_affected() == 1 { Ok(None) } else { kind_of(connection, row.branch).await }
+    if inserted.rows_affected() == 1 || mutated("P15-a-duplicate-is-overlooked") {
+        Ok(None)
+    } else {
+        kind_of(connection, row.branch).await
+    }
 }
 
 /// Raises the position of a branch's row: the decision's is newer than the one it was prepared with.
@@ -243,13 +252,16 @@ pub(super) async fn raise_position(
     Ok(())
 }
 
-/// The oldest transaction of the cluster with a row of kind *branch*.
+/// The oldest transaction of the cluster with a row of kind *branch* or *hazard*: it is still to be compared with its record.
 pub(super) async fn oldest(
     connection: &mut SqliteConnection,
     cluster: ClusterId,
 ) -> Result<Option<Gtrid>, sqlx::Error> {
+    if mutated("P7-evidence-holds-nothing") {
+        return Ok(None);
+    }
     let bytes: Option<Vec<u8>> = sqlx::query_scalar(
-        "SELECT min(gtrid) FROM main.lockstep_evidence WHERE cluster = ?1 AND kind = 'branch'",
+        "SELECT min(gtrid) FROM main.lockstep_evidence WHERE cluster = ?1 AND kind <> 'fence'",
     )
     .bind(cluster.to_string())
     .fetch_one(connection)
@@ -268,6 +280,7 @@ pub(super) async fn old(
     retention: Duration,
     limit: usize,
 ) -> Result<Vec<EvidenceRow>, sqlx::Error> {
+    let retention = if mutated("P19-evidence-is-old-at-once") { Duration::ZERO } else { retention };
     let until =
         unix_ms(wall_clock()).saturating_sub(i64::try_from(retention.as_millis()).unwrap_or(i64::MAX));
     let rows: Vec<(String, String)> = sqlx::query_as(
@@ -315,7 +328,7 @@ pub(super) async fn forget(connection: &mut SqliteConnection, branch: &BranchId)
             .bind(branch.to_string())
             .fetch_optional(&mut *connection)
             .await?;
-    if let Some(position) = position {
+    if let Some(position) = position.filter(|_| !mutated("P8-pruning-forgets-the-position")) {
         sqlx::query("UPDATE main.lockstep_identity SET seen = max(coalesce(seen, ?1), ?1)")
             .bind(position)
             .execute(connection)

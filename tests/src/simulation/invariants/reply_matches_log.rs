@@ -23,7 +23,11 @@ impl World {
         let holds = match outcome {
             None | Some(Outcome::Unknown) => return,
             Some(Outcome::Committed) => match one_phase {
-                Some(_) => evidence == Some(Local::Committed),
+                // One that had voted early, and whose commit a failover has undone, is committed again.
+                Some(intent) => {
+                    let undone = self.history.branches[intent.branches[0] as usize].undone;
+                    evidence == Some(Local::Committed) || undone
+                }
                 None => decided == Some(DecisionKind::Commit) && self.log_keeps(&gtrid),
             },
             Some(Outcome::RolledBack) => !may_commit && evidence != Some(Local::Committed),

@@ -6,7 +6,7 @@
 use lockstep_coordinator::protocol::record::{DecisionKind, DecisionRecord};
 use lockstep_proto::{Gtrid, Xid};
 
-use crate::simulation::history::{branch_number, number_of};
+use crate::simulation::history::{Local, branch_number, number_of};
 use crate::simulation::world::World;
 
 const NAME: &str = "stability";
@@ -21,10 +21,18 @@ impl World {
         }
     }
 
-    /// A branch is told to roll back: no decision names it, and none is on its way to the log.
+    /// A branch is told to roll back: no decision names it, and none is on its way to the log. An intent decides nothing by itself: where
+    /// somebody's hand has rolled back its branch, which had voted early, that vote may still come, and is answered with what became of it.
     pub(super) fn stability_of_rollback(&mut self, xid: &Xid) {
         let branch = branch_number(&xid.bqual);
-        let named = self.history.named(branch).is_some();
+        let kind = self.history.named(branch).map(|decided| decided.kind);
+        let of_branch = self.history.branch(xid);
+        let undone_by_hand = of_branch.by_hand && of_branch.local == Local::RolledBack;
+        let named = match kind {
+            Some(DecisionKind::Commit) => true,
+            Some(DecisionKind::OnePhaseIntent) => !undone_by_hand,
+            None => false,
+        };
         let facts = self.history.of(&xid.gtrid);
         let deciding = facts.deciding.is_some();
         if named || deciding {
