@@ -247,7 +247,12 @@ async fn a_database_that_moved_or_was_left_behind_by_a_failover_is_refused() {
     Raw::greet(&url, frame([Said::Hello(known.clone())])).await.unwrap();
     let elsewhere = v1::Hello { location: "host:/b#1:3".into(), ..known.clone() };
     let greeted = Raw::greet(&url, frame([Said::Hello(elsewhere)])).await;
-    assert_refused(greeted.map(drop), Code::FailedPrecondition, "LOCATION_CHANGED", "put it back");
+    assert_refused(
+        greeted.map(drop),
+        Code::FailedPrecondition,
+        "LOCATION_CHANGED",
+        "participants rebind moved-db",
+    );
     let old_primary = v1::Hello { timeline: 2, ..known.clone() };
     let greeted = Raw::greet(&url, frame([Said::Hello(old_primary)])).await;
     assert_refused(greeted.map(drop), Code::FailedPrecondition, "STALE_TIMELINE", "timeline");

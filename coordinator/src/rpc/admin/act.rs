@@ -2,6 +2,8 @@
 //!
 //! A dry run goes the same way up to the record, and ends there. What is refused is refused before anything is on record.
 
+use std::time::Duration;
+
 use lockstep_proto::wire::known_enum;
 use lockstep_proto::{ResourceManagerName, limits, v1};
 
@@ -14,7 +16,7 @@ use crate::engine::handle::EngineError;
 use crate::engine::input::{Act, Input};
 use crate::engine::shell::Mail;
 use crate::protocol::branch::Branch;
-use crate::protocol::situation::{Action, Situation};
+use crate::protocol::situation::{Action, Forbidden, Situation};
 use crate::rpc::Services;
 use crate::rpc::status::RequestError;
 
@@ -115,6 +117,26 @@ fn effect(deed: &Deed) -> Effect {
     }
 }
 
+/// What it is about, and whether it may be done. A heuristic outcome that is on its way to the log is there in a moment, and waited for.
+async fn judge(
+    services: &Services,
+    target: &str,
+    action: Action,
+) -> Result<(Found, Result<(), Forbidden>), RequestError> {
+    const LOOK_EVERY: Duration = Duration::from_millis(50);
+    const LOOKS: u32 = 40;
+    for _look in 1..LOOKS {
+        let found = find(services, target).await?;
+        match found.standing.permit(action) {
+            Err(Forbidden::NotOnRecord) => tokio::time::sleep(LOOK_EVERY).await,
+            permitted => return Ok((found, permitted)),
+        }
+    }
+    let found = find(services, target).await?;
+    let permitted = found.standing.permit(action);
+    Ok((found, permitted))
+}
+
 async fn plan(
     services: &Services,
     asked: v1::OperatorAction,
@@ -142,8 +164,8 @@ async fn plan(
     if services.shared.registry.has_orphan_of(&request.target) {
         return orphans::plan(services, request, action).await;
     }
-    let found = find(services, &request.target).await?;
-    found.standing.permit(action).map_err(|forbidden| RequestError::Forbidden {
+    let (found, permitted) = judge(services, &request.target, action).await?;
+    permitted.map_err(|forbidden| RequestError::Forbidden {
         what: found.gtrid.to_string(),
         context: context(&found),
         forbidden,
