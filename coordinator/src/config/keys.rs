@@ -111,7 +111,7 @@ pub(super) const ADVERTISE: Key = Key::new::<Advertised>(
     "LOCKSTEP_ADVERTISE",
     "auto",
     "Where participants and applications reach this node, as the nodes that share its decision log tell them. auto: where \
-     it listens, unless that is every address of the host",
+     it listens, unless that is every address of the host. none: it is not told",
 );
 
 pub(super) const DATA_DIR: Key = Key::new::<PathBuf>(

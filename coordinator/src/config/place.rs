@@ -56,16 +56,19 @@ impl Value for Accepted {
 pub enum Advertised {
     /// Where it listens.
     Auto,
+    /// Others are not told.
+    None,
     /// There: `http://`, a host or an address, and a port.
     At(String),
 }
 
 impl Advertised {
-    /// The address of the node that listens there. `None`: it listens on every address of its host, and which of them others reach is
-    /// not for it to say.
+    /// The address of the node that listens there. `None`: others are not told, or it listens on every address of its host, and which
+    /// of them others reach is not for it to say.
     #[must_use]
     pub fn resolve(&self, bound: SocketAddr) -> Option<String> {
         match self {
+            Self::None => None,
             Self::Auto if bound.ip().is_unspecified() => None,
             Self::Auto => Some(format!("http://{bound}")),
             Self::At(url) => Some(url.clone()),
@@ -77,8 +80,10 @@ impl Value for Advertised {
     const FORM: Form = Form::Advertised;
 
     fn parse(text: &str) -> Result<Self, String> {
-        if text == "auto" {
-            return Ok(Self::Auto);
+        match text {
+            "auto" => return Ok(Self::Auto),
+            "none" => return Ok(Self::None),
+            _address => {}
         }
         let uri = text.parse::<Uri>().map_err(|_why| is_no::<Self>())?;
         let is_whole = uri.scheme_str() == Some("http") && uri.port().is_some();
@@ -160,6 +165,7 @@ mod tests {
         for every in ["0.0.0.0:7420", "[::]:7420"] {
             assert_eq!(Advertised::Auto.resolve(bound(every)), None);
         }
+        assert_eq!(Advertised::parse("none").unwrap().resolve(bound("10.0.0.1:7420")), None);
         for right in ["http://node-a:7420", "http://[fd00::1]:7420", "http://10.0.0.1:80"] {
             let told = Advertised::parse(right).unwrap();
             assert_eq!(told.resolve(bound("0.0.0.0:1")).as_deref(), Some(right));

@@ -57,7 +57,7 @@ impl Form {
             Self::LogPlace => "embedded|URL",
             Self::Settings => "none|NAMES",
             Self::NodeName => "auto|NAME",
-            Self::Advertised => "auto|URL",
+            Self::Advertised => "auto|none|URL",
             Self::LogFormat => "text|json",
             Self::LogFilter => "FILTER",
         }
@@ -98,7 +98,7 @@ impl Form {
             }
             Self::NodeName => "name of a node: write \"auto\", or 1 to 64 letters, digits and any of . : _ -",
             Self::Advertised => {
-                "address for others: write \"auto\", or one such as \"http://10.0.0.1:7420\" or \"http://node-a:7420\""
+                "address for others: write \"auto\", \"none\", or one such as \"http://10.0.0.1:7420\" or \"http://node-a:7420\""
             }
             Self::LogFormat => "log format: write \"text\" or \"json\"",
             Self::LogFilter => {
