@@ -93,8 +93,10 @@ mod tests {
             epoch: Epoch::new(epoch),
             told,
         };
-        let known: Vec<(&'static str, u32, &[NodeAddress])> =
-            known.iter().map(|(address, epoch, told)| (&*(*address).to_owned().leak(), *epoch, *told)).collect();
+        let known: Vec<(&'static str, u32, &[NodeAddress])> = known
+            .iter()
+            .map(|(address, epoch, told)| (&*(*address).to_owned().leak(), *epoch, *told))
+            .collect();
         let Change { add, leave } = change(&known.iter().map(of).collect::<Vec<_>>());
         (add, leave)
     }
@@ -143,7 +145,8 @@ mod tests {
 
     #[test]
     fn there_are_never_more_than_64() {
-        let many: Vec<NodeAddress> = (1..=64).flat_map(|epoch| told(&[(epoch, &format!("node-{epoch}"))])).collect();
+        let many: Vec<NodeAddress> =
+            (1..=64).flat_map(|epoch| told(&[(epoch, &format!("node-{epoch}"))])).collect();
         let (add, _) = changes(&[("!a", 100, &many), ("!b", 101, &many)]);
         assert_eq!(add.len(), 62);
     }

@@ -87,7 +87,8 @@ impl Value for Advertised {
         }
         let uri = text.parse::<Uri>().map_err(|_why| is_no::<Self>())?;
         let is_whole = uri.scheme_str() == Some("http") && uri.port().is_some();
-        let is_bare = uri.path() == "/" && uri.query().is_none() && !text.ends_with('/') && !text.contains('@');
+        let is_bare =
+            uri.path() == "/" && uri.query().is_none() && !text.ends_with('/') && !text.contains('@');
         if !is_whole || !is_bare || text.len() > MAX_ADDRESS_BYTES {
             return Err(is_no::<Self>());
         }
@@ -171,7 +172,16 @@ mod tests {
             assert_eq!(told.resolve(bound("0.0.0.0:1")).as_deref(), Some(right));
         }
         let long = format!("http://{}:7420", "x".repeat(256));
-        for wrong in ["", "node-a:7420", "http://node-a", "https://a:1", "http://a:1/", "http://a:1/x", "http://u@a:1", &long] {
+        for wrong in [
+            "",
+            "node-a:7420",
+            "http://node-a",
+            "https://a:1",
+            "http://a:1/",
+            "http://a:1/x",
+            "http://u@a:1",
+            &long,
+        ] {
             assert!(Advertised::parse(wrong).is_err(), "{wrong:?}");
         }
     }

@@ -36,6 +36,9 @@ const LONGEST_WAIT: Duration = Duration::from_secs(1);
 /// How long one of several coordinators may take to answer what it can answer at once, before another one is asked. Far shorter than
 /// it takes to find out that a peer is gone without a word.
 const TURN: Duration = Duration::from_secs(1);
+/// The same of a commit, which takes as long as the branches do: after that another one is asked in between, which knows the outcome if
+/// the first is gone and it has taken over.
+const COMMIT_TURN: Duration = Duration::from_secs(6);
 /// How long one attempt to connect may take.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// A connection on which nothing is heard for this long is asked, and given up if there is no answer: a peer that lost
@@ -144,7 +147,7 @@ impl Client {
         let until = clock::now() + self.shared.patience;
         let answer = self.repeat(None, until, |mut rpc| {
             let request = request.clone();
-            self.in_turn(async move { rpc.inquire(request).await })
+            self.in_turn(TURN, async move { rpc.inquire(request).await })
         });
         let (response, _who) = answer.await.map_err(|status| {
             let detail = sentence(&status);
@@ -178,16 +181,17 @@ impl Client {
         round
     }
 
-    /// Waits for an answer as long as nobody else could give it sooner.
+    /// Waits so long for an answer, if somebody else could give it.
     async fn in_turn<T>(
         &self,
+        turn: Duration,
         call: impl Future<Output = Result<Response<T>, Status>>,
     ) -> Result<Response<T>, Status> {
         if self.shared.coordinators.now().len() == 1 {
             return call.await;
         }
         let elapsed = |_elapsed| Status::unavailable("the coordinator did not answer in time");
-        tokio::time::timeout(TURN, call).await.unwrap_or_else(|error| Err(elapsed(error)))
+        tokio::time::timeout(turn, call).await.unwrap_or_else(|error| Err(elapsed(error)))
     }
 
     /// Calls until there is an answer that repeating would not change, or `until` has passed: `first`, and then the other coordinators
@@ -203,10 +207,9 @@ impl Client {
         A: Future<Output = Result<Response<T>, Status>>,
     {
         let until: tokio::time::Instant = until.into();
-        let mut failed = 0;
         let mut last = None;
         let round = self.round(first);
-        for coordinator in round.iter().cycle() {
+        for (failed, coordinator) in (0..).zip(round.iter().cycle()) {
             let status = match tokio::time::timeout_at(until, call(coordinator.rpc())).await {
                 Ok(Ok(response)) => return Ok((response.into_inner(), Arc::clone(coordinator))),
                 Ok(Err(status)) if is_transient(&status) => status,
@@ -222,7 +225,6 @@ impl Client {
             }
             tracing::debug!(%status, ?wait, "the coordinator did not answer, asking again");
             last = Some(status);
-            failed += 1;
             tokio::time::sleep(wait).await;
         }
         unreachable!("there is at least one coordinator, and it is asked again and again")
@@ -327,7 +329,7 @@ impl Begin<'_> {
         let until = clock::now() + self.client.shared.patience;
         let answer = self.client.repeat(None, until, |mut rpc| {
             let request = request.clone();
-            self.client.in_turn(async move { rpc.begin(request).await })
+            self.client.in_turn(TURN, async move { rpc.begin(request).await })
         });
         let (response, home) = answer.await.map_err(|status| begin_error(&status))?;
         let context = begun(&response)?;

@@ -84,11 +84,13 @@ impl Coordinators {
         let told_of = |address: String| {
             tracing::info!(address, "a coordinator is told of");
             let coordinator = Coordinator::new(address, false);
-            let coordinator = coordinator
-                .inspect_err(|error| tracing::warn!(%error, "a coordinator is told of that cannot be reached"));
+            let coordinator = coordinator.inspect_err(
+                |error| tracing::warn!(%error, "a coordinator is told of that cannot be reached"),
+            );
             coordinator.ok().map(Arc::new)
         };
-        let next = stay.map(|(_, coordinator)| Arc::clone(coordinator)).chain(add.into_iter().filter_map(told_of));
+        let next =
+            stay.map(|(_, coordinator)| Arc::clone(coordinator)).chain(add.into_iter().filter_map(told_of));
         // Nobody else changes it.
         *self.0.write().unwrap_or_else(PoisonError::into_inner) = next.collect();
     }

@@ -16,7 +16,7 @@ use tokio::runtime::Handle;
 use tonic::{Code, Status};
 
 use super::nodes::Coordinator;
-use super::{Client, Outcome, outcome};
+use super::{COMMIT_TURN, Client, Outcome, outcome};
 use crate::clock;
 use crate::context::Context;
 use crate::error::{CommitError, RollbackError};
@@ -172,10 +172,10 @@ async fn commit(
     // answers as the first would have. To any but its own, it is an inquiry.
     let answer = client.repeat(Some(home), until, |mut rpc| {
         let request = request.clone();
-        async move {
+        client.in_turn(COMMIT_TURN, async move {
             let response = rpc.commit(request).await?;
             decided_or_again(response)
-        }
+        })
     });
     let (response, _who) =
         answer.await.map_err(|status| CommitError::Unknown { gtrid, detail: sentence(&status) })?;

@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-use lockstep_proto::{Epoch, 
-    ClusterId, Gtrid, InstanceId, LogPosition, ResourceManagerId, ResourceManagerName, Xid,
+use lockstep_proto::{
+    ClusterId, Epoch, Gtrid, InstanceId, LogPosition, ResourceManagerId, ResourceManagerName, Xid,
 };
 
 use crate::branch::{Applied, Decision, Refusal, Vote};

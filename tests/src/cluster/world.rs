@@ -77,13 +77,19 @@ fn start_node(
     let (log, name) = (format!("--log={}", log_server.url(LOG)), format!("--node={}", node_name(node)));
     let lease = format!("--lease={}ms", setup.lease.as_millis());
     let advertise = format!("--advertise={}", if setup.named.is_some() { "auto" } else { "none" });
-    let flags = [&log, &lease, &advertise, &name, "--migrate-log", "--report-interval=2s", "--drain-timeout=2s"];
+    let flags =
+        [&log, &lease, &advertise, &name, "--migrate-log", "--report-interval=2s", "--drain-timeout=2s"];
     Coordinator::start(roles, &directory, &flags, None)
 }
 
 /// The addresses of those that are given, as banks and clients take them.
 fn named(coordinators: &[Coordinator], setup: Setup) -> String {
-    coordinators.iter().take(setup.named.unwrap_or(setup.nodes)).map(Coordinator::url).collect::<Vec<_>>().join(",")
+    coordinators
+        .iter()
+        .take(setup.named.unwrap_or(setup.nodes))
+        .map(Coordinator::url)
+        .collect::<Vec<_>>()
+        .join(",")
 }
 
 impl World {

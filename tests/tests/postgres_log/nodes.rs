@@ -2,9 +2,9 @@
 
 use std::time::Duration;
 
-use lockstep_coordinator::decision_log::{AppendError, DecisionLog};
 use lockstep_coordinator::decision_log::contract::{commit, gtrid};
 use lockstep_coordinator::decision_log::postgres::{Accepted, NodeState, Options, Renewal, nodes};
+use lockstep_coordinator::decision_log::{AppendError, DecisionLog};
 use lockstep_tests::harness::postgres::fresh_database;
 
 use super::{LONG, decide, leased, open, options, own};

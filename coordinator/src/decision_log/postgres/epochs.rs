@@ -168,7 +168,8 @@ pub(super) async fn renew(
     .bind(column(renewal.live))
     .bind(own.incarnation.as_bytes().as_slice())
     .bind(i64::try_from(MAX_NODES).expect("a few"));
-    let rows: Vec<(Vec<i64>, Vec<String>, String)> = answer(PATIENCE, statement.fetch_all(connection)).await?;
+    let rows: Vec<(Vec<i64>, Vec<String>, String)> =
+        answer(PATIENCE, statement.fetch_all(connection)).await?;
     let Some((numbers, addresses, _set)) = rows.into_iter().next() else { return Ok(None) };
     let node = |(number, address)| epoch(number).map(|epoch| NodeAddress { epoch, address });
     Ok(Some(numbers.into_iter().zip(addresses).filter_map(node).collect()))
