@@ -14,7 +14,7 @@ use std::time::Duration;
 use lockstep_proto::{Epoch, Gtrid, v1};
 use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
 
-use crate::decision_log::postgres::{PostgresLog, Renewal};
+use crate::decision_log::postgres::{NodeAddress, PostgresLog, Renewal};
 use crate::decision_log::{AppendError, ReadError};
 use crate::engine::handle::Engine;
 use crate::engine::input::Input;
@@ -74,7 +74,7 @@ impl Keeper {
             ticks.tick().await;
             let renewal = self.measure().await;
             match self.log.renew(renewal).await {
-                Ok(()) => {}
+                Ok(nodes) => self.registry.set_nodes(nodes.into_iter().map(told).collect()),
                 Err(over @ (AppendError::Sealed(_) | AppendError::Unknown(_))) => return over,
                 Err(error @ AppendError::Refused(_)) => {
                     tracing::warn!(%error, "the lease was not renewed; it is tried again");
@@ -151,4 +151,9 @@ impl Keeper {
         }
         Ok(())
     }
+}
+
+/// As participants and applications are told of it.
+fn told(node: NodeAddress) -> v1::Node {
+    v1::Node { epoch: node.epoch.get(), address: node.address }
 }

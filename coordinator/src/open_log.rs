@@ -45,6 +45,7 @@ impl OpenLog {
             migrate: config.migrate_log,
             accepted: config.insecure_log_settings,
             node: config.node.resolve(bound),
+            address: config.advertise.resolve(bound),
             succeeds: first,
             lease: config.lease,
             patience: PATIENCE,

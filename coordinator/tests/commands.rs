@@ -167,6 +167,13 @@ impl CoordinatorService for Scripted {
         };
         self.asked(question, next).await.map(Response::new)
     }
+
+    async fn list_nodes(
+        &self,
+        _request: Request<v1::ListNodesRequest>,
+    ) -> Result<Response<v1::ListNodesResponse>, Status> {
+        Ok(Response::new(v1::ListNodesResponse { epoch: 1, nodes: Vec::new() }))
+    }
 }
 
 /// A coordinator on a loopback port.

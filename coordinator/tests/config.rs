@@ -25,6 +25,7 @@ fn samples(key: &Key) -> [&'static str; 3] {
         Form::LogPlace => ["postgres://a/log", "postgres://b/log", "postgres://c/log"],
         Form::Settings => ["fsync", "full_page_writes", "fsync,synchronous_commit"],
         Form::NodeName => ["node-a", "node-b", "node-c"],
+        Form::Advertised => ["http://a:1", "none", "http://c:3"],
         Form::LogFormat => ["json", "text", "json"],
         Form::LogFilter => ["warn", "debug", "error"],
     }
@@ -39,6 +40,7 @@ fn toml_value(key: &Key, text: &str) -> String {
         | Form::LogPlace
         | Form::Settings
         | Form::NodeName
+        | Form::Advertised
         | Form::LogFormat
         | Form::LogFilter => format!("\"{text}\""),
     }

@@ -70,6 +70,7 @@ mod context;
 pub mod doctor;
 mod error;
 mod layers;
+mod nodes;
 mod participant;
 #[cfg(test)]
 mod pure;

@@ -24,6 +24,10 @@ pub const MAX_FRAME_MESSAGES: usize = 1024;
 pub const MAX_FRAME_BYTES: usize = 4 * 1024 * 1024;
 /// Branches in one report, and rows in one reconciliation.
 pub const MAX_REPORT_ENTRIES: usize = 1024;
+/// Coordinators on one decision log that are told of.
+pub const MAX_NODES: usize = 64;
+/// Bytes of a coordinator's address.
+pub const MAX_ADDRESS_BYTES: usize = 255;
 /// The version of the participant protocol that this code speaks.
 pub const PROTOCOL_VERSION: u32 = 1;
 

@@ -141,6 +141,7 @@ async fn a_batch_is_every_decision_that_was_waiting_when_the_force_before_it_end
         migrate: true,
         accepted: Accepted::default(),
         node: "a".to_owned(),
+        address: None,
         succeeds: true,
         lease: 10 * LONG,
         patience: LONG,

@@ -11,7 +11,7 @@ use lockstep_tests::harness::clock::{now, wait_for};
 use lockstep_tests::harness::roles::Roles;
 
 fn setup(nodes: usize, lease: Duration) -> Setup {
-    Setup { nodes, lease, banks: Database::Postgres }
+    Setup { nodes, named: Some(nodes), lease, banks: Database::Postgres }
 }
 
 /// Which does nothing yet.
@@ -93,4 +93,37 @@ fn a_node_that_drains_hands_over_without_waiting_for_its_lease() {
     world.settle(patience).unwrap();
     let seen = world.look(&[1]).unwrap();
     assert_eq!(seen.contradictions(), Vec::<String>::new());
+}
+
+/// Banks and clients are given one node of two. They are told of the other one, of a third that is started later, and that one is gone; and
+/// then they do without the one that they were given.
+#[test]
+fn one_address_is_enough_to_find_every_node() {
+    let directory = tempfile::tempdir().unwrap();
+    let roles = Roles::played_by(env!("CARGO_BIN_EXE_prove"));
+    let setup = Setup { named: Some(1), ..setup(2, LEASE) };
+    let mut world = World::start(&roles, directory.path(), setup).unwrap();
+    let patience = Duration::from_secs(60);
+    let expect_commits_at = |world: &World, node| {
+        let epoch = world.epoch_of(node).unwrap();
+        let before = world.commits_of(epoch).unwrap();
+        let more = || Ok((world.commits_of(epoch)? > before + 20).then_some(()));
+        wait_for("commits", patience, more).unwrap_or_else(|error| panic!("{error}\n{}", world.logs()));
+    };
+    expect_commits_at(&world, 1);
+    world.add_node().unwrap();
+    expect_commits_at(&world, 2);
+
+    let gone = world.coordinators[1].url();
+    world.coordinators[1].process().kill().unwrap();
+    let left = format!("a coordinator is left name=bank-a address={gone:?}");
+    let left = ["bank-a", "bank-b"].map(|bank| left.replace("bank-a", bank));
+    wait_for("the banks to leave it", patience, || Ok(world.every_bank_logs(&left)?.then_some(())))
+        .unwrap_or_else(|error| panic!("{error}\n{}", world.logs()));
+    world.coordinators[0].process().kill().unwrap();
+    expect_commits_at(&world, 2);
+    world.settle(patience).unwrap();
+    let seen = world.look(&[2]).unwrap();
+    assert_eq!(seen.contradictions(), Vec::<String>::new());
+    assert_eq!(world.heuristic().unwrap(), 0);
 }

@@ -8,7 +8,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use super::place::{LogPlace, NodeName};
+use super::place::{Advertised, LogPlace, NodeName};
 use super::value::{Form, LogFilter, LogFormat, Value};
 use crate::decision_log::postgres::Accepted;
 
@@ -72,9 +72,10 @@ impl Key {
 }
 
 /// Everything that can be set, in the order in which it is shown.
-pub static KEYS: [Key; 16] = [
+pub static KEYS: [Key; 17] = [
     LISTEN,
     INSECURE_LISTEN,
+    ADVERTISE,
     DATA_DIR,
     LOG,
     MIGRATE_LOG,
@@ -103,6 +104,14 @@ pub(super) const INSECURE_LISTEN: Key = Key::new::<bool>(
     "LOCKSTEP_INSECURE_LISTEN",
     "false",
     "Allow an address that is not loopback, without TLS and authentication",
+);
+
+pub(super) const ADVERTISE: Key = Key::new::<Advertised>(
+    "advertise",
+    "LOCKSTEP_ADVERTISE",
+    "auto",
+    "Where participants and applications reach this node, as the nodes that share its decision log tell them. auto: where \
+     it listens, unless that is every address of the host. none: it is not told",
 );
 
 pub(super) const DATA_DIR: Key = Key::new::<PathBuf>(

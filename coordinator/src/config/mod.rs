@@ -30,7 +30,7 @@ use std::time::Duration;
 
 pub use keys::{KEYS, Key};
 pub use overrides::Overrides;
-pub use place::{LogPlace, NodeName};
+pub use place::{Advertised, LogPlace, NodeName};
 pub use value::{Form, LogFilter, LogFormat};
 
 use value::Value;
@@ -46,6 +46,7 @@ pub const DEFAULT_FILE: &str = "./lockstep.toml";
 pub struct Config {
     pub listen: SocketAddr,
     pub insecure_listen: bool,
+    pub advertise: Advertised,
     pub data_dir: PathBuf,
     pub log: LogPlace,
     pub migrate_log: bool,
@@ -254,6 +255,7 @@ impl<'a> Reader<'a> {
         Config {
             listen: self.read(&keys::LISTEN),
             insecure_listen: self.read(&keys::INSECURE_LISTEN),
+            advertise: self.read(&keys::ADVERTISE),
             data_dir: self.read(&keys::DATA_DIR),
             log: self.read(&keys::LOG),
             migrate_log: self.read(&keys::MIGRATE_LOG),

@@ -2,6 +2,9 @@
 
 use std::net::SocketAddr;
 
+use axum::http::Uri;
+use lockstep_proto::limits::MAX_ADDRESS_BYTES;
+
 use super::value::{Form, Value, is_no};
 use crate::decision_log::postgres::{Accepted, Setting};
 
@@ -45,6 +48,51 @@ impl Value for Accepted {
         let named = |name: &str| Setting::ALL.into_iter().find(|setting| setting.name() == name.trim());
         let settings: Option<Vec<Setting>> = text.split(',').map(named).collect();
         settings.map(|settings| Self::new(&settings)).ok_or_else(is_no::<Self>)
+    }
+}
+
+/// Where others reach a node.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd)]
+pub enum Advertised {
+    /// Where it listens.
+    Auto,
+    /// Others are not told.
+    None,
+    /// There: `http://`, a host or an address, and a port.
+    At(String),
+}
+
+impl Advertised {
+    /// The address of the node that listens there. `None`: others are not told, or it listens on every address of its host, and which
+    /// of them others reach is not for it to say.
+    #[must_use]
+    pub fn resolve(&self, bound: SocketAddr) -> Option<String> {
+        match self {
+            Self::None => None,
+            Self::Auto if bound.ip().is_unspecified() => None,
+            Self::Auto => Some(format!("http://{bound}")),
+            Self::At(url) => Some(url.clone()),
+        }
+    }
+}
+
+impl Value for Advertised {
+    const FORM: Form = Form::Advertised;
+
+    fn parse(text: &str) -> Result<Self, String> {
+        match text {
+            "auto" => return Ok(Self::Auto),
+            "none" => return Ok(Self::None),
+            _address => {}
+        }
+        let uri = text.parse::<Uri>().map_err(|_why| is_no::<Self>())?;
+        let is_whole = uri.scheme_str() == Some("http") && uri.port().is_some();
+        let is_bare =
+            uri.path() == "/" && uri.query().is_none() && !text.ends_with('/') && !text.contains('@');
+        if !is_whole || !is_bare || text.len() > MAX_ADDRESS_BYTES {
+            return Err(is_no::<Self>());
+        }
+        Ok(Self::At(text.to_owned()))
     }
 }
 
@@ -108,6 +156,33 @@ mod tests {
         assert!(!both.has(Setting::SynchronousCommit));
         for wrong in ["", "all", "fsync,", "true"] {
             assert!(Accepted::parse(wrong).is_err(), "{wrong:?}");
+        }
+    }
+
+    #[test]
+    fn a_node_is_reached_where_it_listens_unless_it_was_told_otherwise() {
+        let bound = |text: &str| text.parse().unwrap();
+        assert_eq!(Advertised::Auto.resolve(bound("10.0.0.1:7420")).as_deref(), Some("http://10.0.0.1:7420"));
+        for every in ["0.0.0.0:7420", "[::]:7420"] {
+            assert_eq!(Advertised::Auto.resolve(bound(every)), None);
+        }
+        assert_eq!(Advertised::parse("none").unwrap().resolve(bound("10.0.0.1:7420")), None);
+        for right in ["http://node-a:7420", "http://[fd00::1]:7420", "http://10.0.0.1:80"] {
+            let told = Advertised::parse(right).unwrap();
+            assert_eq!(told.resolve(bound("0.0.0.0:1")).as_deref(), Some(right));
+        }
+        let long = format!("http://{}:7420", "x".repeat(256));
+        for wrong in [
+            "",
+            "node-a:7420",
+            "http://node-a",
+            "https://a:1",
+            "http://a:1/",
+            "http://a:1/x",
+            "http://u@a:1",
+            &long,
+        ] {
+            assert!(Advertised::parse(wrong).is_err(), "{wrong:?}");
         }
     }
 

@@ -28,6 +28,8 @@ pub enum Form {
     Settings,
     /// [`super::NodeName`].
     NodeName,
+    /// [`super::Advertised`].
+    Advertised,
     /// [`LogFormat`].
     LogFormat,
     /// [`LogFilter`].
@@ -55,6 +57,7 @@ impl Form {
             Self::LogPlace => "embedded|URL",
             Self::Settings => "none|NAMES",
             Self::NodeName => "auto|NAME",
+            Self::Advertised => "auto|none|URL",
             Self::LogFormat => "text|json",
             Self::LogFilter => "FILTER",
         }
@@ -69,6 +72,7 @@ impl Form {
             | Self::LogPlace
             | Self::Settings
             | Self::NodeName
+            | Self::Advertised
             | Self::LogFormat
             | Self::LogFilter => TomlType::String,
             Self::Count => TomlType::Integer,
@@ -93,6 +97,9 @@ impl Form {
                 "list of settings: write \"none\", or some of \"fsync,synchronous_commit,full_page_writes\""
             }
             Self::NodeName => "name of a node: write \"auto\", or 1 to 64 letters, digits and any of . : _ -",
+            Self::Advertised => {
+                "address for others: write \"auto\", \"none\", or one such as \"http://10.0.0.1:7420\" or \"http://node-a:7420\""
+            }
             Self::LogFormat => "log format: write \"text\" or \"json\"",
             Self::LogFilter => {
                 "log filter: write one such as \"info\" or \"warn,lockstep_coordinator=debug\" (the levels are off, \

@@ -39,7 +39,7 @@ use sqlx::PgPool;
 use tokio::sync::{Mutex, MutexGuard};
 
 pub use self::durability::{Accepted, Setting, Unfit};
-pub use self::epochs::Renewal;
+pub use self::epochs::{NodeAddress, Renewal};
 pub use self::nodes::{Node, NodeState};
 pub use self::open::{OpenError, Opened, Options, migrate, nodes};
 pub use self::restore::restore;
@@ -181,19 +181,20 @@ impl PostgresLog {
         Ok(id)
     }
 
-    /// Renews the lease, and publishes what prunes of other nodes stay below (P7).
+    /// Renews the lease, and publishes what prunes of other nodes stay below (P7). Who shares the log, as far as they have said where
+    /// they are reached: at most [`lockstep_proto::limits::MAX_NODES`].
     ///
     /// # Errors
     /// [`AppendError::Sealed`] if another node has taken over: this life is over. [`AppendError::Refused`] if the server did not
     /// answer: try again.
-    pub async fn renew(&self, renewal: Renewal) -> Result<(), AppendError> {
+    pub async fn renew(&self, renewal: Renewal) -> Result<Vec<NodeAddress>, AppendError> {
         let mut guard = self.keeper.lock().await;
         self.goes_on()?;
         let keeper = open_keeper(&mut guard)?;
         let mut connection = keeper.lend().await.map_err(Failure::from)?;
-        let unsealed = epochs::renew(&mut connection, &self.start, self.lease, renewal).await?;
+        let nodes = epochs::renew(&mut connection, &self.start, self.lease, renewal).await?;
         keeper.give_back(connection);
-        if unsealed { Ok(()) } else { Err(self.end_sealed()) }
+        nodes.ok_or_else(|| self.end_sealed())
     }
 
     /// Seals and adopts every epoch whose lease has run out. Every epoch that this node owns then, its own not among

@@ -86,6 +86,14 @@ impl CoordinatorService for Services {
     ) -> Result<Response<v1::InquireResponse>, Status> {
         Ok(Response::new(inquire::inquire(self, request.into_inner()).await?))
     }
+
+    async fn list_nodes(
+        &self,
+        _request: Request<v1::ListNodesRequest>,
+    ) -> Result<Response<v1::ListNodesResponse>, Status> {
+        let epoch = self.shared.engine.log().position().epoch.get();
+        Ok(Response::new(v1::ListNodesResponse { epoch, nodes: self.shared.registry.nodes() }))
+    }
 }
 
 #[tonic::async_trait]

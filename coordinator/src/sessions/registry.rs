@@ -3,7 +3,8 @@
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use lockstep_proto::{Gtrid, InstanceId, ResourceManagerId, ResourceManagerName, Xid};
+use lockstep_proto::v1::coordinator_message::Kind;
+use lockstep_proto::{Gtrid, InstanceId, ResourceManagerId, ResourceManagerName, Xid, v1};
 use tokio_util::sync::CancellationToken;
 
 use crate::decision_log::KnownResourceManager;
@@ -90,6 +91,8 @@ struct State {
     last_session: u64,
     sessions: BTreeMap<SessionId, Attached>,
     resource_managers: BTreeMap<ResourceManagerName, Entry>,
+    /// Who shares the decision log; empty if it is not shared.
+    nodes: Vec<v1::Node>,
 }
 
 /// Cheap to clone. Its lock is held only for a look or a change, never over a wait.
@@ -111,7 +114,8 @@ impl Registry {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Enters a session under a number of its own. Earlier sessions of the same instance are superseded: told to stop.
+    /// Enters a session under a number of its own, and tells it who shares the decision log. Earlier sessions of the same instance are
+    /// superseded: told to stop.
     pub fn enter(&self, attached: Attached) -> SessionId {
         let mut state = self.state();
         for earlier in state.sessions.values() {
@@ -126,8 +130,29 @@ impl Registry {
             entry.down_since_ms = 0;
             entry.refused = None;
         }
+        if !state.nodes.is_empty() {
+            attached.outbox.answer(Kind::Nodes(v1::Nodes { nodes: state.nodes.clone() }));
+        }
         state.sessions.insert(session, attached);
         session
+    }
+
+    /// Who shares the decision log: every session is told where that has changed.
+    pub fn set_nodes(&self, nodes: Vec<v1::Node>) {
+        let mut state = self.state();
+        if state.nodes == nodes {
+            return;
+        }
+        for attached in state.sessions.values() {
+            attached.outbox.answer(Kind::Nodes(v1::Nodes { nodes: nodes.clone() }));
+        }
+        state.nodes = nodes;
+    }
+
+    /// Who shares the decision log, as every session was told.
+    #[must_use]
+    pub fn nodes(&self) -> Vec<v1::Node> {
+        self.state().nodes.clone()
     }
 
     /// Takes a session out.

@@ -4,6 +4,7 @@
 //! transaction behind that times out, and commit, rollback and inquiry answer the same again. What must never be
 //! repeated is the work in between; that is the caller's, and every error says whether it may (see [`crate::Advice`]).
 
+mod nodes;
 mod transaction;
 
 use std::collections::HashMap;
@@ -11,7 +12,6 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
-use lockstep_proto::limits::MAX_FRAME_BYTES;
 use lockstep_proto::v1;
 use lockstep_proto::v1::coordinator_service_client::CoordinatorServiceClient;
 use lockstep_proto::{ClusterId, Gtrid};
@@ -24,6 +24,7 @@ use crate::clock;
 use crate::context::Context;
 use crate::error::{BeginError, ConnectError, InquireError, TransactionError};
 use crate::status::{is_transient, sentence};
+use nodes::{Coordinator, Coordinators};
 
 /// How long a call is repeated unless configured otherwise.
 pub const DEFAULT_PATIENCE: Duration = Duration::from_secs(10);
@@ -35,6 +36,9 @@ const LONGEST_WAIT: Duration = Duration::from_secs(1);
 /// How long one of several coordinators may take to answer what it can answer at once, before another one is asked. Far shorter than
 /// it takes to find out that a peer is gone without a word.
 const TURN: Duration = Duration::from_secs(1);
+/// The same of a commit, which takes as long as the branches do: after that another one is asked in between, which knows the outcome if
+/// the first is gone and it has taken over.
+const COMMIT_TURN: Duration = Duration::from_secs(6);
 /// How long one attempt to connect may take.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// A connection on which nothing is heard for this long is asked, and given up if there is no answer: a peer that lost
@@ -76,8 +80,7 @@ pub struct Client {
 
 #[derive(Debug)]
 struct Shared {
-    /// At least one.
-    coordinators: Vec<CoordinatorServiceClient<Channel>>,
+    coordinators: Arc<Coordinators>,
     /// Counts up, so that begins are spread.
     next: AtomicUsize,
     patience: Duration,
@@ -88,7 +91,7 @@ struct Shared {
 impl Client {
     /// A client of the coordinator at `address`, such as `http://127.0.0.1:7420`.
     ///
-    /// The connection is made by the first call, and made again whenever it is lost: a coordinator that is not up yet is
+    /// The connection is made in the background, and made again whenever it is lost: a coordinator that is not up yet is
     /// no error here.
     ///
     /// # Errors
@@ -104,7 +107,8 @@ impl Client {
     }
 
     /// A client of several coordinators that share their decision log: begins are spread over them, and whatever one of them
-    /// does not answer is asked of the next.
+    /// does not answer is asked of the next. The list need not be complete: each is asked every 10 s who else there is, so that
+    /// one address is enough, or a name that stands for all of them.
     pub fn builder_of<A: AsRef<str>>(addresses: impl IntoIterator<Item = A>) -> ClientBuilder {
         let addresses = addresses.into_iter().map(|address| address.as_ref().to_owned()).collect();
         ClientBuilder { addresses, patience: DEFAULT_PATIENCE }
@@ -141,9 +145,9 @@ impl Client {
             cluster: self.shared.cluster.get().map(ToString::to_string).unwrap_or_default(),
         };
         let until = clock::now() + self.shared.patience;
-        let answer = self.repeat(self.turn(), until, |mut rpc| {
+        let answer = self.repeat(None, until, |mut rpc| {
             let request = request.clone();
-            self.in_turn(async move { rpc.inquire(request).await })
+            self.in_turn(TURN, async move { rpc.inquire(request).await })
         });
         let (response, _who) = answer.await.map_err(|status| {
             let detail = sentence(&status);
@@ -159,38 +163,55 @@ impl Client {
         })
     }
 
-    /// Whose turn it is to be asked.
-    fn turn(&self) -> usize {
-        self.shared.next.fetch_add(1, Ordering::Relaxed) % self.shared.coordinators.len()
+    /// All coordinators, in the order in which they are asked: this one first, or the one whose turn it is.
+    fn round(&self, first: Option<&Arc<Coordinator>>) -> Vec<Arc<Coordinator>> {
+        let all = self.shared.coordinators.now();
+        let mut round = all.to_vec();
+        match first {
+            Some(first) => {
+                let place = round.iter().position(|coordinator| Arc::ptr_eq(coordinator, first));
+                match place {
+                    Some(place) => round.rotate_left(place),
+                    // Nobody tells of it any more, and yet only it can end what was begun there.
+                    None => round.insert(0, Arc::clone(first)),
+                }
+            }
+            None => round.rotate_left(self.shared.next.fetch_add(1, Ordering::Relaxed) % all.len()),
+        }
+        round
     }
 
-    /// Waits for an answer as long as nobody else could give it sooner.
+    /// Waits so long for an answer, if somebody else could give it.
     async fn in_turn<T>(
         &self,
+        turn: Duration,
         call: impl Future<Output = Result<Response<T>, Status>>,
     ) -> Result<Response<T>, Status> {
-        if self.shared.coordinators.len() == 1 {
+        if self.shared.coordinators.now().len() == 1 {
             return call.await;
         }
         let elapsed = |_elapsed| Status::unavailable("the coordinator did not answer in time");
-        tokio::time::timeout(TURN, call).await.unwrap_or_else(|error| Err(elapsed(error)))
+        tokio::time::timeout(turn, call).await.unwrap_or_else(|error| Err(elapsed(error)))
     }
 
     /// Calls until there is an answer that repeating would not change, or `until` has passed: `first`, and then the other coordinators
     /// in turn. The answer, and whose it is.
-    async fn repeat<T, F, A>(&self, first: usize, until: Instant, call: F) -> Result<(T, usize), Status>
+    async fn repeat<T, F, A>(
+        &self,
+        first: Option<&Arc<Coordinator>>,
+        until: Instant,
+        call: F,
+    ) -> Result<(T, Arc<Coordinator>), Status>
     where
         F: Fn(CoordinatorServiceClient<Channel>) -> A,
         A: Future<Output = Result<Response<T>, Status>>,
     {
         let until: tokio::time::Instant = until.into();
-        let mut failed = 0;
         let mut last = None;
-        let mut who = first;
-        loop {
-            let coordinator = self.shared.coordinators[who].clone();
-            let status = match tokio::time::timeout_at(until, call(coordinator)).await {
-                Ok(Ok(response)) => return Ok((response.into_inner(), who)),
+        let round = self.round(first);
+        for (failed, coordinator) in (0..).zip(round.iter().cycle()) {
+            let status = match tokio::time::timeout_at(until, call(coordinator.rpc())).await {
+                Ok(Ok(response)) => return Ok((response.into_inner(), Arc::clone(coordinator))),
                 Ok(Err(status)) if is_transient(&status) => status,
                 Ok(Err(verdict)) => return Err(verdict),
                 // What was wrong before is more to the point than that time is up.
@@ -204,10 +225,9 @@ impl Client {
             }
             tracing::debug!(%status, ?wait, "the coordinator did not answer, asking again");
             last = Some(status);
-            failed += 1;
-            who = (who + 1) % self.shared.coordinators.len();
             tokio::time::sleep(wait).await;
         }
+        unreachable!("there is at least one coordinator, and it is asked again and again")
     }
 }
 
@@ -262,16 +282,8 @@ impl ClientBuilder {
     /// # Errors
     /// If an address is none, or there is none.
     pub fn connect(self) -> Result<Client, ConnectError> {
-        if self.addresses.is_empty() {
-            return Err(ConnectError::none());
-        }
-        let coordinator = |address: &String| {
-            Ok(CoordinatorServiceClient::new(lazy_channel(address)?)
-                .max_decoding_message_size(MAX_FRAME_BYTES)
-                .max_encoding_message_size(MAX_FRAME_BYTES))
-        };
-        let coordinators =
-            self.addresses.iter().map(coordinator).collect::<Result<Vec<_>, ConnectError>>()?;
+        let coordinators = Arc::new(Coordinators::new(self.addresses)?);
+        tokio::spawn(nodes::follow(Arc::downgrade(&coordinators)));
         // Clients that start together do not all begin at the first.
         let next = AtomicUsize::new(usize::from(clock::random_bytes()[0]));
         let shared = Shared { coordinators, next, patience: self.patience, cluster: OnceLock::new() };
@@ -315,9 +327,9 @@ impl Begin<'_> {
             labels: self.labels,
         };
         let until = clock::now() + self.client.shared.patience;
-        let answer = self.client.repeat(self.client.turn(), until, |mut rpc| {
+        let answer = self.client.repeat(None, until, |mut rpc| {
             let request = request.clone();
-            self.client.in_turn(async move { rpc.begin(request).await })
+            self.client.in_turn(TURN, async move { rpc.begin(request).await })
         });
         let (response, home) = answer.await.map_err(|status| begin_error(&status))?;
         let context = begun(&response)?;

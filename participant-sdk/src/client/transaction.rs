@@ -6,6 +6,7 @@
 //! rollback that overtakes the commit's repetition would turn "committed" into a guess.
 
 use std::fmt;
+use std::sync::Arc;
 use std::time::Instant;
 
 use lockstep_proto::Gtrid;
@@ -14,7 +15,8 @@ use lockstep_proto::v1;
 use tokio::runtime::Handle;
 use tonic::{Code, Status};
 
-use super::{Client, Outcome, outcome};
+use super::nodes::Coordinator;
+use super::{COMMIT_TURN, Client, Outcome, outcome};
 use crate::clock;
 use crate::context::Context;
 use crate::error::{CommitError, RollbackError};
@@ -31,7 +33,7 @@ pub struct Transaction {
     client: Client,
     context: Context,
     /// The coordinator that it was begun at: of several, the one that can end it.
-    home: usize,
+    home: Arc<Coordinator>,
     /// Where a drop can send its rollback from: the runtime that the transaction was begun in.
     runtime: Handle,
     /// Whether a drop still has to roll back: neither commit was sent nor rollback confirmed.
@@ -53,7 +55,7 @@ pub struct Committed {
 }
 
 impl Transaction {
-    pub(super) fn new(client: Client, context: Context, home: usize) -> Self {
+    pub(super) fn new(client: Client, context: Context, home: Arc<Coordinator>) -> Self {
         Self { client, context, home, runtime: Handle::current(), armed: true }
     }
 
@@ -105,7 +107,7 @@ impl Transaction {
     /// # Errors
     /// If the coordinator has not confirmed it. The transaction is rolled back at its deadline then.
     pub async fn rollback(mut self, reason: impl AsRef<str>) -> Result<(), RollbackError> {
-        let result = send_rollback(&self.client, &self.context, self.home, reason.as_ref()).await;
+        let result = send_rollback(&self.client, &self.context, &self.home, reason.as_ref()).await;
         // Not before: a call that is cancelled on the way leaves it to the drop.
         self.armed = false;
         result
@@ -115,7 +117,7 @@ impl Transaction {
         // Before anything is sent, so that no cancellation point lies between the two (P13).
         self.armed = false;
         fail::fail_point!("sdk-client-before-commit");
-        let result = commit(&self.client, &self.context, self.home, wait).await;
+        let result = commit(&self.client, &self.context, &self.home, wait).await;
         fail::fail_point!("sdk-client-after-commit");
         result
     }
@@ -135,11 +137,11 @@ impl Drop for Transaction {
         if !self.armed {
             return;
         }
-        let (client, context, home) = (self.client.clone(), self.context, self.home);
+        let (client, context, home) = (self.client.clone(), self.context, Arc::clone(&self.home));
         // On a runtime that is shutting down the task is never run: the deadline ends the transaction.
         drop(self.runtime.spawn(async move {
             if let Err(unconfirmed) =
-                send_rollback(&client, &context, home, "dropped by the application").await
+                send_rollback(&client, &context, &home, "dropped by the application").await
             {
                 tracing::warn!(%unconfirmed, "a dropped transaction");
             }
@@ -156,7 +158,7 @@ fn patience_end(client: &Client, context: &Context) -> Instant {
 async fn commit(
     client: &Client,
     context: &Context,
-    home: usize,
+    home: &Arc<Coordinator>,
     wait: v1::Wait,
 ) -> Result<Committed, CommitError> {
     let gtrid = context.gtrid();
@@ -168,12 +170,12 @@ async fn commit(
     let until = patience_end(client, context);
     // A lost answer is followed by the same commit again, at another coordinator if there is one: it has no second effect, and
     // answers as the first would have. To any but its own, it is an inquiry.
-    let answer = client.repeat(home, until, |mut rpc| {
+    let answer = client.repeat(Some(home), until, |mut rpc| {
         let request = request.clone();
-        async move {
+        client.in_turn(COMMIT_TURN, async move {
             let response = rpc.commit(request).await?;
             decided_or_again(response)
-        }
+        })
     });
     let (response, _who) =
         answer.await.map_err(|status| CommitError::Unknown { gtrid, detail: sentence(&status) })?;
@@ -222,7 +224,7 @@ fn decided_or_again(
 async fn send_rollback(
     client: &Client,
     context: &Context,
-    home: usize,
+    home: &Arc<Coordinator>,
     why: &str,
 ) -> Result<(), RollbackError> {
     let gtrid = context.gtrid();
@@ -231,7 +233,7 @@ async fn send_rollback(
         cluster: context.cluster().to_string(),
         reason: cut(why, MAX_REASON_BYTES).to_owned(),
     };
-    let answer = client.repeat(home, clock::now() + client.shared.patience, |mut rpc| {
+    let answer = client.repeat(Some(home), clock::now() + client.shared.patience, |mut rpc| {
         let request = request.clone();
         async move { rpc.rollback(request).await }
     });

@@ -22,7 +22,7 @@ use crate::clock;
 use crate::context::Context;
 use crate::error::{AttachError, FinishError, JoinError};
 use crate::resource::{Attachment, EvidenceRow, Inspection, Resource, ResourceError, Room, Unresolved};
-use crate::session::message::{FromCoordinator, ToCoordinator};
+use crate::session::message::{FromCoordinator, NodeAddress, ToCoordinator};
 use crate::session::{Closing, Done, Effect, Event, HandlerId, Listing, Session};
 
 /// Waits between questions to a store that did not answer.
@@ -111,6 +111,8 @@ pub(super) struct Driver<R: Resource> {
     report_sender: mpsc::UnboundedSender<Report<R>>,
     first: Option<oneshot::Sender<Result<(), AttachError>>>,
     attached: watch::Sender<Option<Epoch>>,
+    /// Who shares the coordinator's log.
+    told: watch::Sender<Vec<NodeAddress>>,
     /// What any session of this participant was told of sealed epochs, its own words among them.
     seals: broadcast::Sender<Vec<u32>>,
     told_seals: broadcast::Receiver<Vec<u32>>,
@@ -130,6 +132,7 @@ pub(super) struct Parts<R: Resource> {
     pub(super) first: oneshot::Sender<Result<(), AttachError>>,
     /// The epoch of the coordinator that it is attached to.
     pub(super) attached: watch::Sender<Option<Epoch>>,
+    pub(super) told: watch::Sender<Vec<NodeAddress>>,
     pub(super) seals: broadcast::Sender<Vec<u32>>,
 }
 
@@ -157,6 +160,7 @@ impl<R: Resource> Driver<R> {
             report_sender,
             first: Some(parts.first),
             attached: parts.attached,
+            told: parts.told,
             told_seals: parts.seals.subscribe(),
             seals: parts.seals,
             detachers: Vec::new(),
@@ -310,6 +314,10 @@ impl<R: Resource> Driver<R> {
             | FromCoordinator::Refused(..)
             | FromCoordinator::Sealed(_)
             | FromCoordinator::Drain => {}
+            FromCoordinator::Nodes(nodes) => {
+                self.told.send_replace(nodes.clone());
+                return;
+            }
             FromCoordinator::Inspect(question, cluster, gtrid) => {
                 return self.operations.inspect(*question, *cluster, *gtrid);
             }

@@ -2,10 +2,11 @@
 //!
 //! - [`Participant`]: attached, and attached again whenever the session was lost.
 //! - [`Branch`]: what a handler works with. There is no `commit()` on it: the coordinator decides.
-//! - `driver`: the task behind it. [`crate::session`] and [`crate::branch`] have the rules.
+//! - `nodes`: the coordinators it is attached to; `driver`: the task behind each of them. [`crate::session`] and [`crate::branch`] have the rules.
 
 mod driver;
 mod link;
+mod nodes;
 mod operations;
 mod stream;
 mod wire;
@@ -15,10 +16,8 @@ use std::ops::{Deref, DerefMut};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use futures::StreamExt as _;
-use futures::stream::FuturesUnordered;
-use lockstep_proto::{Epoch, Gtrid, ResourceManagerName, Xid};
-use tokio::sync::{broadcast, mpsc, oneshot, watch};
+use lockstep_proto::{Gtrid, ResourceManagerName, Xid};
+use tokio::sync::{mpsc, oneshot};
 
 use crate::client::lazy_channel;
 use crate::clock;
@@ -26,31 +25,18 @@ use crate::context::Context;
 use crate::error::{AttachError, ConnectError, FinishError, JoinError, WorkError};
 use crate::resource::Resource;
 use crate::session::HandlerId;
-use driver::{Driver, JOINS, Join, Parts, Release};
+use driver::{Join, Release};
+use nodes::Nodes;
 
 /// Where a coordinator listens unless told otherwise.
 const DEFAULT_COORDINATOR: &str = "http://127.0.0.1:7420";
-/// How long a join waits for a session with the coordinator that its transaction was begun at: one that has just started is
-/// found within the longest wait between two attempts to attach.
-const SESSION_PATIENCE: Duration = Duration::from_secs(5);
-/// Words about sealed epochs that may wait for a driver: it takes them at once.
-const SEALS: usize = 64;
 
 /// A store that is attached to a coordinator under a name, in this process. Cheap to clone.
 ///
 /// Several stores in one process are several participants. When the last clone is dropped the participant goes away at
 /// once: branches that are not prepared are rolled back. [`Participant::detach`] waits for them.
 pub struct Participant<R: Resource> {
-    name: ResourceManagerName,
-    nodes: Arc<[Node<R>]>,
-}
-
-/// One coordinator, and the driver that keeps a session with it.
-struct Node<R: Resource> {
-    joins: mpsc::Sender<Join<R>>,
-    releases: mpsc::UnboundedSender<Release<R>>,
-    /// The coordinator's epoch, as long as there is a session.
-    attached: watch::Receiver<Option<Epoch>>,
+    nodes: Arc<Nodes<R>>,
 }
 
 impl<R: Resource> Participant<R> {
@@ -63,13 +49,13 @@ impl<R: Resource> Participant<R> {
     /// The resource manager's name.
     #[must_use]
     pub fn name(&self) -> &str {
-        self.name.as_str()
+        self.nodes.name().as_str()
     }
 
     /// Whether there is a session with a coordinator now, so that transactions can be joined.
     #[must_use]
     pub fn is_attached(&self) -> bool {
-        self.nodes.iter().any(|node| node.attached.borrow().is_some())
+        self.nodes.is_attached()
     }
 
     /// Opens a branch of the transaction in `context`, or continues the one that this process has open for it: a handler
@@ -82,7 +68,7 @@ impl<R: Resource> Participant<R> {
     /// See [`JoinError`].
     pub async fn join(&self, context: &Context) -> Result<Branch<R>, JoinError> {
         let gtrid = context.gtrid();
-        let node = self.node_of(context).await?;
+        let node = self.nodes.of(gtrid).await?;
         let (reply, answer) = oneshot::channel();
         let join = Join { context: *context, reply, releases: node.releases.clone() };
         if node.joins.send(join).await.is_err() {
@@ -91,59 +77,19 @@ impl<R: Resource> Participant<R> {
         answer.await.unwrap_or(Err(JoinError::Detaching { gtrid }))
     }
 
-    /// The coordinator that a transaction was begun at: its epoch is in the transaction's name.
-    async fn node_of(&self, context: &Context) -> Result<&Node<R>, JoinError> {
-        let gtrid = context.gtrid();
-        if let [only] = &*self.nodes {
-            // Its driver knows better why it will not do.
-            return Ok(only);
-        }
-        let mut attaching: FuturesUnordered<_> = self
-            .nodes
-            .iter()
-            .map(async |node| {
-                let mut attached = node.attached.clone();
-                let found = attached.wait_for(|epoch| *epoch == Some(gtrid.epoch())).await;
-                found.is_ok().then_some(node)
-            })
-            .collect();
-        let found = async {
-            loop {
-                match attaching.next().await {
-                    Some(Some(node)) => return Ok(node),
-                    // This driver has ended.
-                    Some(None) => {}
-                    None => return Err(JoinError::Detaching { gtrid }),
-                }
-            }
-        };
-        match tokio::time::timeout(SESSION_PATIENCE, found).await {
-            Ok(found) => found,
-            Err(_elapsed) => Err(JoinError::NotAttached { gtrid }),
-        }
-    }
-
     /// Goes away: refuses new branches, waits at most `grace` until those that this process holds have ended, and ends the
     /// session. What is still open then is rolled back. Prepared branches stay as they are, in the store, until a
     /// participant of this name attaches again.
     ///
     /// A service calls this when it is told to stop, after its server has stopped taking requests.
     pub async fn detach(&self, grace: Duration) {
-        let detach = |node: &Node<R>| {
-            let (done, gone) = oneshot::channel();
-            node.releases.send(Release::Detach(grace, done)).ok().map(|()| gone)
-        };
-        let going: Vec<_> = self.nodes.iter().filter_map(detach).collect();
-        for gone in going {
-            // The sender is dropped with the driver.
-            let _gone = gone.await;
-        }
+        self.nodes.detach(grace).await;
     }
 }
 
 impl<R: Resource> Clone for Participant<R> {
     fn clone(&self) -> Self {
-        Self { name: self.name.clone(), nodes: Arc::clone(&self.nodes) }
+        Self { nodes: Arc::clone(&self.nodes) }
     }
 }
 
@@ -151,7 +97,7 @@ impl<R: Resource> fmt::Debug for Participant<R> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let attached = self.is_attached();
         f.debug_struct("Participant")
-            .field("name", &self.name)
+            .field("name", self.nodes.name())
             .field("attached", &attached)
             .finish_non_exhaustive()
     }
@@ -174,8 +120,8 @@ impl<R: Resource> ParticipantBuilder<R> {
     }
 
     /// The addresses of several coordinators that share their decision log: this participant attaches to each of them, and
-    /// any of them finishes what another one has left. The list must be complete: a coordinator that is not on it cannot
-    /// prepare or commit anything here.
+    /// any of them finishes what another one has left. The list need not be complete: a coordinator tells of the others, if they
+    /// know where they are reached (`advertise`). One of those that are named has to be up when this participant starts.
     pub fn coordinators<A: Into<String>>(mut self, addresses: impl IntoIterator<Item = A>) -> Self {
         self.coordinators = addresses.into_iter().map(Into::into).collect();
         self
@@ -192,40 +138,10 @@ impl<R: Resource> ParticipantBuilder<R> {
         if self.coordinators.is_empty() {
             return Err(ConnectError::none().into());
         }
-        let channels =
-            self.coordinators.iter().map(|address| lazy_channel(address)).collect::<Result<Vec<_>, _>>()?;
-        let resource = Arc::new(self.resource);
-        let (seals, _told) = broadcast::channel(SEALS);
-        let mut nodes = Vec::new();
-        let mut attaching = FuturesUnordered::new();
-        for channel in channels {
-            let (joins, join_receiver) = mpsc::channel(JOINS);
-            // Bounded by the branches that may be open: each handler gives its connection back once.
-            let (releases, release_receiver) = mpsc::unbounded_channel();
-            let (first, attached_first) = oneshot::channel();
-            let (attached_sender, attached) = watch::channel(None);
-            let driver = Driver::new(Parts {
-                name: name.clone(),
-                resource: Arc::clone(&resource),
-                channel,
-                joins: join_receiver,
-                releases: release_receiver,
-                first,
-                attached: attached_sender,
-                seals: seals.clone(),
-            });
-            tokio::spawn(driver.run());
-            nodes.push(Node { joins, releases, attached });
-            attaching.push(attached_first);
-        }
-        let mut refused = None;
-        while let Some(result) = attaching.next().await {
-            match result.expect("the driver answers the first attach before it ends") {
-                Ok(()) => return Ok(Participant { name, nodes: nodes.into() }),
-                Err(error) => refused = Some(error),
-            }
-        }
-        Err(refused.expect("there is at least one coordinator"))
+        let with_channel = |address: String| Ok((lazy_channel(&address)?, address));
+        let named: Result<Vec<_>, ConnectError> = self.coordinators.into_iter().map(with_channel).collect();
+        let named = named?.into_iter().map(|(channel, address)| (address, channel)).collect();
+        Ok(Participant { nodes: Nodes::attach(name, self.resource, named).await? })
     }
 }
 

@@ -11,6 +11,7 @@ use lockstep_proto::{LogPosition, Xid};
 
 use crate::branch::{Applied, Decision, Refusal, Vote};
 use crate::clock;
+use crate::nodes;
 use crate::resource::{Blocked, Fate, Found, Inspected, Inspection};
 use crate::session::message::{BranchAnswer, FromCoordinator, Hello, ToCoordinator, Welcome};
 
@@ -151,6 +152,7 @@ pub(super) fn from_wire(message: v1::CoordinatorMessage) -> Result<FromCoordinat
         }
         Kind::Refused(wire) => FromCoordinator::Refused(xid(wire.xid)?, wire.detail),
         Kind::Sealed(wire) => FromCoordinator::Sealed(wire.epochs),
+        Kind::Nodes(wire) => FromCoordinator::Nodes(nodes::from_wire(wire.nodes)?),
         Kind::Drain(v1::Drain {}) => FromCoordinator::Drain,
         Kind::Inspect(wire) => {
             let gtrid = if wire.gtrid.is_empty() { None } else { Some(wire.gtrid.parse()?) };

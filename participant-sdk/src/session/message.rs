@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use lockstep_proto::{
-    ClusterId, Gtrid, InstanceId, LogPosition, ResourceManagerId, ResourceManagerName, Xid,
+    ClusterId, Epoch, Gtrid, InstanceId, LogPosition, ResourceManagerId, ResourceManagerName, Xid,
 };
 
 use crate::branch::{Applied, Decision, Refusal, Vote};
@@ -79,11 +79,22 @@ pub enum FromCoordinator {
     Refused(Xid, String),
     /// Epochs of other coordinators were sealed.
     Sealed(Vec<u32>),
+    /// Who shares the coordinator's log. It is none of the session's business: there is a session for each of them.
+    Nodes(Vec<NodeAddress>),
     /// The coordinator is going away.
     Drain,
     /// What does the store say? The question's number, the coordinator's cluster, and the transaction, if it is about one. It is none of
     /// the session's business: nothing follows from it.
     Inspect(u64, ClusterId, Option<Gtrid>),
+}
+
+/// A coordinator, as another one tells of it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NodeAddress {
+    /// Its epoch.
+    pub epoch: Epoch,
+    /// Such as `http://10.0.0.1:7420`.
+    pub address: String,
 }
 
 /// Whom the participant has attached to.

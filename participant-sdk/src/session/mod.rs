@@ -403,7 +403,7 @@ impl Session {
         match message {
             FromCoordinator::Welcome(_) => unreachable!("taken before"),
             // Answered beside the session.
-            FromCoordinator::Inspect(..) => {}
+            FromCoordinator::Inspect(..) | FromCoordinator::Nodes(_) => {}
             FromCoordinator::Enlisted(xid, remaining) => {
                 self.shorten_deadline(now, &xid, remaining);
                 self.told(now, &xid, E::Enlisted);

@@ -126,6 +126,13 @@ impl CoordinatorService for Echo {
         let context = Context::from_request(&request)?;
         Ok(Response::new(v1::InquireResponse { detail: context.gtrid().to_string(), ..Default::default() }))
     }
+
+    async fn list_nodes(
+        &self,
+        _request: tonic::Request<v1::ListNodesRequest>,
+    ) -> Result<Response<v1::ListNodesResponse>, Status> {
+        Ok(Response::new(v1::ListNodesResponse { epoch: 1, nodes: Vec::new() }))
+    }
 }
 
 async fn serve(layered: bool) -> SocketAddr {

@@ -85,9 +85,25 @@ async fn a_begin_that_is_not_answered_is_made_at_another() {
     tokio::join!(transaction.rollback("test"), other.rollback()).0.unwrap();
 }
 
+/// A commit at one that is frozen is learned from whoever has taken over, long before the connection is found out to be dead.
+#[tokio::test]
+async fn a_commit_that_is_not_answered_is_asked_of_another() {
+    let (one, other, client) = two().await;
+    let begin = tokio::spawn(async move { client.begin("test").start().await });
+    let (frozen, other, call) = called(one, other).await;
+    grant(call);
+    let commit = tokio::spawn(begin.await.unwrap().unwrap().commit());
+    let Call::Commit(_, _unanswered) = frozen.call().await else { panic!("another call") };
+    other.commit(v1::Outcome::Committed, "").await;
+    assert_eq!(soon("the answer", commit).await.unwrap().unwrap().gtrid, gtrid(1));
+}
+
 /// As a coordinator of this epoch, on a log of which the newest is 4.
 async fn welcomed(coordinator: &Coordinator, epoch: u32) -> Session {
-    let mut session = coordinator.hello().await;
+    welcome_as(epoch, coordinator.hello().await).await
+}
+
+async fn welcome_as(epoch: u32, mut session: Session) -> Session {
     let position = welcome().position.map(|position| v1::LogPosition { epoch, ..position });
     session.send(Kind::Welcome(v1::Welcome { position, newest_epoch: 4, ..welcome() })).await;
     session.report().await;
@@ -132,4 +148,46 @@ async fn a_seal_ends_the_session_with_the_sealed_coordinator() {
     // It begins again under another epoch.
     let again = one.hello().await;
     assert_eq!(again.hello.resource_manager, "bank");
+}
+
+fn told(nodes: &[(u32, &Coordinator)]) -> Kind {
+    let node = |(epoch, node): &(u32, &Coordinator)| v1::Node { epoch: *epoch, address: node.url() };
+    Kind::Nodes(v1::Nodes { nodes: nodes.iter().map(node).collect() })
+}
+
+#[tokio::test]
+async fn who_is_told_of_is_attached_to_and_left_once_it_is_gone() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = Store::at(&dir.path().join("store"));
+    let (named, other) = (Coordinator::start().await, Coordinator::start().await);
+    let attach = Participant::builder("bank", store.clone()).coordinator(named.url()).attach();
+    let (participant, mut first) = tokio::join!(attach, welcomed(&named, 4));
+    let participant = participant.unwrap();
+    first.send(told(&[(4, &named), (3, &other)])).await;
+    let second = other.hello().await;
+    // Whoever joins a transaction of the one that was told of waits until it is attached to.
+    let context = format!("01-{}-{}-30000", cluster(), gtrid(1)).parse().unwrap();
+    let join = participant.join(&context);
+    let enlisted = async {
+        let mut second = welcome_as(3, second).await;
+        (second.enlisted().await, second)
+    };
+    let (branch, (xid, _second)) = tokio::join!(join, enlisted);
+    assert_eq!(xid.gtrid, gtrid(1).to_string());
+    drop(branch.unwrap());
+
+    first.send(told(&[(4, &named)])).await;
+    let address = other.crash();
+    let again = Coordinator::start_at(address).await;
+    // It may have been tried once more before that was looked at.
+    let tried = async {
+        loop {
+            again.hello().await;
+        }
+    };
+    let quiet = tokio::time::timeout(std::time::Duration::from_secs(4), tried).await;
+    assert!(quiet.is_err());
+    let tried = tokio::time::timeout(std::time::Duration::from_secs(4), again.hello()).await;
+    assert!(tried.is_err(), "it is tried for ever");
+    assert!(participant.is_attached());
 }

@@ -73,8 +73,10 @@ pub fn run(
     plan: Plan,
     mut tell: impl FnMut(&dyn Display),
 ) -> Result<Report> {
-    let mut world =
-        World::start(roles, directory, Setup { nodes: plan.nodes, lease: LEASE, banks: plan.banks })?;
+    // Of the last one, everybody has to be told.
+    let named = Some(plan.nodes - 1);
+    let setup = Setup { nodes: plan.nodes, named, lease: LEASE, banks: plan.banks };
+    let mut world = World::start(roles, directory, setup)?;
     let mut rng = StdRng::seed_from_u64(plan.seed);
     let started = clock::now();
     // Something has to be under way before anything is broken.

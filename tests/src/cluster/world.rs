@@ -29,6 +29,7 @@ const LOG: &str = "log";
 pub struct World {
     directory: PathBuf,
     roles: Roles,
+    setup: Setup,
     /// In this order they are dropped: nobody misses a server that went first.
     clients: Vec<Process>,
     banks: Vec<Bank>,
@@ -46,6 +47,8 @@ pub struct World {
 pub struct Setup {
     /// Coordinators.
     pub nodes: usize,
+    /// So many of them the banks and the clients are given; of the others they are told. `None`: all are given, and nobody is told of any.
+    pub named: Option<usize>,
     /// The lease of each.
     pub lease: Duration,
     /// What the banks keep their accounts in: in files, or on one PostgreSQL server.
@@ -61,6 +64,34 @@ pub struct Left {
     pub prepared: usize,
 }
 
+/// Starts a node on the log. Does not wait for it.
+fn start_node(
+    roles: &Roles,
+    directory: &Path,
+    log_server: &PostgresServer,
+    setup: Setup,
+    node: usize,
+) -> Result<Coordinator> {
+    let directory = directory.join(format!("node-{node}"));
+    std::fs::create_dir_all(&directory).map_err(Failed::because("no directory"))?;
+    let (log, name) = (format!("--log={}", log_server.url(LOG)), format!("--node={}", node_name(node)));
+    let lease = format!("--lease={}ms", setup.lease.as_millis());
+    let advertise = format!("--advertise={}", if setup.named.is_some() { "auto" } else { "none" });
+    let flags =
+        [&log, &lease, &advertise, &name, "--migrate-log", "--report-interval=2s", "--drain-timeout=2s"];
+    Coordinator::start(roles, &directory, &flags, None)
+}
+
+/// The addresses of those that are given, as banks and clients take them.
+fn named(coordinators: &[Coordinator], setup: Setup) -> String {
+    coordinators
+        .iter()
+        .take(setup.named.unwrap_or(setup.nodes))
+        .map(Coordinator::url)
+        .collect::<Vec<_>>()
+        .join(",")
+}
+
 impl World {
     /// With so many coordinators, and clients that are at work.
     ///
@@ -68,9 +99,9 @@ impl World {
     /// If something can't be made or started.
     pub fn start(roles: &Roles, directory: &Path, setup: Setup) -> Result<Self> {
         let mut world = Self::start_idle(roles, directory, setup)?;
-        let urls: Vec<String> = world.coordinators.iter().map(Coordinator::url).collect();
+        let named = named(&world.coordinators, setup);
         for number in 0..CLIENTS {
-            let client = world.start_client(number, &urls.join(","))?;
+            let client = world.start_client(number, &named)?;
             world.clients.push(client);
         }
         Ok(world)
@@ -87,20 +118,12 @@ impl World {
             .map_err(Failed::because("no runtime"))?;
         let (log_server, bank_server) = (PostgresServer::start()?, PostgresServer::start()?);
         log_server.create_database(LOG)?;
-        let (log, lease) =
-            (format!("--log={}", log_server.url(LOG)), format!("--lease={}ms", setup.lease.as_millis()));
-        let mut coordinators = Vec::new();
-        for node in 0..setup.nodes {
-            let directory = directory.join(format!("node-{node}"));
-            std::fs::create_dir_all(&directory).map_err(Failed::because("no directory"))?;
-            let name = format!("--node={}", node_name(node));
-            let flags = [&log, &lease, &name, "--migrate-log", "--report-interval=2s", "--drain-timeout=2s"];
-            coordinators.push(Coordinator::start(roles, &directory, &flags, None)?);
-        }
+        let start = |node| start_node(roles, directory, &log_server, setup, node);
+        let mut coordinators = (0..setup.nodes).map(start).collect::<Result<Vec<_>>>()?;
         for coordinator in &mut coordinators {
             coordinator.expect_it_serves()?;
         }
-        let urls: Vec<String> = coordinators.iter().map(Coordinator::url).collect();
+        let named = named(&coordinators, setup);
         let mut banks = Vec::new();
         for bank in BANKS {
             let books = runtime.block_on(async {
@@ -114,12 +137,13 @@ impl World {
                     }
                 }
             })?;
-            banks.push(Bank::start(roles, directory, books, &urls.join(","), None)?);
+            banks.push(Bank::start(roles, directory, books, &named, None)?);
         }
         let (directory, roles) = (directory.to_owned(), roles.clone());
         Ok(Self {
             directory,
             roles,
+            setup,
             clients: Vec::new(),
             banks,
             coordinators,
@@ -128,6 +152,18 @@ impl World {
             _bank_server: bank_server,
             runtime,
         })
+    }
+
+    /// Starts one more node, which nobody was given.
+    ///
+    /// # Errors
+    /// If it can't be started.
+    pub fn add_node(&mut self) -> Result<()> {
+        let number = self.coordinators.len();
+        let mut node = start_node(&self.roles, &self.directory, &self.log_server, self.setup, number)?;
+        node.expect_it_serves()?;
+        self.coordinators.push(node);
+        Ok(())
     }
 
     fn start_client(&self, number: usize, coordinators: &str) -> Result<Process> {
@@ -225,6 +261,15 @@ impl World {
         )
     }
 
+    /// Commits that were decided under an epoch.
+    ///
+    /// # Errors
+    /// If the log can't be asked.
+    pub fn commits_of(&self, epoch: i64) -> Result<i64> {
+        let count = "SELECT count(*) FROM lockstep_log.transactions WHERE decision IS NOT NULL";
+        self.block_on(self.ask_log(format!("{count} AND epoch = {epoch}")))
+    }
+
     /// What an epoch has left.
     ///
     /// # Errors
@@ -317,6 +362,16 @@ impl World {
         self.block_on(
             self.ask_log("SELECT count(*) FROM lockstep_log.transactions WHERE heuristic".to_owned()),
         )
+    }
+
+    /// Whether every bank has logged something of this.
+    ///
+    /// # Errors
+    /// If a log can't be read.
+    pub fn every_bank_logs(&self, texts: &[String]) -> Result<bool> {
+        let logs = self.banks.iter().map(|bank| std::fs::read_to_string(bank.log()));
+        let logs = logs.collect::<std::io::Result<Vec<_>>>().map_err(Failed::because("no log"))?;
+        Ok(logs.iter().all(|log| texts.iter().any(|text| log.contains(text))))
     }
 
     /// The ends of all logs, for people.

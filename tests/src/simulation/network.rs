@@ -65,6 +65,7 @@ fn about_down(message: &FromCoordinator) -> Option<&Xid> {
         | FromCoordinator::ReportAnswer(..)
         | FromCoordinator::ReconcileAnswer(_)
         | FromCoordinator::Inspect(..)
+        | FromCoordinator::Nodes(_)
         | FromCoordinator::Sealed(_)
         | FromCoordinator::Drain => None,
     }

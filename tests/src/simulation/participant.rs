@@ -440,6 +440,7 @@ fn about(message: &FromCoordinator) -> Option<u32> {
         | FromCoordinator::ReportAnswer(..)
         | FromCoordinator::ReconcileAnswer(_)
         | FromCoordinator::Inspect(..)
+        | FromCoordinator::Nodes(_)
         | FromCoordinator::Sealed(_)
         | FromCoordinator::Drain => None,
     }

@@ -57,6 +57,7 @@ fn options(url: &str, node: &str) -> Options {
         migrate: true,
         accepted: Accepted::default(),
         node: node.to_owned(),
+        address: Some(format!("http://{node}:7420")),
         succeeds: false,
         lease: Duration::ZERO,
         patience: LONG,

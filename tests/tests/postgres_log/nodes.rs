@@ -2,9 +2,9 @@
 
 use std::time::Duration;
 
-use lockstep_coordinator::decision_log::DecisionLog;
 use lockstep_coordinator::decision_log::contract::{commit, gtrid};
-use lockstep_coordinator::decision_log::postgres::{Accepted, NodeState, Renewal, nodes};
+use lockstep_coordinator::decision_log::postgres::{Accepted, NodeState, Options, Renewal, nodes};
+use lockstep_coordinator::decision_log::{AppendError, DecisionLog};
 use lockstep_tests::harness::postgres::fresh_database;
 
 use super::{LONG, decide, leased, open, options, own};
@@ -45,4 +45,23 @@ async fn nodes_are_told_with_their_leases_and_who_has_taken_over() {
     // A lease that was given up is none any more.
     live.close().await;
     assert_eq!(list(false).await[1].state, NodeState::Expired);
+}
+
+/// Whoever renews its lease hears who else is to be attached to.
+#[tokio::test]
+async fn who_renews_its_lease_is_told_where_the_others_are_reached() {
+    let database = fresh_database();
+    let gone = open(&options(&database.url(), "gone")).await;
+    let here = open(&leased(&database.url(), "here")).await; // Seals it.
+    let nameless = Options { address: None, ..leased(&database.url(), "nameless") };
+    let _nameless = open(&nameless).await;
+    let drained = open(&leased(&database.url(), "drained")).await;
+    drained.close().await;
+    // Its lease has run out, and nobody knows yet whether it is gone.
+    let late = open(&options(&database.url(), "late")).await;
+
+    let told = here.renew(Renewal { floor_ms: 1, live: 0 }).await.unwrap();
+    let told: Vec<_> = told.iter().map(|node| (node.epoch, node.address.as_str())).collect();
+    assert_eq!(told, [(own(&late), "http://late:7420"), (own(&here), "http://here:7420")]);
+    assert!(matches!(gone.renew(Renewal { floor_ms: 1, live: 0 }).await, Err(AppendError::Sealed(_))));
 }

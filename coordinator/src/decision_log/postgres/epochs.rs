@@ -5,10 +5,12 @@
 
 use std::time::Duration;
 
+use lockstep_proto::limits::MAX_NODES;
 use lockstep_proto::{Epoch, Incarnation, LogPosition};
 use sqlx::{PgConnection, PgExecutor};
 
 use super::connect::{Failure, answer, run};
+use super::open::Options;
 use crate::decision_log::rows;
 
 /// How long a statement of this module may take. Longer than any wait for a lock in it.
@@ -44,12 +46,10 @@ fn session_name(epoch: Epoch, incarnation: &[u8]) -> String {
     format!("lockstep epoch {epoch} {digits}")
 }
 
-/// Takes the next epoch, with a lease that runs out after `lease` unless it is renewed. `None`: another node took that number at the
-/// same moment.
+/// Takes the next epoch, with a lease that runs out unless it is renewed. `None`: another node took that number at the same moment.
 pub(super) async fn take(
     connection: &mut PgConnection,
-    node: &str,
-    lease: Duration,
+    options: &Options,
     floor_ms: i64,
 ) -> Result<Option<Own>, Failure> {
     let incarnation = Incarnation::from_bytes(rand::random());
@@ -60,14 +60,15 @@ pub(super) async fn take(
          ), positioned AS (INSERT INTO lockstep_log.positions (epoch) SELECT number FROM taken \
          ), barred AS (INSERT INTO lockstep_log.barriers (epoch) SELECT number FROM taken \
          ), leased AS ( \
-             INSERT INTO lockstep_log.leases (epoch, node, expires_at, floor_ms) \
-             SELECT number, $2, clock_timestamp() + $3 * interval '1 millisecond', $4 FROM taken \
+             INSERT INTO lockstep_log.leases (epoch, node, address, expires_at, floor_ms) \
+             SELECT number, $2, $3, clock_timestamp() + $4 * interval '1 millisecond', $5 FROM taken \
          ) \
          SELECT number FROM taken",
     )
     .bind(incarnation.as_bytes().as_slice())
-    .bind(node)
-    .bind(millis(lease))
+    .bind(&options.node)
+    .bind(options.address.as_deref().unwrap_or_default())
+    .bind(millis(options.lease))
     .bind(floor_ms);
     let numbers: Vec<i64> = match answer(PATIENCE, statement.fetch_all(connection)).await {
         Err(failure) if failure.is(Failure::DUPLICATE_KEY) => return Ok(None),
@@ -129,30 +130,49 @@ pub struct Renewal {
     pub live: u64,
 }
 
-/// Renews the own lease. Whether the epoch is still unsealed.
+/// A node that has not given its lease up, and where it is reached.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NodeAddress {
+    /// Its epoch.
+    pub epoch: Epoch,
+    /// Such as `http://10.0.0.1:7420`.
+    pub address: String,
+}
+
+/// Renews the own lease. Who shares the log, newest first, so that after many short lives the living are among those that are told of; `None`
+/// if the own epoch is sealed.
 pub(super) async fn renew(
     connection: &mut PgConnection,
     own: &Own,
     lease: Duration,
     renewal: Renewal,
-) -> Result<bool, Failure> {
+) -> Result<Option<Vec<NodeAddress>>, Failure> {
     let column = |number: u64| i64::try_from(number).unwrap_or(i64::MAX);
     // Not forced: a lease that a crash of the server forgets was only shorter.
-    let statement = sqlx::query_scalar(
+    let statement = sqlx::query_as(
         "WITH renewed AS ( \
              UPDATE lockstep_log.leases SET expires_at = clock_timestamp() + $2 * interval '1 millisecond', \
                  floor_ms = greatest(floor_ms, $3), live = $4 WHERE epoch = $1 \
+         ), listed AS ( \
+             SELECT e.number, l.address FROM lockstep_log.epochs AS e \
+             JOIN lockstep_log.leases AS l ON l.epoch = e.number \
+             WHERE NOT e.sealed AND l.address <> '' AND l.expires_at <> '-infinity' ORDER BY e.number DESC LIMIT $6 \
          ) \
-         SELECT e.number, set_config('synchronous_commit', 'off', true) FROM lockstep_log.epochs AS e \
-         WHERE e.number = $1 AND e.incarnation = $5 AND NOT e.sealed",
+         SELECT ARRAY(SELECT number FROM listed ORDER BY number DESC), \
+             ARRAY(SELECT address FROM listed ORDER BY number DESC), set_config('synchronous_commit', 'off', true) \
+         FROM lockstep_log.epochs AS e WHERE e.number = $1 AND e.incarnation = $5 AND NOT e.sealed",
     )
     .bind(i64::from(own.epoch.get()))
     .bind(millis(lease))
     .bind(column(renewal.floor_ms))
     .bind(column(renewal.live))
-    .bind(own.incarnation.as_bytes().as_slice());
-    let rows: Vec<i64> = answer(PATIENCE, statement.fetch_all(connection)).await?;
-    Ok(!rows.is_empty())
+    .bind(own.incarnation.as_bytes().as_slice())
+    .bind(i64::try_from(MAX_NODES).expect("a few"));
+    let rows: Vec<(Vec<i64>, Vec<String>, String)> =
+        answer(PATIENCE, statement.fetch_all(connection)).await?;
+    let Some((numbers, addresses, _set)) = rows.into_iter().next() else { return Ok(None) };
+    let node = |(number, address)| epoch(number).map(|epoch| NodeAddress { epoch, address });
+    Ok(Some(numbers.into_iter().zip(addresses).filter_map(node).collect()))
 }
 
 /// Tells the other nodes that nothing which is live here, or will be, is older than this (P7).

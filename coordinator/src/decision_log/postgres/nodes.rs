@@ -23,6 +23,8 @@ pub enum NodeState {
 pub struct Node {
     /// What the node calls itself.
     pub node: String,
+    /// Where others reach it; empty if it has not said.
+    pub address: String,
     /// Its epoch.
     pub epoch: Epoch,
     /// How it stands.
@@ -37,14 +39,14 @@ pub struct Node {
     pub adopted_by: Option<Epoch>,
 }
 
-/// Node, epoch, sealed, milliseconds of its lease, live, unfinished, owner.
-type NodeRow = (String, i64, bool, i64, i64, i64, Option<i64>);
+/// Node, address, epoch, sealed, milliseconds of its lease, live, unfinished, owner.
+type NodeRow = (String, String, i64, bool, i64, i64, i64, Option<i64>);
 
 /// Every epoch that is not sealed or has left something unfinished, and with `all` every other one too; the newest first.
 pub(super) async fn nodes(connection: &mut PgConnection, all: bool) -> Result<Vec<Node>, Failure> {
     let statement = sqlx::query_as(
         "SELECT * FROM ( \
-             SELECT l.node, e.number, e.sealed, \
+             SELECT l.node, l.address, e.number, e.sealed, \
                  CASE WHEN NOT isfinite(l.expires_at) THEN 0 ELSE \
                      greatest(0, extract(epoch FROM l.expires_at - clock_timestamp()) * 1000)::bigint END AS lease_ms, \
                  l.live, (SELECT count(*) FROM lockstep_log.transactions AS t \
@@ -57,7 +59,7 @@ pub(super) async fn nodes(connection: &mut PgConnection, all: bool) -> Result<Ve
     Ok(rows.into_iter().filter_map(node).collect())
 }
 
-fn node((node, number, sealed, lease_ms, live, unfinished, owner): NodeRow) -> Option<Node> {
+fn node((node, address, number, sealed, lease_ms, live, unfinished, owner): NodeRow) -> Option<Node> {
     let state = match (sealed, lease_ms) {
         (true, _) => NodeState::Sealed,
         (false, 0) => NodeState::Expired,
@@ -65,6 +67,7 @@ fn node((node, number, sealed, lease_ms, live, unfinished, owner): NodeRow) -> O
     };
     Some(Node {
         node,
+        address,
         epoch: epoch(number)?,
         state,
         lease_ms: if sealed { 0 } else { lease_ms.cast_unsigned() },

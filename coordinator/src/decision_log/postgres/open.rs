@@ -32,6 +32,8 @@ pub struct Options {
     pub accepted: Accepted,
     /// What this node calls itself: the same at every start of it, and at no other.
     pub node: String,
+    /// Where others reach it; `None` if it does not know.
+    pub address: Option<String>,
     /// Whether an earlier epoch of the same node is over, as it is when its process has just started.
     pub succeeds: bool,
     /// After how long without a renewal others may take over.
@@ -168,7 +170,7 @@ impl Opening {
     async fn take_epoch(&self, connection: &mut PgConnection, options: &Options) -> Result<Own, OpenError> {
         let floor_ms = rows::column_ms(options.now_ms);
         for _attempt in 0..ATTEMPTS {
-            let taken = epochs::take(connection, &options.node, options.lease, floor_ms).await;
+            let taken = epochs::take(connection, options, floor_ms).await;
             if let Some(own) = taken.map_err(|failure| self.failed("take an epoch in", &failure))? {
                 return Ok(own);
             }

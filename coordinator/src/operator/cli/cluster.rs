@@ -30,6 +30,7 @@ pub(super) struct Args {
 #[derive(Debug, Serialize)]
 pub(super) struct NodeView {
     pub(super) node: String,
+    pub(super) address: String,
     pub(super) epoch: u32,
     pub(super) state: &'static str,
     pub(super) lease_ms: u64,
@@ -47,6 +48,7 @@ impl From<Node> for NodeView {
     fn from(node: Node) -> Self {
         Self {
             node: node.node,
+            address: node.address,
             epoch: node.epoch.get(),
             state: match node.state {
                 NodeState::Live => "live",

@@ -66,6 +66,7 @@ fn literal(setting: &Setting) -> toml::Value {
         | Form::LogPlace
         | Form::Settings
         | Form::NodeName
+        | Form::Advertised
         | Form::LogFormat
         | Form::LogFilter => toml::Value::String(text.clone()),
     }

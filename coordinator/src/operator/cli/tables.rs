@@ -98,8 +98,8 @@ pub(super) fn nodes(nodes: &[NodeView], look: Look) -> String {
     if nodes.is_empty() {
         return String::new();
     }
-    let mut table = look.table(7);
-    table.set_header(["EPOCH", "STATE", "LEASE", "LIVE", "UNFINISHED", "ADOPTED BY", "NODE"]);
+    let mut table = look.table(8);
+    table.set_header(["EPOCH", "STATE", "LEASE", "LIVE", "UNFINISHED", "ADOPTED BY", "NODE", "ADDRESS"]);
     for node in nodes {
         let lease = if node.state == "live" { format!("{}ms", node.lease_ms) } else { String::new() };
         table.add_row(vec![
@@ -110,6 +110,7 @@ pub(super) fn nodes(nodes: &[NodeView], look: Look) -> String {
             Cell::new(node.unfinished),
             Cell::new(node.adopted_by.map_or(String::new(), |epoch| format!("epoch {epoch}"))),
             Cell::new(printable(&node.node)),
+            Cell::new(printable(&node.address)),
         ]);
     }
     lines(&table)

@@ -310,6 +310,13 @@ impl CoordinatorService for Service {
     ) -> Result<Response<v1::InquireResponse>, Status> {
         self.ask(request, Call::Inquire).await
     }
+
+    async fn list_nodes(
+        &self,
+        _request: Request<v1::ListNodesRequest>,
+    ) -> Result<Response<v1::ListNodesResponse>, Status> {
+        Ok(Response::new(v1::ListNodesResponse { epoch: 1, nodes: Vec::new() }))
+    }
 }
 
 #[tonic::async_trait]
