@@ -137,8 +137,7 @@ fn heuristic(servers: &Servers, roles: &Roles, report: &mut Report) -> Result<()
     let gid = world.in_orders("SELECT gid FROM pg_prepared_xacts WHERE database = current_database()")?;
     world.in_orders(&format!("ROLLBACK PREPARED '{}'", gid.trim()))?;
     act(&world, &["tx", "resume", id, "--reason", "done looking"])?;
-    let torn = |shown: &serde_json::Value| shown["transaction"]["situation"] == "heuristic";
-    world.until("the heuristic outcome", &["tx", "show", id], torn)?;
+    until_on_record(&world, id)?;
     let expected = ["LS0421", "LS0421", "LS0421", "LS0421", "LS0421", "LS0421", "done", "LS0421", "LS0421"];
     try_all(&world, report, "heuristic", id, expected)?;
     let counted = world.metric("lockstep_unresolved_transactions{situation=\"heuristic\"}")?;
@@ -154,6 +153,14 @@ fn heuristic(servers: &Servers, roles: &Roles, report: &mut Report) -> Result<()
     lost(&mut world, report)
 }
 
+/// Waits for a heuristic outcome, and until it is on record: its way to this log is slow.
+fn until_on_record(world: &World<'_>, id: &str) -> Result<()> {
+    let heuristic = |shown: &serde_json::Value| shown["transaction"]["situation"] == "heuristic";
+    world.until("the heuristic outcome", &["tx", "show", id, "--offline"], heuristic)?;
+    let on_record = |plan: &serde_json::Value| plan["situation"] == "heuristic";
+    world.until("its record", &["tx", "ack", id, "--dry-run"], on_record).map(|_plan| ())
+}
+
 /// A database that never comes back: all of the runbook's page, to the last resort.
 fn lost(world: &mut World<'_>, report: &mut Report) -> Result<()> {
     let gtrid = world.commit_in_the_background(Duration::from_secs(60))?.to_string();
@@ -163,11 +170,7 @@ fn lost(world: &mut World<'_>, report: &mut Report) -> Result<()> {
     let undelivered = |shown: &serde_json::Value| shown["transaction"]["situation"] == "undelivered";
     world.until("the decision", &["tx", "show", id, "--offline"], undelivered)?;
     runbook::UNDELIVERED.follow(world, id, ORDERS)?;
-    let given_up = |shown: &serde_json::Value| shown["transaction"]["situation"] == "heuristic";
-    world.until("the heuristic outcome", &["tx", "show", id, "--offline"], given_up)?;
-    // It is on its way to a slow log.
-    let on_record = |plan: &serde_json::Value| plan["situation"] == "heuristic";
-    world.until("its record", &["tx", "ack", id, "--dry-run"], on_record)?;
+    until_on_record(world, id)?;
     runbook::HEURISTIC.follow(world, id, ORDERS)?;
     let status = world.lockstep(&["status", "--exit-code"])?;
     report.claims.insert("a branch that is lost for good is given up, and noted", status.code == 0);

@@ -92,6 +92,7 @@ pub(in crate::rpc) async fn act(
         effect: effect(&plan.deed),
     };
     let log = services.shared.engine.log();
+    fail::fail_point!("operator-before-record");
     response.audit_id = log.operate(&operation).await.map_err(RequestError::NotRecorded)?;
     services.shared.engine.metrics().acted(&operation.action);
     tracing::warn!(
@@ -102,7 +103,9 @@ pub(in crate::rpc) async fn act(
         reason = operation.reason,
         "an operator acts"
     );
+    fail::fail_point!("operator-recorded-before-act");
     carry_out(services, plan, &operation).await?;
+    fail::fail_point!("operator-after-act");
     Ok(response)
 }
 
