@@ -22,7 +22,9 @@ pub enum Advice {
 
 /// An address that a client or participant was given is none.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{address:?} is no coordinator's address: {why}; it has the form http://HOST:PORT (docs/errors/LS0206.md)")]
+#[error(
+    "{address:?} is no coordinator's address: {why}; it has the form http://HOST:PORT (docs/errors/LS0206.md)"
+)]
 pub struct ConnectError {
     /// What was given.
     pub address: String,

@@ -25,7 +25,8 @@ pub(crate) fn sentence(status: &Status) -> String {
 fn page(status: &Status) -> Option<String> {
     let info = status.get_details_error_info()?;
     let code = info.metadata.get("code")?;
-    let is_code = code.len() == 6 && code.starts_with("LS") && code[2..].bytes().all(|byte| byte.is_ascii_digit());
+    let is_code =
+        code.len() == 6 && code.starts_with("LS") && code[2..].bytes().all(|byte| byte.is_ascii_digit());
     is_code.then(|| code.clone())
 }
 

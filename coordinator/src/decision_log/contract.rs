@@ -469,7 +469,13 @@ pub async fn positions_of_a_lost_tail_are_not_reached<S: Store>() {
 }
 
 fn order(step: Step, cluster: ClusterId) -> Order {
-    Order { step, confirm: Some(cluster.to_string()), reason: "disk lost".to_owned(), who: "kim".to_owned(), now_ms: NOON_MS }
+    Order {
+        step,
+        confirm: Some(cluster.to_string()),
+        reason: "disk lost".to_owned(),
+        who: "kim".to_owned(),
+        now_ms: NOON_MS,
+    }
 }
 
 /// Gives the place free. Whose log it was.

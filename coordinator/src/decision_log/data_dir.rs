@@ -124,9 +124,10 @@ impl DataDirError {
             Self::Locked { .. } => Code::DataDirInUse,
             Self::Newer { .. } => Code::NewerLog,
             Self::VersionLost { .. } => Code::LogDamaged,
-            Self::NotADirectory { .. } | Self::NotEmpty { .. } | Self::NotWritable { .. } | Self::Io { .. } => {
-                Code::CannotOpenLog
-            }
+            Self::NotADirectory { .. }
+            | Self::NotEmpty { .. }
+            | Self::NotWritable { .. }
+            | Self::Io { .. } => Code::CannotOpenLog,
             Self::NearlyFull { .. } | Self::Full { .. } => Code::NoRoom,
         }
     }

@@ -208,7 +208,13 @@ impl Marks {
 
 impl Order {
     /// What is put on record of it, in the transaction that carries it out.
-    pub(super) fn operation(&self, cluster: ClusterId, marks: &Marks, newest: u32, below: Epoch) -> Operation {
+    pub(super) fn operation(
+        &self,
+        cluster: ClusterId,
+        marks: &Marks,
+        newest: u32,
+        below: Epoch,
+    ) -> Operation {
         let (action, after) = match self.step {
             Step::Restore => ("restore", format!("nothing is presumed of epochs below {below}")),
             Step::Settle => ("settle", format!("evidence from before epoch {below} may go")),

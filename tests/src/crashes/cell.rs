@@ -188,7 +188,8 @@ fn misrecorded(world: &World, on_record: bool) -> Result<Option<String>> {
     let audit = world.coordinator.ask(&["audit", "ls"])?;
     let found = audit["entries"].as_array().map_or(0, Vec::len);
     let wrong = found != usize::from(on_record);
-    Ok(wrong.then(|| format!("{found} actions of operators are on record, and on record should be: {on_record}")))
+    Ok(wrong
+        .then(|| format!("{found} actions of operators are on record, and on record should be: {on_record}")))
 }
 
 /// Waits for the crash, and for the proof that it was this one. When it was.

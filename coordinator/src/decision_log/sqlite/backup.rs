@@ -127,7 +127,8 @@ async fn finish(part: &Path) -> Result<(ClusterId, u32, u64), BackupError> {
     let copy = SqliteConnectOptions::new().filename(part).journal_mode(SqliteJournalMode::Delete);
     let copy = copy.synchronous(SqliteSynchronous::Full).disable_statement_logging();
     let mut copy = copy.connect().await.map_err(failed)?;
-    let check: String = sqlx::query_scalar("PRAGMA quick_check").fetch_one(&mut copy).await.map_err(failed)?;
+    let check: String =
+        sqlx::query_scalar("PRAGMA quick_check").fetch_one(&mut copy).await.map_err(failed)?;
     if check != "ok" {
         return Err(BackupError::Failed(format!("the decision log is damaged: {check}")));
     }
@@ -167,7 +168,9 @@ fn durable(part: &Path, to: &Path) -> std::io::Result<u64> {
 
 fn failed(error: sqlx::Error) -> BackupError {
     if read::is_full(&error) {
-        return BackupError::Failed(format!("there is no room for it ({error}): free some space, or name another disk"));
+        return BackupError::Failed(format!(
+            "there is no room for it ({error}): free some space, or name another disk"
+        ));
     }
     BackupError::Failed(error.to_string())
 }

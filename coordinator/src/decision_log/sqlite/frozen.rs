@@ -135,8 +135,7 @@ impl FrozenLog {
         look.transactions = self.count("SELECT count(*) FROM transactions", problems).await;
         look.unfinished =
             self.count("SELECT count(*) FROM transactions WHERE ended_ms IS NULL", problems).await;
-        look.heuristic =
-            self.count("SELECT count(*) FROM transactions WHERE heuristic = 1", problems).await;
+        look.heuristic = self.count("SELECT count(*) FROM transactions WHERE heuristic = 1", problems).await;
         let open = "SELECT count(*) FROM transactions \
                     WHERE heuristic = 1 AND gtrid NOT IN (SELECT gtrid FROM acknowledged)";
         look.heuristic_open = self.count(open, problems).await;
@@ -215,7 +214,11 @@ impl FrozenLog {
     ///
     /// # Errors
     /// If SQLite cannot read them at all.
-    pub async fn transactions(&self, all: bool, limit: u32) -> Result<(Vec<Recorded>, Vec<String>), ReadError> {
+    pub async fn transactions(
+        &self,
+        all: bool,
+        limit: u32,
+    ) -> Result<(Vec<Recorded>, Vec<String>), ReadError> {
         let rows: Vec<Row> = sqlx::query_as(
             "SELECT gtrid, decision, ended_ms, ending FROM transactions \
              WHERE ?1 OR ended_ms IS NULL OR (heuristic = 1 AND gtrid NOT IN (SELECT gtrid FROM acknowledged)) \

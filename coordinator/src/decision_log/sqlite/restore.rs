@@ -6,10 +6,10 @@ use lockstep_proto::{ClusterId, Epoch, Incarnation};
 use sqlx::SqliteConnection;
 use sqlx::sqlite::SqliteSynchronous;
 
-use super::{audit, checkpoint};
 use super::epochs::{self, mark};
 use super::open::{OpenError, Opening};
 use super::transaction::{Broken, Fault, Tx};
+use super::{audit, checkpoint};
 use crate::decision_log::data_dir::DataDir;
 use crate::decision_log::restore::{BEHIND, Marks, Order, RESTORED, Restoration, RestoreError, Step};
 use crate::decision_log::rows::{self, EpochRow};

@@ -62,8 +62,9 @@ fn shared() -> Failure {
          right: a base backup with continuous archiving (pg_basebackup, archive_mode): it is restored to the newest moment\n  \
          right, and better: a synchronous standby, which lacks nothing at all\n  \
          poor: pg_dump, which is one moment: every decision since then is lost with the server";
-    Failure::coded(Code::EmbeddedLogOnly, Exit::Usage, why)
-        .remedy("after any of them but the standby: `lockstep restore`, before the first start: docs/restore.md")
+    Failure::coded(Code::EmbeddedLogOnly, Exit::Usage, why).remedy(
+        "after any of them but the standby: `lockstep restore`, before the first start: docs/restore.md",
+    )
 }
 
 fn failure(error: &BackupError) -> Failure {

@@ -5,11 +5,11 @@ use lockstep_proto::wire::WireError;
 use lockstep_proto::{Gtrid, v1};
 use serde::Serialize;
 
+use super::audit;
 use super::config_show;
 use super::exit::{Exit, Failure};
 use super::output::{self, printable};
 use super::tables::{self, Look, without_header};
-use super::audit;
 use crate::codes::Code;
 use crate::config::{LogPlace, Overrides};
 use crate::decision_log::sqlite::{FrozenError, FrozenLog, Look as Seen};
@@ -108,7 +108,9 @@ pub(super) async fn run(Command::Inspect(args): Command) -> Result<Exit, Failure
     }
     if newer {
         let why = "a newer version of Lockstep wrote this log: there may be more in it than is shown";
-        return Err(Failure::coded(Code::NewerLog, Exit::Failed, why).remedy("use that version to see all of it"));
+        return Err(
+            Failure::coded(Code::NewerLog, Exit::Failed, why).remedy("use that version to see all of it")
+        );
     }
     Ok(Exit::Ok)
 }
@@ -116,9 +118,10 @@ pub(super) async fn run(Command::Inspect(args): Command) -> Result<Exit, Failure
 fn failure(error: &FrozenError) -> Failure {
     let (exit, remedy) = match error {
         FrozenError::NoLog(_) => (Exit::Refused, ""),
-        FrozenError::DataDir(_) if error.code() == Code::DataDirInUse => {
-            (Exit::Refused, "ask the coordinator that has it: `lockstep status`, `lockstep tx ls`, `lockstep export`")
-        }
+        FrozenError::DataDir(_) if error.code() == Code::DataDirInUse => (
+            Exit::Refused,
+            "ask the coordinator that has it: `lockstep status`, `lockstep tx ls`, `lockstep export`",
+        ),
         FrozenError::DataDir(_) => (Exit::Failed, ""),
         FrozenError::Unreadable { .. } => {
             (Exit::Failed, "keep a copy of the directory before anything else; then look at the disk")
@@ -137,7 +140,11 @@ fn unreadable(error: &ReadError) -> Failure {
 
 /// A record that says what this version cannot show.
 fn strange(error: &WireError) -> Failure {
-    Failure::coded(Code::LogDamaged, Exit::Failed, format!("a record of the decision log cannot be shown: {error}"))
+    Failure::coded(
+        Code::LogDamaged,
+        Exit::Failed,
+        format!("a record of the decision log cannot be shown: {error}"),
+    )
 }
 
 async fn one(log: &FrozenLog, prefix: &str, json: bool) -> Result<(), Failure> {
@@ -146,7 +153,9 @@ async fn one(log: &FrozenLog, prefix: &str, json: bool) -> Result<(), Failure> {
         [] => {
             let why = format!("no transaction begins with {prefix:?} in {}", log.file().display());
             let failure = Failure::coded(Code::NotFound, Exit::NotFound, printable(&why));
-            return Err(failure.remedy("a rollback needs no record, and an ended one is pruned after its retention"));
+            return Err(
+                failure.remedy("a rollback needs no record, and an ended one is pruned after its retention")
+            );
         }
         [one] => *one,
         several => {
@@ -169,7 +178,9 @@ async fn one(log: &FrozenLog, prefix: &str, json: bool) -> Result<(), Failure> {
 
 async fn info(log: &FrozenLog, recorded: Recorded) -> Result<Option<v1::TransactionInfo>, Failure> {
     let acknowledged = match &recorded {
-        Recorded::Ended(_, end) => log.is_acknowledged(end.gtrid).await.map_err(|error| unreadable(&error))?,
+        Recorded::Ended(_, end) => {
+            log.is_acknowledged(end.gtrid).await.map_err(|error| unreadable(&error))?
+        }
         Recorded::Absent | Recorded::Decided(_) => false,
     };
     Ok(recorded_info(recorded, acknowledged))
@@ -258,7 +269,8 @@ fn text(view: View, look: Look) -> String {
     let versions = format!("format {}  schema {}", some(view.format.map(i64::from)), some(view.schema));
     fact("cluster", format!("{cluster}  {versions}"));
     let open: Vec<String> = view.open_epochs.iter().map(ToString::to_string).collect();
-    let open = if open.is_empty() { "all sealed".to_owned() } else { format!("not sealed: {}", open.join(", ")) };
+    let open =
+        if open.is_empty() { "all sealed".to_owned() } else { format!("not sealed: {}", open.join(", ")) };
     fact("epochs", format!("newest {}  {open}", some(view.newest_epoch.map(i64::from))));
     fact("on record", format!("{} transactions", number(view.recorded)));
     let unresolved = format!(
@@ -270,7 +282,10 @@ fn text(view: View, look: Look) -> String {
     fact("unresolved", unresolved);
     fact("pruned", view.horizon.map_or("nothing".to_owned(), |at| format!("what began up to {at}")));
     if view.log_behind {
-        fact("behind", "it is a backup, or has lost decisions: run `lockstep restore` before it is served".to_owned());
+        fact(
+            "behind",
+            "it is a backup, or has lost decisions: run `lockstep restore` before it is served".to_owned(),
+        );
     }
     if let Some(below) = view.restored_below {
         let settled = if view.settled { "settled" } else { "not settled" };
@@ -286,7 +301,8 @@ fn text(view: View, look: Look) -> String {
     }
     let mut text = without_header(&facts);
     let more = if view.truncated { "there are more; --limit takes up to 1000\n" } else { "" };
-    let list = TransactionList { as_of: view.as_of, transactions: view.transactions, truncated: view.truncated };
+    let list =
+        TransactionList { as_of: view.as_of, transactions: view.transactions, truncated: view.truncated };
     for part in [tables::list(&list, look), more.to_owned(), audit::text(&view.audit, look)] {
         if !part.is_empty() {
             text += "\n";

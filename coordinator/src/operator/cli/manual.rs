@@ -46,7 +46,9 @@ pub(super) fn man(args: &ManArgs) -> Result<Exit, Failure> {
     whole.build();
     let mut page = whole;
     for (at, word) in args.words.iter().enumerate() {
-        let inner = page.get_subcommands().find(|inner| inner.get_name() == word || inner.get_all_aliases().any(|alias| alias == word));
+        let inner = page
+            .get_subcommands()
+            .find(|inner| inner.get_name() == word || inner.get_all_aliases().any(|alias| alias == word));
         page = inner.cloned().ok_or_else(|| {
             let path = output::printable(&args.words[..=at].join(" "));
             let why = format!("`lockstep {path}` is no command");

@@ -20,9 +20,7 @@ pub(super) async fn run(args: Args) -> Result<Exit, Failure> {
         let failure = Failure::coded(Code::SharedLogOnly, Exit::Usage, why);
         return Err(failure.remedy("name a shared one with --log postgres://role@host/database"));
     };
-    let place = postgres::migrate(url, config.insecure_log_settings)
-        .await
-        .map_err(Failure::of_shared_log)?;
+    let place = postgres::migrate(url, config.insecure_log_settings).await.map_err(Failure::of_shared_log)?;
     output::talk(&format!("the decision log at {place} has the schema of this version"));
     Ok(Exit::Ok)
 }

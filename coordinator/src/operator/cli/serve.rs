@@ -57,9 +57,7 @@ struct Signals {
 
 impl Signals {
     fn listen() -> Result<Self, Failure> {
-        let listen = |kind| {
-            signal(kind).map_err(|error| Failure::of_system("listen to signals", &error))
-        };
+        let listen = |kind| signal(kind).map_err(|error| Failure::of_system("listen to signals", &error));
         Ok(Self { terminate: listen(SignalKind::terminate())?, interrupt: listen(SignalKind::interrupt())? })
     }
 

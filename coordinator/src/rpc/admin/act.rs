@@ -245,7 +245,7 @@ async fn retire(services: &Services, request: &v1::ActRequest) -> Result<Plan, R
         situation: None,
         before: format!("{waiting} of its branches have not acknowledged their decision"),
         steps: vec![
-            format!("{waiting} branches end as hazards, and their transactions' outcomes become heuristic"),
+            format!("{waiting} branches end as abandoned, and their transactions' outcomes become heuristic"),
             "nothing waits for it any more: neither pruning, nor an orphan's rollback".to_owned(),
             "its identity is refused for ever, whatever it is called".to_owned(),
         ],
