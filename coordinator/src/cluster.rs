@@ -11,11 +11,11 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
-use lockstep_proto::{Epoch, Gtrid, v1};
+use lockstep_proto::{Epoch, Gtrid, ResourceManagerName, v1};
 use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
 
 use crate::decision_log::postgres::{NodeAddress, PostgresLog, Renewal};
-use crate::decision_log::{AppendError, ReadError};
+use crate::decision_log::{AppendError, DecisionLog as _, ReadError};
 use crate::engine::handle::Engine;
 use crate::engine::input::Input;
 use crate::engine::shell::{Mail, Stopped};
@@ -37,6 +37,8 @@ pub struct Keeper {
     lease: Duration,
     /// Epochs whose decisions are with the shards.
     adopted: BTreeSet<Epoch>,
+    /// Resource managers that the shards were told to be gone for good (P28).
+    retired: BTreeSet<ResourceManagerName>,
     last: Renewal,
     /// Since when the log has answered without a break.
     reached_since: Option<Instant>,
@@ -62,7 +64,7 @@ impl Keeper {
     ) -> Self {
         let last = Renewal { floor_ms: 0, live: 0 };
         let (adopted, reached_since) = (adopted.iter().copied().collect(), Some(Instant::now()));
-        Self { log, engine, registry, lease, adopted, last, reached_since }
+        Self { log, engine, registry, lease, adopted, retired: BTreeSet::new(), last, reached_since }
     }
 
     /// Runs until another node has taken over, and says so.
@@ -88,7 +90,26 @@ impl Keeper {
                 tracing::warn!(%error, "nothing was taken over; it is tried again");
                 self.reached_since = None;
             }
+            if let Err(error) = self.retire().await {
+                tracing::warn!(%error, "whether another node has retired anybody is not known; it is asked again");
+            }
         }
+    }
+
+    /// Whom an operator has retired at another node is retired here too: nothing waits for it, and its identity is refused (P28).
+    async fn retire(&mut self) -> Result<(), AdoptError> {
+        let known = self.log.resource_managers().await?;
+        for gone in known.into_iter().filter(|known| known.retired) {
+            if self.retired.contains(&gone.name) {
+                continue;
+            }
+            self.registry.learn_retired(&gone);
+            self.registry.disconnect(&gone.name);
+            let retired = || Mail::Input(Input::Retire { resource_manager: gone.name.clone() });
+            self.engine.broadcast(retired).await?;
+            self.retired.insert(gone.name.clone());
+        }
+        Ok(())
     }
 
     fn every(&self) -> Duration {

@@ -3,7 +3,7 @@
 //!
 //! A code is a promise: its number is never given to another error. The first digit tells the kind: 1 a coordinator that does not
 //! start or cannot go on, 2 what was asked for is malformed, 3 the coordinator could not be asked or does not know, 4 refused, 5 a
-//! participant that is not served.
+//! participant that is not served, 6 a command that could not do its own part on this machine.
 
 use std::fmt;
 
@@ -43,6 +43,12 @@ codes! {
     LogFailed = 108,
     /// A part of the coordinator has ended.
     Bug = 109,
+    /// A second signal came while it was draining.
+    EndedAtOnce = 110,
+    /// The database has no decision log of this version.
+    NoSchema = 111,
+    /// This node's clock is far off that of its log.
+    LogClock = 112,
     /// Some of the command line is wrong.
     WrongCommandLine = 201,
     /// Some of the configuration is wrong.
@@ -53,6 +59,12 @@ codes! {
     MalformedId = 204,
     /// A value out of its limits.
     OutOfLimits = 205,
+    /// An address of a coordinator that is none.
+    WrongAddress = 206,
+    /// A command for a shared log, and an embedded one was named.
+    SharedLogOnly = 207,
+    /// A command for an embedded log, and a shared one was named.
+    EmbeddedLogOnly = 208,
     /// Nobody listens there.
     NothingAnswers = 301,
     /// No answer in time.
@@ -129,6 +141,12 @@ codes! {
     OrphanNotEnded = 432,
     /// See [`Forbidden::NotOnRecord`].
     NotOnRecord = 433,
+    /// A node may be running.
+    NodesRunning = 434,
+    /// The log is not one that was restored.
+    NotRestored = 435,
+    /// No numbers are left for epochs.
+    EpochsUsedUp = 436,
     /// What attached does not speak the protocol.
     NotAParticipant = 501,
     /// It speaks another version of it.
@@ -143,6 +161,18 @@ codes! {
     StaleTimeline = 506,
     /// An operator has said that it is gone for good.
     Retired = 507,
+    /// The database is not set up to take part.
+    Unfit = 508,
+    /// Standard output cannot be written.
+    OutputFailed = 601,
+    /// The operating system gives the process too little.
+    SystemRefuses = 602,
+    /// There is no decision log in the directory.
+    NoLogThere = 603,
+    /// A backup was not made.
+    BackupFailed = 604,
+    /// A database could not be asked.
+    DatabaseUnreachable = 605,
 }
 
 impl Code {

@@ -85,7 +85,7 @@ impl ServeError {
         match self {
             Self::Listen { .. } | Self::Serve(_) => Code::CannotListen,
             Self::Open(error) => error.code(),
-            Self::OpenShared(_) => Code::CannotOpenLog,
+            Self::OpenShared(error) => error.code(),
             Self::Read(ReadError::Unavailable(_)) => Code::CannotOpenLog,
             Self::Read(ReadError::Damaged(_)) => Code::LogDamaged,
             Self::LogFailed(_) => Code::LogFailed,
@@ -101,7 +101,8 @@ impl ServeError {
                  Take another address with --listen; port 0 takes a free one"
                 .to_owned(),
             // Its own sentence says what to do.
-            Self::Open(_) | Self::OpenShared(_) => String::new(),
+            Self::Open(_) => String::new(),
+            Self::OpenShared(error) => error.remedy().to_owned(),
             Self::Read(_) => "if the log is damaged, keep a copy of it before anything else; \
                  then look at the disk, and restore from a backup"
                 .to_owned(),

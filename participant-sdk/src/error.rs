@@ -22,7 +22,9 @@ pub enum Advice {
 
 /// An address that a client or participant was given is none.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{address:?} is no coordinator's address: {why}; it has the form http://HOST:PORT")]
+#[error(
+    "{address:?} is no coordinator's address: {why}; it has the form http://HOST:PORT (docs/errors/LS0206.md)"
+)]
 pub struct ConnectError {
     /// What was given.
     pub address: String,
@@ -271,7 +273,7 @@ pub enum AttachError {
     #[error(transparent)]
     Address(#[from] ConnectError),
     /// The store cannot be a safe participant as it is set up. Names what has to change.
-    #[error("the store cannot take part: {0}")]
+    #[error("the store cannot take part: {0} (docs/errors/LS0508.md)")]
     Unfit(String),
     /// The two sides do not fit together, and waiting does not mend it.
     #[error("attaching as {name} was refused: {detail}")]

@@ -14,10 +14,20 @@ pub(crate) fn reason(status: &Status) -> Option<String> {
 
 /// A status as a person should read it.
 pub(crate) fn sentence(status: &Status) -> String {
-    match reason(status) {
-        Some(reason) => format!("{} ({reason})", status.message()),
-        None => format!("{} ({:?})", status.message(), status.code()),
+    match (reason(status), page(status)) {
+        (Some(reason), Some(code)) => format!("{} ({reason}, docs/errors/{code}.md)", status.message()),
+        (Some(reason), None) => format!("{} ({reason})", status.message()),
+        (None, _) => format!("{} ({:?})", status.message(), status.code()),
     }
+}
+
+/// The code in a status, such as `LS0504`, which has a page.
+fn page(status: &Status) -> Option<String> {
+    let info = status.get_details_error_info()?;
+    let code = info.metadata.get("code")?;
+    let is_code =
+        code.len() == 6 && code.starts_with("LS") && code[2..].bytes().all(|byte| byte.is_ascii_digit());
+    is_code.then(|| code.clone())
 }
 
 /// Whether the same call may be answered otherwise a moment later. Only for calls that may be repeated.

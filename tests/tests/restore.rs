@@ -25,13 +25,34 @@ const SOME_LISTINGS: Duration = Duration::from_secs(4);
 /// Puts a log aside, and back.
 struct Backup<'a> {
     place: LogPlace,
+    /// By `lockstep backup`, while everything runs; else with the coordinator stopped.
+    online: bool,
     data: PathBuf,
     aside: PathBuf,
     server: &'a PostgresServer,
 }
 
 impl Backup<'_> {
-    fn take(&self) {
+    /// The backup is of a log that was used; then comes what it lacks.
+    fn take(&self, world: &mut World) {
+        if self.online {
+            world.start_client(&[Plan::Commit], false, None).unwrap();
+            let work = || Ok((world.told()?.len() > 20).then_some(()));
+            wait_for("some transactions", PATIENCE, work).unwrap();
+            let aside = self.aside.to_str().unwrap();
+            let (how, told) = world.coordinator.run_offline(&["backup", aside, "--json"]).unwrap();
+            assert_eq!(how, Reaped::Exit(0), "{told}");
+            let told: serde_json::Value = serde_json::from_str(&told).unwrap();
+            assert_eq!(told["online"], true, "{told}");
+            return;
+        }
+        world.stop_the_coordinator().unwrap();
+        self.copy();
+        world.restart(Who::Coordinator, None).unwrap();
+        world.start_client(&[Plan::Commit], false, None).unwrap();
+    }
+
+    fn copy(&self) {
         match self.place {
             LogPlace::Embedded => copy(&self.data, &self.aside),
             LogPlace::Shared(_) => {
@@ -64,23 +85,35 @@ fn copy(from: &Path, to: &Path) {
 
 #[test]
 fn an_embedded_log_is_restored() {
-    restored(|_server| LogPlace::Embedded);
+    restored(|_server| LogPlace::Embedded, false);
+}
+
+#[test]
+fn a_backup_that_was_taken_under_load_is_restored() {
+    restored(|_server| LogPlace::Embedded, true);
 }
 
 #[test]
 fn a_log_in_postgres_is_restored() {
-    restored(|server| {
-        server.create_database("log").unwrap();
-        LogPlace::Shared(server.url("log"))
-    });
+    restored(
+        |server| {
+            server.create_database("log").unwrap();
+            LogPlace::Shared(server.url("log"))
+        },
+        false,
+    );
 }
 
-fn restored(place: impl FnOnce(&PostgresServer) -> LogPlace) {
+fn restored(place: impl FnOnce(&PostgresServer) -> LogPlace, online: bool) {
     let directory = tempfile::tempdir().unwrap();
     let roles = Roles::played_by(env!("CARGO_BIN_EXE_prove"));
     let server = PostgresServer::start().unwrap();
     let place = place(&server);
-    let fuse = Fuse { point: "sdk-decision-received".into(), nth: 30, marker: directory.path().join("fuse") };
+    let fuse = Fuse {
+        point: "sdk-decision-received".into(),
+        nth: if online { 300 } else { 30 },
+        marker: directory.path().join("fuse"),
+    };
     let doomed = Some((Who::Bank(1), &fuse));
     let flags = ["--lease=2s"];
     let mut world = World::start_on(&roles, directory.path(), place.clone(), &flags, None, doomed).unwrap();
@@ -91,15 +124,12 @@ fn restored(place: impl FnOnce(&PostgresServer) -> LogPlace) {
     world.coordinator.expect_it_serves().unwrap();
     let backup = Backup {
         place,
+        online,
         data: world.coordinator.data_directory(),
         aside: directory.path().join("aside"),
         server: &server,
     };
-    // The backup is of a log that was used; then comes what it lacks.
-    world.stop_the_coordinator().unwrap();
-    backup.take();
-    world.restart(Who::Coordinator, None).unwrap();
-    world.start_client(&[Plan::Commit], false, None).unwrap();
+    backup.take(&mut world);
     let died = world.wait_for_death(Who::Bank(1), &fuse.point, PATIENCE).unwrap();
     assert_eq!(died, Reaped::KILLED);
     // The first bank has committed, by its own evidence; the second one is prepared and down.
@@ -127,6 +157,9 @@ fn restored(place: impl FnOnce(&PostgresServer) -> LogPlace) {
     world.restart(Who::Coordinator, None).unwrap();
     world.coordinator.expect_it_serves().unwrap();
     commits_again(&world);
+    let audit = world.coordinator.ask(&["audit", "ls"]).unwrap();
+    let newest = &audit["entries"][0];
+    assert_eq!((&newest["action"], &newest["reason"]), (&"restore".into(), &"disk lost".into()), "{audit}");
     stays_prepared(&world, &half);
     assert_eq!(told(&world, &half), Told::Unknown);
     // An operator compares, and finds the other database's evidence.

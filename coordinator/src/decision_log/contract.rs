@@ -469,7 +469,13 @@ pub async fn positions_of_a_lost_tail_are_not_reached<S: Store>() {
 }
 
 fn order(step: Step, cluster: ClusterId) -> Order {
-    Order { step, confirm: Some(cluster.to_string()), reason: "disk lost".to_owned(), now_ms: NOON_MS }
+    Order {
+        step,
+        confirm: Some(cluster.to_string()),
+        reason: "disk lost".to_owned(),
+        who: "kim".to_owned(),
+        now_ms: NOON_MS,
+    }
 }
 
 /// Gives the place free. Whose log it was.
@@ -549,7 +555,7 @@ pub async fn a_restore_is_done_only_as_it_was_confirmed<S: Store>() {
     let cluster = shut(log).await;
     let wrong = Order { confirm: Some("zzzzzzzz".to_owned()), ..order(Step::Restore, cluster) };
     let refused = store.restore(&wrong).await.unwrap_err();
-    assert!(matches!(refused, RestoreError::Refused(_)), "{refused}");
+    assert!(matches!(refused, RestoreError::OtherCluster { .. }), "{refused}");
     let settled = store.restore(&order(Step::Settle, cluster)).await.unwrap_err();
     assert!(settled.to_string().contains("without --settled"), "{settled}");
     let look_only = Order { confirm: None, ..order(Step::Restore, cluster) };

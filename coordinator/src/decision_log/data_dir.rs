@@ -68,6 +68,12 @@ pub enum DataDirError {
         /// The path.
         dir: PathBuf,
     },
+    /// A copy was to go where something is.
+    #[error("the directory {dir} is not empty: name one that does not exist yet")]
+    NotEmpty {
+        /// The directory.
+        dir: PathBuf,
+    },
     /// Files cannot be made in it.
     #[error(
         "the data directory {dir} cannot be written to ({source}): make it writable for this user, and its file system not read-only"
@@ -118,10 +124,20 @@ impl DataDirError {
             Self::Locked { .. } => Code::DataDirInUse,
             Self::Newer { .. } => Code::NewerLog,
             Self::VersionLost { .. } => Code::LogDamaged,
-            Self::NotADirectory { .. } | Self::NotWritable { .. } | Self::Io { .. } => Code::CannotOpenLog,
+            Self::NotADirectory { .. }
+            | Self::NotEmpty { .. }
+            | Self::NotWritable { .. }
+            | Self::Io { .. } => Code::CannotOpenLog,
             Self::NearlyFull { .. } | Self::Full { .. } => Code::NoRoom,
         }
     }
+}
+
+/// A directory that no coordinator can take until this is dropped.
+#[derive(Debug)]
+pub struct Held {
+    /// Carries the lock, if there is one to hold.
+    _lock: Option<File>,
 }
 
 /// A data directory that belongs to this process until this is dropped.
@@ -163,6 +179,61 @@ impl DataDir {
     #[must_use]
     pub fn is_made(path: &Path) -> bool {
         path.join(LOG_FILE).exists()
+    }
+
+    /// Holds a directory for reading, without writing anything: as long as it is held, no coordinator can take it.
+    ///
+    /// # Errors
+    /// [`DataDirError::Locked`] if one has it; else what the system said.
+    pub fn hold(path: &Path) -> Result<Held, DataDirError> {
+        let file = path.join(LOCK_FILE);
+        let mut lock = match File::open(&file) {
+            Ok(lock) => lock,
+            // A copy has no lock file, and nobody to be kept away.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Held { _lock: None }),
+            Err(source) => return Err(DataDirError::Io { doing: "read", path: file, source }),
+        };
+        match flock(&lock, FlockOperation::NonBlockingLockShared) {
+            Ok(()) => Ok(Held { _lock: Some(lock) }),
+            Err(Errno::WOULDBLOCK) => {
+                Err(DataDirError::Locked { dir: path.to_owned(), holder: holder(&mut lock) })
+            }
+            Err(error) => Err(DataDirError::Io { doing: "lock", path: file, source: error.into() }),
+        }
+    }
+
+    /// The format that the directory says to have; `None` if it says none that could be read.
+    #[must_use]
+    pub fn format(path: &Path) -> Option<u32> {
+        fs::read_to_string(path.join(VERSION_FILE)).ok()?.trim().parse().ok()
+    }
+
+    /// Makes a directory (mode 0700) that is to take a copy of a log, or takes an empty one. `true`: it was made.
+    ///
+    /// # Errors
+    /// [`DataDirError`]; [`DataDirError::NotEmpty`] if there is something in it.
+    pub fn make_for_copy(path: &Path) -> Result<bool, DataDirError> {
+        let made = !path.exists();
+        create(path)?;
+        let mut inside = fs::read_dir(path).map_err(io_error("list", path))?;
+        if inside.next().is_some() {
+            return Err(DataDirError::NotEmpty { dir: path.to_owned() });
+        }
+        Ok(made)
+    }
+
+    /// Where the log of the directory at this path is.
+    #[must_use]
+    pub fn log_file_in(path: &Path) -> PathBuf {
+        path.join(LOG_FILE)
+    }
+
+    /// Writes the format's version beside a copy of the log, durably.
+    ///
+    /// # Errors
+    /// What the system said.
+    pub fn write_format(path: &Path) -> Result<(), DataDirError> {
+        write_version(path).map_err(write_error("write", path, VERSION_FILE))
     }
 
     /// The directory, absolute.

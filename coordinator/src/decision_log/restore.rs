@@ -11,11 +11,15 @@
 //! other databases did. Evidence of such transactions stays with the participants as long: it is what the operator compares with.
 //! When that is done (`lockstep restore --settled`), the evidence may go.
 
-use lockstep_proto::{ClusterId, Epoch, Gtrid, LogPosition};
+use std::path::PathBuf;
+
+use lockstep_proto::{ClusterId, Epoch, Gtrid, LogPosition, limits};
 use prost::Message;
 
+use super::audit::{Effect, Operation};
 use super::rows::{self, Kind, RowError};
 use super::{EpochState, postgres, sqlite};
+use crate::codes::Code;
 
 /// Numbers of epochs that a restore leaves out: more than a coordinator can have taken since the backup, at one a second for
 /// more than a week.
@@ -44,6 +48,8 @@ pub struct Order {
     pub confirm: Option<String>,
     /// Why, for whoever looks at it later.
     pub reason: String,
+    /// Who says to have asked for it.
+    pub who: String,
     /// When, milliseconds since 1970.
     pub now_ms: u64,
 }
@@ -72,9 +78,46 @@ pub enum RestoreError {
     /// The shared log cannot be opened.
     #[error(transparent)]
     Shared(#[from] postgres::OpenError),
-    /// It would not be safe, or makes no sense: why, and what to do.
-    #[error("refused: {0}")]
-    Refused(String),
+    /// The directory has none.
+    #[error("there is no decision log in {}: name the directory that it is in with --data-dir", .0.display())]
+    NoLog(PathBuf),
+    /// It is another cluster's.
+    #[error("refused: this is the log of cluster {ours}, not of {typed}: look whether it is the right one")]
+    OtherCluster {
+        /// Whose it is.
+        ours: ClusterId,
+        /// For whom the order is.
+        typed: String,
+    },
+    /// Nodes may be running.
+    #[error(
+        "refused: these nodes hold a lease, and so may be running: {0}. Stop every node first; one that was killed is over when its lease has run out"
+    )]
+    NodesRunning(String),
+    /// There is nothing to settle.
+    #[error(
+        "refused: the log is not one that was restored, or is behind again: run `lockstep restore` without --settled first"
+    )]
+    NotRestored,
+    /// No numbers are left for epochs.
+    #[error("refused: no numbers are left for epochs: make a new log")]
+    EpochsUsedUp,
+}
+
+impl RestoreError {
+    /// Its code: docs/errors has a page for it.
+    #[must_use]
+    pub fn code(&self) -> Code {
+        match self {
+            Self::Embedded(error) => error.code(),
+            Self::Shared(error) => error.code(),
+            Self::NoLog(_) => Code::NoLogThere,
+            Self::OtherCluster { .. } => Code::ForeignCluster,
+            Self::NodesRunning(_) => Code::NodesRunning,
+            Self::NotRestored => Code::NotRestored,
+            Self::EpochsUsedUp => Code::EpochsUsedUp,
+        }
+    }
 }
 
 #[derive(Clone, PartialEq, Message)]
@@ -97,7 +140,7 @@ pub(super) fn encode_behind() -> Vec<u8> {
 
 /// What the two marks say.
 #[derive(Debug, Clone, Default, PartialEq)]
-pub(super) struct Marks {
+pub struct Marks {
     behind: bool,
     restored: Option<RestoredBody>,
 }
@@ -111,8 +154,15 @@ impl Marks {
     }
 
     /// Whether a participant has seen more than the log has, and nobody has dealt with it.
-    pub(super) fn is_behind(&self) -> bool {
+    #[must_use]
+    pub fn is_behind(&self) -> bool {
         self.behind
+    }
+
+    /// The first epoch of which anything is presumed since a restore, and whether that is settled.
+    #[must_use]
+    pub fn restored_below(&self) -> Option<(u32, bool)> {
+        self.restored.as_ref().map(|restored| (restored.below, restored.settled))
     }
 
     fn restored_above(&self, epoch: Epoch) -> Option<&RestoredBody> {
@@ -140,16 +190,9 @@ impl Marks {
     /// things are presumed again.
     pub(super) fn carry_out(&self, order: &Order, newest: u32) -> Result<(Vec<u8>, Epoch), RestoreError> {
         let below = match (order.step, &self.restored) {
-            (Step::Restore, _) => newest.checked_add(LEFT_OUT).ok_or_else(|| {
-                RestoreError::Refused("no numbers are left for epochs: make a new log".to_owned())
-            })?,
+            (Step::Restore, _) => newest.checked_add(LEFT_OUT).ok_or(RestoreError::EpochsUsedUp)?,
             (Step::Settle, Some(restored)) if !self.behind => restored.below,
-            (Step::Settle, _) => {
-                return Err(RestoreError::Refused(
-                    "the log is not one that was restored, or is behind again: run `lockstep restore` without --settled first"
-                        .to_owned(),
-                ));
-            }
+            (Step::Settle, _) => return Err(RestoreError::NotRestored),
         };
         let body = RestoredBody {
             below,
@@ -158,20 +201,44 @@ impl Marks {
             at_ms: order.now_ms,
         };
         let record = rows::frame(Kind::Mark, RESTORED.as_bytes(), &body.encode_to_vec());
-        let below = Epoch::new(below).ok_or_else(|| RestoreError::Refused("epoch 0 is none".to_owned()))?;
+        let below = Epoch::new(below).expect("it is a sum with what is left out, or was an epoch before");
         Ok((record, below))
     }
 }
 
 impl Order {
+    /// What is put on record of it, in the transaction that carries it out.
+    pub(super) fn operation(
+        &self,
+        cluster: ClusterId,
+        marks: &Marks,
+        newest: u32,
+        below: Epoch,
+    ) -> Operation {
+        let (action, after) = match self.step {
+            Step::Restore => ("restore", format!("nothing is presumed of epochs below {below}")),
+            Step::Settle => ("settle", format!("evidence from before epoch {below} may go")),
+        };
+        let behind = if marks.is_behind() { ", and the log was behind" } else { "" };
+        Operation {
+            at_ms: self.now_ms,
+            who: limits::cut(&self.who, limits::MAX_DETAIL_BYTES).to_owned(),
+            action: action.to_owned(),
+            subject: cluster.to_string(),
+            gtrid: None,
+            reason: limits::cut(&self.reason, limits::MAX_DETAIL_BYTES).to_owned(),
+            before: format!("the newest epoch was {newest}{behind}"),
+            after,
+            effect: Effect::None,
+        }
+    }
+
     /// Whether it is for this cluster; `false`: nothing is to be done.
     pub(super) fn is_for(&self, cluster: ClusterId) -> Result<bool, RestoreError> {
         match &self.confirm {
             None => Ok(false),
             Some(typed) if *typed == cluster.to_string() => Ok(true),
-            Some(typed) => Err(RestoreError::Refused(format!(
-                "this is the log of cluster {cluster}, not of {typed}: look whether it is the right one"
-            ))),
+            Some(typed) => Err(RestoreError::OtherCluster { ours: cluster, typed: typed.clone() }),
         }
     }
 }

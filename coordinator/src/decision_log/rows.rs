@@ -199,7 +199,7 @@ struct EndBody {
 struct EndedBranchBody {
     #[prost(message, required, tag = "1")]
     bqual: BqualBody,
-    /// 1 committed, 2 rolled back, 3 read-only, 4 hazard, 5 lost.
+    /// 1 committed, 2 rolled back, 3 read-only, 4 hazard, 5 lost, 6 abandoned.
     #[prost(uint32, tag = "2")]
     end: u32,
 }
@@ -291,6 +291,7 @@ impl EndedBranchBody {
                 BranchEnd::ReadOnly => 3,
                 BranchEnd::Hazard => 4,
                 BranchEnd::Lost => 5,
+                BranchEnd::Abandoned => 6,
             },
         }
     }
@@ -302,6 +303,7 @@ impl EndedBranchBody {
             3 => BranchEnd::ReadOnly,
             4 => BranchEnd::Hazard,
             5 => BranchEnd::Lost,
+            6 => BranchEnd::Abandoned,
             _unknown => return Err(RowError::Malformed("branch's end")),
         };
         Ok((self.bqual.bqual()?, end))

@@ -4,7 +4,8 @@
 //! - `open`: what happens before there is a log, and in which order;
 //! - `transaction`: one SQLite transaction, and what a failure in it means;
 //! - `append`: decisions and ends, written (the form of a record is in `decision_log/rows.rs`); `hex`: how many of them go into one statement;
-//! - `epochs`, `read`, `find`, `prune`, `checkpoint`, `restore`; `audit`: what operators do.
+//! - `epochs`, `read`, `find`, `prune`, `checkpoint`, `restore`; `audit`: what operators do;
+//! - `frozen`: a log that no coordinator has, looked at without changing it; `backup`: a copy of one, while a coordinator runs or not.
 //!
 //! **Connections.** One writes what is forced (`synchronous=FULL`: an fsync in every COMMIT), one what is lazy (`NORMAL`:
 //! none; the next forced commit syncs the same file and takes it along). Two, rather than one whose setting goes back
@@ -16,9 +17,11 @@
 
 mod append;
 mod audit;
+mod backup;
 mod checkpoint;
 mod epochs;
 mod find;
+mod frozen;
 mod hex;
 mod open;
 mod prune;
@@ -40,6 +43,8 @@ use tokio::sync::{Mutex, MutexGuard, Notify};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
+pub use self::backup::{BackedUp, BackupError, back_up};
+pub use self::frozen::{FrozenError, FrozenLog, Look};
 pub use self::open::{OpenError, Opened, Options};
 pub use self::restore::restore;
 
@@ -184,7 +189,9 @@ impl SqliteLog {
         let writers = open_writers(&mut guard)?;
         let mut tx = Tx::begin(&mut writers.forced, &self.shared.broken).await?;
         let work = audit::operate(tx.connection(), operation, &writers.own).await;
+        fail::fail_point!("log-operate-before-commit");
         let (id, own) = tx.finish(work).await?;
+        fail::fail_point!("log-operate-after-commit");
         writers.own = own;
         self.sequence.store(own.row.sequence, Ordering::Release);
         self.shared.grew(writers, 0);

@@ -23,14 +23,14 @@ pub(super) struct Moment(jiff::Timestamp);
 
 impl Moment {
     /// A field that must hold a time.
-    fn new(unix_ms: u64, field: &'static str) -> Result<Self, WireError> {
+    pub(super) fn new(unix_ms: u64, field: &'static str) -> Result<Self, WireError> {
         let out_of_range = || WireError::Limit { field, why: "a time before the year 10000" };
         let ms = i64::try_from(unix_ms).map_err(|_overflow| out_of_range())?;
         jiff::Timestamp::from_millisecond(ms).map(Self).map_err(|_range| out_of_range())
     }
 
     /// A field that holds a time, or 0 if there is none.
-    fn maybe(unix_ms: u64, field: &'static str) -> Result<Option<Self>, WireError> {
+    pub(super) fn maybe(unix_ms: u64, field: &'static str) -> Result<Option<Self>, WireError> {
         (unix_ms != 0).then(|| Self::new(unix_ms, field)).transpose()
     }
 

@@ -37,6 +37,8 @@ pub enum Event {
     RecordAgain,
     /// A branch has ended, as its resource manager proved.
     Acknowledged(Bqual, Applied),
+    /// An operator has given a branch up that was told the decision: its resource manager will not come back (P28).
+    Abandoned(Bqual),
 }
 
 /// A branch's vote.
@@ -177,6 +179,7 @@ impl fmt::Display for Event {
             Self::LogAbsent => f.write_str("log absent"),
             Self::RecordAgain => f.write_str("record again"),
             Self::Acknowledged(bqual, applied) => write!(f, "{bqual} acknowledged {applied}"),
+            Self::Abandoned(bqual) => write!(f, "{bqual} abandoned"),
         }
     }
 }

@@ -51,6 +51,9 @@ pub enum BranchEnd {
     /// It had not voted, and its session broke: it is taken to have rolled back with its connection. An assumption, which a later
     /// proof may correct.
     Lost,
+    /// An operator has given it up: its resource manager is gone for good, and nobody knows what it did (P28). If it is heard of again
+    /// after all, what it proves then holds.
+    Abandoned,
 }
 
 impl BranchEnd {
@@ -63,13 +66,14 @@ impl BranchEnd {
             Self::ReadOnly => "read-only",
             Self::Hazard => "hazard",
             Self::Lost => "lost",
+            Self::Abandoned => "abandoned",
         }
     }
 }
 
 impl Heuristic {
-    /// How branches that ended so differ from the decision, if any does. What is known to be mixed stays so whatever a hazard
-    /// did.
+    /// How branches that ended so differ from the decision, if any does. What is known to be mixed stays so whatever a hazard, or a
+    /// branch that was given up, did.
     #[must_use]
     pub fn of(decision: Decision, ends: &[BranchEnd]) -> Option<Self> {
         let committed = ends.contains(&BranchEnd::Committed);
@@ -77,7 +81,7 @@ impl Heuristic {
         if committed && rolled_back {
             return Some(Self::Mixed);
         }
-        if ends.contains(&BranchEnd::Hazard) {
+        if ends.contains(&BranchEnd::Hazard) || ends.contains(&BranchEnd::Abandoned) {
             return Some(Self::Hazard);
         }
         match decision {

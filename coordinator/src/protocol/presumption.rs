@@ -191,6 +191,8 @@ pub fn judge(look_up: &LookUp, behind: bool, bqual: &Bqual, applied: Applied) ->
         Known::Ended(Outcome::Heuristic(_), _) => match look_up.recorded.end_of(bqual) {
             Some(BranchEnd::Committed) => Applied::Committed,
             Some(BranchEnd::Hazard) => Applied::Hazard,
+            // Nothing was known of it: whatever it proves is new.
+            Some(BranchEnd::Abandoned) => return Judgement::Differs,
             Some(BranchEnd::RolledBack | BranchEnd::ReadOnly | BranchEnd::Lost) | None => Applied::RolledBack,
         },
         Known::Committing | Known::OnePhase | Known::Elsewhere | Known::Ended(Outcome::Unknown, _) => {

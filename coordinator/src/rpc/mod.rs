@@ -2,7 +2,7 @@
 //!
 //! One file per call, and one table from errors to statuses ([`status`]). Behind this module there are only checked types.
 
-mod admin;
+pub(crate) mod admin;
 mod attach;
 mod begin;
 mod commit;

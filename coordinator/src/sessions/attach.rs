@@ -176,11 +176,11 @@ pub async fn admit(hello: &Hello, engine: &Engine, registry: &Registry) -> Resul
     if off > LARGEST_CLOCK_SKEW {
         return Err(AttachError::ClockSkew { off_s: off.as_secs() });
     }
+    // Another node on the log may have met it meanwhile, or retired it.
+    registry.learn(engine.log().resource_managers().await?);
     if registry.is_retired(hello.identity) {
         return Err(AttachError::Retired(name));
     }
-    // Another node on the log may have met it meanwhile.
-    registry.learn(engine.log().resource_managers().await?);
     let known = registry.known(&name);
     let next = compare(hello, known.as_ref()).inspect_err(|error| {
         let location = match error {

@@ -295,6 +295,17 @@ impl Registry {
         }
     }
 
+    /// Takes over that this one is gone for good, which another node on the log was told.
+    pub fn learn_retired(&self, retired: &KnownResourceManager) {
+        let mut state = self.state();
+        match state.resource_managers.get_mut(&retired.name) {
+            Some(entry) => entry.known.retired = true,
+            None => {
+                state.resource_managers.insert(retired.name.clone(), Entry::new(retired.clone(), false));
+            }
+        }
+    }
+
     /// Takes over what the log knows, as far as it is not about to be told something newer.
     pub fn learn(&self, known: Vec<KnownResourceManager>) {
         let mut state = self.state();

@@ -150,6 +150,11 @@ fn try_cell(
 ) -> Result<()> {
     let victim = choices.victim();
     world.start_client(&choices.plans, cell.point.needs == Needs::Growth, Some((victim, first)))?;
+    if matches!(cell.point.needs, Needs::Operator { .. }) {
+        world.coordinator.expect_it_serves()?;
+        // It dies of that, so that there is no answer.
+        let _no_answer = world.coordinator.run(&["drain", "--reason", "to see what a crash leaves of it"])?;
+    }
     let struck_at = blow(world, victim, first, verdict)?;
     if let Some(second) = choices.second_fuse(directory) {
         if cell.point.needs == Needs::Meddling {
@@ -169,10 +174,22 @@ fn try_cell(
     if cell.point.needs == Needs::Meddling {
         seen.torn_by_hand = seen.under_way_at(struck_at).map(str::to_owned);
     }
+    if let Needs::Operator { on_record } = cell.point.needs {
+        verdict.violations.extend(misrecorded(world, on_record)?);
+    }
     verdict.transactions = seen.asked.len();
     verdict.violations.extend(seen.contradictions());
     verdict.violations.extend(unexpected(&seen, cell, struck_at));
     world.stop_the_coordinator()
+}
+
+/// Whether what an operator did is on record exactly if it came so far.
+fn misrecorded(world: &World, on_record: bool) -> Result<Option<String>> {
+    let audit = world.coordinator.ask(&["audit", "ls"])?;
+    let found = audit["entries"].as_array().map_or(0, Vec::len);
+    let wrong = found != usize::from(on_record);
+    Ok(wrong
+        .then(|| format!("{found} actions of operators are on record, and on record should be: {on_record}")))
 }
 
 /// Waits for the crash, and for the proof that it was this one. When it was.

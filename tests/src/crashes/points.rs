@@ -54,6 +54,11 @@ pub enum Needs {
     /// Somebody who changes the schema of the database while its bank is down, so that a branch that was prepared cannot be written
     /// again.
     Meddling,
+    /// An operator who does something meanwhile. When the process has died there, what was done is on record, or it is not.
+    Operator {
+        /// Which of the two.
+        on_record: bool,
+    },
 }
 
 /// The ways that a transaction can take.
@@ -433,6 +438,14 @@ pub const POINTS: &[Point] = &[
     shared("log-shared-remember-after-commit", BESIDE),
     shared("log-shared-prune-before-commit", BESIDE).needs(Needs::ShortRetention),
     shared("log-shared-prune-after-commit", BESIDE).needs(Needs::ShortRetention),
+    // An operator acts: it is put on record, and only then done.
+    coordinator("operator-before-record", BESIDE).needs(Needs::Operator { on_record: false }),
+    embedded("log-operate-before-commit", BESIDE).needs(Needs::Operator { on_record: false }),
+    embedded("log-operate-after-commit", BESIDE).needs(Needs::Operator { on_record: true }),
+    shared("log-shared-operate-before-commit", BESIDE).needs(Needs::Operator { on_record: false }),
+    shared("log-shared-operate-after-commit", BESIDE).needs(Needs::Operator { on_record: true }),
+    coordinator("operator-recorded-before-act", BESIDE).needs(Needs::Operator { on_record: true }),
+    coordinator("operator-after-act", BESIDE).needs(Needs::Operator { on_record: true }),
     // It comes back.
     embedded("log-open-before-seal", AFTER_THE_DECISION).in_recovery(),
     embedded("log-open-after-seal", AFTER_THE_DECISION).in_recovery(),

@@ -22,6 +22,9 @@ pub const MARKER_VARIABLE: &str = "LOCKSTEP_TEST_CRASH_MARKER";
 /// `<point>:<milliseconds>`: where the process is to be slow, each time.
 pub const SLOW_VARIABLE: &str = "LOCKSTEP_TEST_SLOW_POINT";
 
+/// `<point>`: where the process is to panic, as it would of a bug.
+pub const PANIC_VARIABLE: &str = "LOCKSTEP_TEST_PANIC_POINT";
+
 /// Has `command` start a process that waits at this point whenever it passes it: what else happens meanwhile, happens in
 /// between the two effects that the point is between.
 pub fn slow_down(command: &mut Command, point: &str, wait: Duration) {
@@ -67,6 +70,10 @@ pub fn arm_from_environment() -> Result<()> {
             asked.split_once(':').ok_or_else(|| Failed::new(format!("{SLOW_VARIABLE}={asked}")))?;
         fail::cfg(point, &format!("sleep({millis})"))
             .map_err(|why| Failed::new(format!("{SLOW_VARIABLE}={asked}: {why}")))?;
+    }
+    if let Ok(point) = std::env::var(PANIC_VARIABLE) {
+        fail::cfg(point.as_str(), "panic")
+            .map_err(|why| Failed::new(format!("{PANIC_VARIABLE}={point}: {why}")))?;
     }
     let Ok(asked) = std::env::var(POINT_VARIABLE) else { return Ok(()) };
     if !fail::has_failpoints() {

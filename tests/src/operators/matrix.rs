@@ -1,10 +1,11 @@
 //! The situations, each made for real, and every action tried in it as a dry run; then it is resolved as the runbook says.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use super::report::{Cell, Report};
-use super::runbook;
 use super::stage::{HELD_UP, LEDGER, ORDERS, SHORT, Servers, World};
+use super::{pages, runbook};
 use crate::harness::coordinator::Ran;
 use crate::harness::roles::Roles;
 use crate::harness::{Failed, Result};
@@ -20,6 +21,12 @@ const ACTIONS: [(&str, &[&str], &[&str]); 9] = [
     ("ack", &["tx", "ack"], &[]),
     ("resolve --commit", &["orphans", "resolve"], &["--commit"]),
     ("resolve --rollback", &["orphans", "resolve"], &["--rollback"]),
+];
+
+/// The codes with which an action is refused in one of the situations.
+pub const REFUSALS: [&str; 14] = [
+    "LS0412", "LS0415", "LS0416", "LS0417", "LS0418", "LS0419", "LS0420", "LS0421", "LS0422", "LS0423",
+    "LS0424", "LS0425", "LS0426", "LS0433",
 ];
 
 /// Tries all of it.
@@ -55,9 +62,30 @@ fn try_all(
     id: &str,
     expected: [&'static str; 9],
 ) -> Result<()> {
+    let mut refused = BTreeSet::new();
     for ((action, words, behind), expected) in ACTIONS.into_iter().zip(expected) {
         let ran = world.lockstep(&[words, &[id], behind, &["--dry-run"]].concat())?;
-        report.cells.push(Cell { situation, action, expected, found: verdict(&ran) });
+        let found = verdict(&ran);
+        refused.extend(REFUSALS.contains(&found.as_str()).then(|| found.clone()));
+        report.cells.push(Cell { situation, action, expected, found });
+    }
+    for code in refused {
+        follow(world, &code, id)?;
+        report.followed.insert(code);
+    }
+    Ok(())
+}
+
+/// Runs what the page of this code says, in the situation that it was met in. It may be refused as well; it must not be misspelt.
+fn follow(world: &World<'_>, code: &str, id: &str) -> Result<()> {
+    const REFUSED: i32 = 4;
+    let names = pages::Names { id, name: LEDGER, ..pages::Names::default() };
+    for command in pages::commands(code, &names) {
+        let arguments: Vec<&str> = command.iter().map(String::as_str).collect();
+        let ran = world.lockstep(&arguments)?;
+        if !matches!(ran.code, 0 | REFUSED) {
+            return Err(Failed::new(format!("the page of {code}: lockstep {arguments:?}: {ran:?}")));
+        }
     }
     Ok(())
 }
@@ -121,7 +149,7 @@ fn deciding_and_undelivered(servers: &Servers, roles: &Roles, report: &mut Repor
 
 /// Somebody rolls a prepared branch back by hand whose transaction has committed.
 fn heuristic(servers: &Servers, roles: &Roles, report: &mut Report) -> Result<()> {
-    let slow = Some(("log-before-force", Duration::from_secs(5)));
+    let slow = Some(("log-before-force", Duration::from_secs(10)));
     let mut world = World::start(servers, roles, "operators_heuristic", slow)?;
     let gtrid = world.commit_in_the_background(Duration::from_secs(60))?.to_string();
     let id = gtrid.as_str();
@@ -138,8 +166,13 @@ fn heuristic(servers: &Servers, roles: &Roles, report: &mut Report) -> Result<()
     world.in_orders(&format!("ROLLBACK PREPARED '{}'", gid.trim()))?;
     act(&world, &["tx", "resume", id, "--reason", "done looking"])?;
     let torn = |shown: &serde_json::Value| shown["transaction"]["situation"] == "heuristic";
-    world.until("the heuristic outcome", &["tx", "show", id], torn)?;
-    wait_for_record(&world, id)?;
+    world.until("the heuristic outcome", &["tx", "show", id, "--offline"], torn)?;
+    let ran = world.lockstep(&["tx", "ack", id, "--dry-run"])?;
+    let (situation, found) = ("heuristic, not on record yet", verdict(&ran));
+    report.cells.push(Cell { situation, action: "ack", expected: "LS0433", found });
+    follow(&world, "LS0433", id)?;
+    report.followed.insert("LS0433".to_owned());
+    until_on_record(&world, id)?;
     let expected = ["LS0421", "LS0421", "LS0421", "LS0421", "LS0421", "LS0421", "done", "LS0421", "LS0421"];
     try_all(&world, report, "heuristic", id, expected)?;
     let counted = world.metric("lockstep_unresolved_transactions{situation=\"heuristic\"}")?;
@@ -155,10 +188,12 @@ fn heuristic(servers: &Servers, roles: &Roles, report: &mut Report) -> Result<()
     lost(&mut world, report)
 }
 
-/// A heuristic outcome is on its way to a slow log.
-fn wait_for_record(world: &World<'_>, id: &str) -> Result<()> {
+/// Waits for a heuristic outcome, and until it is on record: its way to this log is slow.
+fn until_on_record(world: &World<'_>, id: &str) -> Result<()> {
+    let heuristic = |shown: &serde_json::Value| shown["transaction"]["situation"] == "heuristic";
+    world.until("the heuristic outcome", &["tx", "show", id, "--offline"], heuristic)?;
     let on_record = |plan: &serde_json::Value| plan["situation"] == "heuristic";
-    world.until("its record", &["tx", "ack", id, "--dry-run"], on_record).map(drop)
+    world.until("its record", &["tx", "ack", id, "--dry-run"], on_record).map(|_plan| ())
 }
 
 /// A database that never comes back: all of the runbook's page, to the last resort.
@@ -170,9 +205,7 @@ fn lost(world: &mut World<'_>, report: &mut Report) -> Result<()> {
     let undelivered = |shown: &serde_json::Value| shown["transaction"]["situation"] == "undelivered";
     world.until("the decision", &["tx", "show", id, "--offline"], undelivered)?;
     runbook::UNDELIVERED.follow(world, id, ORDERS)?;
-    let given_up = |shown: &serde_json::Value| shown["transaction"]["situation"] == "heuristic";
-    world.until("the heuristic outcome", &["tx", "show", id, "--offline"], given_up)?;
-    wait_for_record(world, id)?;
+    until_on_record(world, id)?;
     runbook::HEURISTIC.follow(world, id, ORDERS)?;
     let status = world.lockstep(&["status", "--exit-code"])?;
     report.claims.insert("a branch that is lost for good is given up, and noted", status.code == 0);

@@ -2,9 +2,11 @@
 //! command line, and the situation is resolved as the runbook says. What is unsafe has to be refused, with its code.
 //!
 //! Read in this order: [`stage`] (the databases, the coordinator and the command line), [`matrix`] (the situations, and what is
-//! expected of each action in each), [`runbook`] (its commands, run as they stand there), [`report`].
+//! expected of each action in each), [`runbook`] (its commands, run as they stand there), [`pages`] (the same of the error
+//! pages), [`report`].
 
 pub mod matrix;
+pub mod pages;
 pub mod report;
 pub mod runbook;
 pub mod stage;

@@ -1,6 +1,6 @@
 //! What came of it: for people a matrix, for programs one object.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use comfy_table::{Table, presets};
 use serde::Serialize;
@@ -25,6 +25,8 @@ pub struct Report {
     pub cells: Vec<Cell>,
     /// What else was looked at, and whether it was as promised.
     pub claims: BTreeMap<&'static str, bool>,
+    /// Codes of refusals whose pages were followed.
+    pub followed: BTreeSet<String>,
 }
 
 impl Report {
@@ -34,6 +36,7 @@ impl Report {
         !self.cells.is_empty()
             && self.cells.iter().all(|cell| cell.found == cell.expected)
             && self.claims.values().all(|held| *held)
+            && super::matrix::REFUSALS.iter().all(|code| self.followed.contains(*code))
     }
 
     /// For people.
@@ -50,14 +53,16 @@ impl Report {
             .claims
             .iter()
             .map(|(claim, held)| format!("{}  {claim}\n", if *held { "ok   " } else { "WRONG" }));
-        format!("{table}\n\n{}", claims.collect::<String>())
+        let followed = self.followed.iter().map(String::as_str).collect::<Vec<_>>().join(" ");
+        format!("{table}\n\n{}pages followed: {followed}\n", claims.collect::<String>())
     }
 
     /// For programs.
     #[must_use]
     pub fn json(&self) -> String {
-        let object =
-            serde_json::json!({ "clean": self.is_clean(), "cells": self.cells, "claims": self.claims });
+        let object = serde_json::json!({
+            "clean": self.is_clean(), "cells": self.cells, "claims": self.claims, "followed": self.followed,
+        });
         object.to_string()
     }
 }

@@ -19,7 +19,10 @@ pub(super) async fn operate(
     operation: &Operation,
 ) -> Result<(u64, u64), AppendError> {
     let (id, sequence) = write(connection, own, operation).await?;
-    match run(connection, PATIENCE, "COMMIT").await {
+    fail::fail_point!("log-shared-operate-before-commit");
+    let committed = run(connection, PATIENCE, "COMMIT").await;
+    fail::fail_point!("log-shared-operate-after-commit");
+    match committed {
         Ok(_done) => Ok((id, sequence)),
         Err(failure @ Failure::Refused { .. }) => Err(failure.into()),
         Err(Failure::Lost(why)) => {
@@ -34,16 +37,7 @@ async fn write(
     operation: &Operation,
 ) -> Result<(u64, u64), Undone> {
     begin(connection, own).await?;
-    // One after the other, whichever node they are taken at: the numbers have no gaps.
-    run(connection, PATIENCE, "LOCK TABLE lockstep_log.audit IN SHARE ROW EXCLUSIVE MODE").await?;
-    let next = sqlx::query_scalar("SELECT coalesce(max(id), 0) + 1 FROM lockstep_log.audit");
-    let next: Vec<i64> = answer(PATIENCE, next.fetch_all(&mut *connection)).await?;
-    let id = next[0];
-    let insert = sqlx::query("INSERT INTO lockstep_log.audit (id, gtrid, record) VALUES ($1, $2, $3)")
-        .bind(id)
-        .bind(operation.gtrid.map(|gtrid| gtrid.to_bytes().to_vec()))
-        .bind(rows::encode_operation(id.cast_unsigned(), operation));
-    execute(connection, PATIENCE, insert).await?;
+    let id = record(connection, operation).await?;
     match &operation.effect {
         Effect::None => {}
         Effect::Acknowledge => acknowledge(connection, operation.gtrid, id).await?,
@@ -57,6 +51,21 @@ async fn write(
     let sequence: Vec<i64> = answer(PATIENCE, count.fetch_all(connection)).await?;
     let sequence = sequence.first().ok_or_else(|| Undone::new("the epoch has no position"))?;
     Ok((id.cast_unsigned(), sequence.cast_unsigned()))
+}
+
+/// Writes the record alone, in a transaction that is under way. Its number.
+pub(super) async fn record(connection: &mut PgConnection, operation: &Operation) -> Result<i64, Failure> {
+    // One after the other, whichever node they are taken at: the numbers have no gaps.
+    run(connection, PATIENCE, "LOCK TABLE lockstep_log.audit IN SHARE ROW EXCLUSIVE MODE").await?;
+    let next = sqlx::query_scalar("SELECT coalesce(max(id), 0) + 1 FROM lockstep_log.audit");
+    let next: Vec<i64> = answer(PATIENCE, next.fetch_all(&mut *connection)).await?;
+    let id = next[0];
+    let insert = sqlx::query("INSERT INTO lockstep_log.audit (id, gtrid, record) VALUES ($1, $2, $3)")
+        .bind(id)
+        .bind(operation.gtrid.map(|gtrid| gtrid.to_bytes().to_vec()))
+        .bind(rows::encode_operation(id.cast_unsigned(), operation));
+    answer(PATIENCE, insert.execute(connection)).await?;
+    Ok(id)
 }
 
 async fn acknowledge(connection: &mut PgConnection, gtrid: Option<Gtrid>, id: i64) -> Result<(), Undone> {

@@ -13,6 +13,7 @@ use super::epochs::{self, Own, PATIENCE};
 use super::nodes::Node;
 use super::schema::{self, SchemaError};
 use super::{PostgresLog, read};
+use crate::codes::Code;
 use crate::decision_log::{ReadError, rows};
 
 /// Nodes that may take an epoch at the same moment before one of them gives up.
@@ -110,6 +111,44 @@ pub enum OpenError {
         /// What the server said.
         why: String,
     },
+}
+
+impl OpenError {
+    /// Its code: docs/errors has a page for it.
+    #[must_use]
+    pub fn code(&self) -> Code {
+        match self {
+            Self::Url(_) => Code::WrongConfiguration,
+            Self::Unreachable { .. } | Self::Failed { .. } => Code::CannotOpenLog,
+            Self::Unfit { .. } => Code::NotDurable,
+            Self::Clock { .. } => Code::LogClock,
+            Self::Schema { source, .. } => match source {
+                SchemaError::Missing { .. } => Code::NoSchema,
+                SchemaError::Newer { .. } => Code::NewerLog,
+                SchemaError::Migrate(_) | SchemaError::Unavailable(_) => Code::CannotOpenLog,
+            },
+        }
+    }
+
+    /// What to do about it, where the sentence does not say so.
+    #[must_use]
+    pub fn remedy(&self) -> &'static str {
+        match self {
+            Self::Unreachable { .. } => {
+                "does its server run, and may this role connect to that database? `--log` names another one"
+            }
+            Self::Failed { .. } | Self::Schema { source: SchemaError::Unavailable(_), .. } => {
+                "look at the log of its server; then try again"
+            }
+            Self::Schema { source: SchemaError::Migrate(_), .. } => {
+                "run `lockstep migrate` as a role that may create the schema lockstep_log"
+            }
+            Self::Url(_)
+            | Self::Unfit { .. }
+            | Self::Clock { .. }
+            | Self::Schema { source: SchemaError::Missing { .. } | SchemaError::Newer { .. }, .. } => "",
+        }
+    }
 }
 
 /// Says of every failure where it was.

@@ -5,6 +5,7 @@ use std::time::Duration;
 use lockstep_proto::{ClusterId, Epoch, Incarnation};
 use sqlx::PgConnection;
 
+use super::audit;
 use super::connect::{Failure, answer, run};
 use super::durability::Accepted;
 use super::open::{Opening, known_cluster};
@@ -84,10 +85,7 @@ async fn carry_out(
     let facts: Vec<Facts> = answer(PATIENCE, facts.fetch_all(&mut *connection)).await?;
     let facts = facts.into_iter().next().expect("a SELECT without FROM has one row");
     if let (Step::Restore, Some(nodes)) = (order.step, &facts.nodes) {
-        return Err(RestoreError::Refused(format!(
-            "these nodes hold a lease, and so may be running: {nodes}. Stop every node first; one that was killed is over when its lease has run out"
-        ))
-        .into());
+        return Err(RestoreError::NodesRunning(nodes.clone()).into());
     }
     let marks = Marks::decode(facts.behind.as_deref(), facts.restored.as_deref()).map_err(Undone::Damaged)?;
     let newest = facts.newest.and_then(super::epochs::epoch).map_or(0, Epoch::get);
@@ -100,6 +98,7 @@ async fn carry_out(
         .bind(RESTORED)
         .bind(record);
         answer(PATIENCE, mark.execute(&mut *connection)).await?;
+        audit::record(connection, &order.operation(cluster, &marks, newest, below)).await?;
         if order.step == Step::Restore {
             begin_anew(connection, below).await?;
         }

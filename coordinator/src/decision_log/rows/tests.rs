@@ -47,8 +47,8 @@ fn decisions() -> impl Strategy<Value = DecisionRecord> {
 }
 
 fn branch_ends() -> impl Strategy<Value = BranchEnd> {
-    use BranchEnd::{Committed, Hazard, Lost, ReadOnly, RolledBack};
-    select(vec![Committed, RolledBack, ReadOnly, Hazard, Lost])
+    use BranchEnd::{Abandoned, Committed, Hazard, Lost, ReadOnly, RolledBack};
+    select(vec![Committed, RolledBack, ReadOnly, Hazard, Lost, Abandoned])
 }
 
 fn outcomes() -> impl Strategy<Value = Outcome> {

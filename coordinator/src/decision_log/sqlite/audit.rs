@@ -19,6 +19,17 @@ pub(super) async fn operate(
 ) -> Result<(u64, OwnEpoch), Fault> {
     // A forced batch like any other: a log that was restored to before it is noticed (P8).
     let own = epochs::advance(connection, own).await?;
+    let id = record(connection, operation).await?;
+    match &operation.effect {
+        Effect::None => {}
+        Effect::Acknowledge => acknowledge(connection, operation.gtrid, id).await?,
+        Effect::Remember(known) => remember_within(connection, known).await?,
+    }
+    Ok((id, own))
+}
+
+/// Writes the record alone. Its number.
+pub(super) async fn record(connection: &mut SqliteConnection, operation: &Operation) -> Result<u64, Fault> {
     let id: i64 =
         sqlx::query_scalar("SELECT coalesce(max(id), 0) + 1 FROM audit").fetch_one(&mut *connection).await?;
     let id = id.cast_unsigned();
@@ -26,14 +37,9 @@ pub(super) async fn operate(
         .bind(id.cast_signed())
         .bind(operation.gtrid.map(|gtrid| gtrid.to_bytes().to_vec()))
         .bind(rows::encode_operation(id, operation))
-        .execute(&mut *connection)
+        .execute(connection)
         .await?;
-    match &operation.effect {
-        Effect::None => {}
-        Effect::Acknowledge => acknowledge(connection, operation.gtrid, id).await?,
-        Effect::Remember(known) => remember_within(connection, known).await?,
-    }
-    Ok((id, own))
+    Ok(id)
 }
 
 async fn acknowledge(connection: &mut SqliteConnection, gtrid: Option<Gtrid>, id: u64) -> Result<(), Fault> {

@@ -123,6 +123,14 @@ pub enum OpenError {
         /// Why.
         what: String,
     },
+    /// There is no room for what opening has to write.
+    #[error("there is no room for the decision log {file} ({source}): free some space, or raise the quota")]
+    NoRoom {
+        /// The database.
+        file: PathBuf,
+        /// What SQLite said.
+        source: sqlx::Error,
+    },
     /// A statement failed.
     #[error("cannot {doing} the decision log {file}: {source}")]
     Sqlite {
@@ -152,6 +160,7 @@ impl OpenError {
             Self::NewerSchema { .. } => Code::NewerLog,
             Self::UnknownSchema { .. } | Self::Damaged { .. } => Code::LogDamaged,
             Self::NotDurable { .. } | Self::NotCheckpointed { .. } => Code::NotDurable,
+            Self::NoRoom { .. } => Code::NoRoom,
             Self::Sqlite { .. } | Self::NoEpoch { .. } => Code::CannotOpenLog,
         }
     }
@@ -303,6 +312,9 @@ impl Opening {
     fn error(&self, doing: &'static str, source: sqlx::Error) -> OpenError {
         if read::is_damage(&source) {
             return OpenError::Damaged { file: self.file.clone(), what: source.to_string() };
+        }
+        if read::is_full(&source) {
+            return OpenError::NoRoom { file: self.file.clone(), source };
         }
         OpenError::Sqlite { doing, file: self.file.clone(), source }
     }

@@ -29,6 +29,12 @@ pub(super) fn is_damage(error: &sqlx::Error) -> bool {
     matches!(code(error), Some(SQLITE_CORRUPT | SQLITE_NOTADB))
 }
 
+/// There is no room left for what was to be written.
+pub(super) fn is_full(error: &sqlx::Error) -> bool {
+    const SQLITE_FULL: i32 = 13;
+    code(error) == Some(SQLITE_FULL)
+}
+
 /// SQLite's result code, without what extends it.
 pub(super) fn code(error: &sqlx::Error) -> Option<i32> {
     let extended: i32 = error.as_database_error()?.code()?.parse().ok()?;

@@ -6,10 +6,10 @@ use lockstep_proto::{ClusterId, Epoch, Incarnation};
 use sqlx::SqliteConnection;
 use sqlx::sqlite::SqliteSynchronous;
 
-use super::checkpoint;
 use super::epochs::{self, mark};
 use super::open::{OpenError, Opening};
 use super::transaction::{Broken, Fault, Tx};
+use super::{audit, checkpoint};
 use crate::decision_log::data_dir::DataDir;
 use crate::decision_log::restore::{BEHIND, Marks, Order, RESTORED, Restoration, RestoreError, Step};
 use crate::decision_log::rows::{self, EpochRow};
@@ -20,7 +20,7 @@ use crate::decision_log::rows::{self, EpochRow};
 /// [`RestoreError`]: nothing was done.
 pub async fn restore(dir: &Path, order: &Order) -> Result<Restoration, RestoreError> {
     if !DataDir::is_made(dir) {
-        return Err(RestoreError::Refused(format!("there is no decision log in {}", dir.display())));
+        return Err(RestoreError::NoLog(dir.to_owned()));
     }
     // A few pages are all that is written.
     let dir = DataDir::open(dir, 0).map_err(OpenError::from)?;
@@ -73,6 +73,7 @@ async fn carry_out(
         Err(refused) => return Ok(Err(refused)),
     };
     epochs::set_mark(connection, RESTORED, &record).await?;
+    audit::record(connection, &order.operation(cluster, &marks, newest.unwrap_or(0), below)).await?;
     if order.step == Step::Restore {
         begin_anew(connection, below).await?;
     }

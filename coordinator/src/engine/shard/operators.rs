@@ -1,14 +1,14 @@
 //! What an operator does by hand with a decision that has not reached every branch.
 //!
-//! None of it can contradict the decision: a delivery is sent sooner, later, or given up. What was given up ends as a hazard, which
-//! the transaction's outcome says, and what its branch really did is found out if it is ever heard of again (P19, P28).
+//! None of it can contradict the decision: a delivery is sent sooner, later, or given up. What was given up ends as abandoned, which
+//! makes the transaction's outcome heuristic, and what its branch really did is found out if it is ever heard of again (P19, P28).
 
 use lockstep_proto::{Bqual, Gtrid, ResourceManagerName, Xid};
 
 use super::Shard;
 use crate::engine::input::{Act, Answer, Now};
 use crate::protocol::branch::BranchState;
-use crate::protocol::event::{Applied, Event};
+use crate::protocol::event::Event;
 
 impl<R> Shard<R> {
     pub(super) fn act(&mut self, gtrid: Gtrid, act: &Act, reply: R, now: Now) {
@@ -62,8 +62,8 @@ impl<R> Shard<R> {
     }
 
     fn abandon(&mut self, xid: &Xid, now: Now) {
-        let hazard = Event::Acknowledged(xid.bqual.clone(), Applied::Hazard);
-        self.step_branch(xid, hazard, now).expect("a branch that was told a decision may end as a hazard");
+        let abandoned = Event::Abandoned(xid.bqual.clone());
+        self.step_branch(xid, abandoned, now).expect("a branch that was told a decision may be given up");
     }
 
     /// The branches of a live transaction that were told a decision and have not acknowledged it.

@@ -21,7 +21,7 @@ pub const STATES: [&str; 12] = [
     "ended",
 ];
 /// The events, by the numbers that they are counted under.
-pub const EVENTS: [&str; 13] = [
+pub const EVENTS: [&str; 14] = [
     "enlist",
     "commit requested",
     "rollback requested",
@@ -35,6 +35,7 @@ pub const EVENTS: [&str; 13] = [
     "log absent",
     "record again",
     "acknowledged",
+    "abandoned",
 ];
 
 /// How often each pair was seen.
@@ -85,5 +86,6 @@ fn number_of_event(event: &Event) -> usize {
         Event::LogAbsent => 10,
         Event::RecordAgain => 11,
         Event::Acknowledged(..) => 12,
+        Event::Abandoned(_) => 13,
     }
 }

@@ -5,6 +5,7 @@ use serde::Serialize;
 use super::config_show;
 use super::exit::{Exit, Failure};
 use super::{output, tables};
+use crate::codes::Code;
 use crate::config::{LogPlace, Overrides};
 use crate::decision_log::postgres::{self, Node, NodeState};
 
@@ -66,11 +67,12 @@ impl From<Node> for NodeView {
 pub(super) async fn run(Command::Ls(args): Command) -> Result<Exit, Failure> {
     let config = config_show::load(&args.overrides)?.config;
     let LogPlace::Postgres(url) = &config.log else {
-        let failure = Failure::new(Exit::Usage, "an embedded decision log has one node at a time".to_owned());
+        let why = "an embedded decision log has one node at a time";
+        let failure = Failure::coded(Code::SharedLogOnly, Exit::Usage, why);
         return Err(failure.remedy("name a shared one with --log postgres://role@host/database"));
     };
     let found = postgres::nodes(url, config.insecure_log_settings, args.all).await;
-    let found = found.map_err(|error| Failure::new(Exit::Failed, error.to_string()))?;
+    let found = found.map_err(Failure::of_shared_log)?;
     let nodes: Vec<NodeView> = found.into_iter().map(NodeView::from).collect();
     if args.json {
         output::print_json(&Nodes { nodes })?;

@@ -11,6 +11,7 @@ use super::exit::{Exit, Failure};
 use super::output::{self, printable};
 use super::remote::AnswerTimeout;
 use super::tables::{self, Look};
+use crate::codes::Code;
 
 /// Columns in front of what was found: the severity, and the check.
 const SEVERITY_WIDTH: u16 = 9;
@@ -49,7 +50,8 @@ pub(super) async fn run(args: Args) -> Result<Exit, Failure> {
         Ok(report) => report.map_err(failure)?,
         Err(_elapsed) => {
             let limit = humantime::format_duration(args.limit.timeout);
-            return Err(Failure::new(Exit::Timeout, format!("the database did not answer within {limit}"))
+            let why = format!("the database did not answer within {limit}");
+            return Err(Failure::coded(Code::NoAnswerInTime, Exit::Timeout, why)
                 .remedy("a longer --timeout waits longer"));
         }
     };
@@ -75,9 +77,10 @@ async fn look(database: &Database) -> Result<Report, DoctorError> {
 
 fn failure(error: DoctorError) -> Failure {
     match error {
-        DoctorError::Url(why) => Failure::new(Exit::Usage, why),
-        DoctorError::Unreachable(why) => Failure::new(Exit::Unreachable, printable(&why))
-            .remedy("nothing was checked; is it the database that the service connects to, and may this user reach it?"),
+        DoctorError::Url(why) => Failure::coded(Code::WrongCommandLine, Exit::Usage, why),
+        DoctorError::Unreachable(why) => {
+            Failure::coded(Code::DatabaseUnreachable, Exit::Unreachable, printable(&why)).remedy("nothing was checked; is it the database that the service connects to, and may this user reach it?")
+        }
     }
 }
 

@@ -4,6 +4,7 @@ use std::fmt;
 use std::process::ExitCode;
 
 use crate::codes::Code;
+use crate::decision_log::postgres;
 
 /// How a command ended. The numbers are a promise to scripts: none is ever reused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -101,9 +102,38 @@ impl Failure {
         Self { exit, code: None, message: message.into(), remedy: String::new() }
     }
 
+    /// Nobody reads on, as in `lockstep tx ls | head -1`: they had enough of it, which is no error, and the command ends here.
+    pub(super) fn reader_gone() -> Self {
+        Self::new(Exit::Ok, String::new())
+    }
+
+    /// Whether there is nothing to say.
+    pub(super) fn is_silent(&self) -> bool {
+        self.message.is_empty()
+    }
+
     /// One that has a page.
     pub(super) fn coded(code: Code, exit: Exit, message: impl Into<String>) -> Self {
         Self { code: Some(code.to_string()), ..Self::new(exit, message) }
+    }
+
+    /// Something that every process may do, and that the operating system denied this one.
+    pub(super) fn of_system(what: &str, error: &std::io::Error) -> Self {
+        Self::coded(Code::SystemRefuses, Exit::Failed, format!("the operating system does not let this process {what}: {error}"))
+            .remedy("raise its limits: open files (`ulimit -n`), processes (`ulimit -u`); a service has LimitNOFILE and TasksMax")
+    }
+
+    /// A shared decision log that could not be worked on.
+    pub(super) fn of_shared_log(error: postgres::OpenError) -> Self {
+        let exit = match error {
+            postgres::OpenError::Url(_) => Exit::Usage,
+            postgres::OpenError::Unreachable { .. }
+            | postgres::OpenError::Unfit { .. }
+            | postgres::OpenError::Clock { .. }
+            | postgres::OpenError::Schema { .. }
+            | postgres::OpenError::Failed { .. } => Exit::Failed,
+        };
+        Self::coded(error.code(), exit, error.to_string()).remedy(error.remedy())
     }
 
     pub(super) fn remedy(mut self, remedy: impl Into<String>) -> Self {

@@ -3,6 +3,7 @@
 use super::config_show;
 use super::exit::{Exit, Failure};
 use super::output;
+use crate::codes::Code;
 use crate::config::{LogPlace, Overrides};
 use crate::decision_log::postgres;
 
@@ -15,13 +16,11 @@ pub(super) struct Args {
 pub(super) async fn run(args: Args) -> Result<Exit, Failure> {
     let config = config_show::load(&args.overrides)?.config;
     let LogPlace::Postgres(url) = &config.log else {
-        let failure =
-            Failure::new(Exit::Usage, "an embedded decision log is migrated by `lockstep serve`".to_owned());
+        let why = "an embedded decision log is migrated by `lockstep serve`";
+        let failure = Failure::coded(Code::SharedLogOnly, Exit::Usage, why);
         return Err(failure.remedy("name a shared one with --log postgres://role@host/database"));
     };
-    let place = postgres::migrate(url, config.insecure_log_settings)
-        .await
-        .map_err(|error| Failure::new(Exit::Failed, error.to_string()))?;
+    let place = postgres::migrate(url, config.insecure_log_settings).await.map_err(Failure::of_shared_log)?;
     output::talk(&format!("the decision log at {place} has the schema of this version"));
     Ok(Exit::Ok)
 }

@@ -1,7 +1,8 @@
 //! The commands of `lockstep`.
 //!
 //! - [`exit`]: what each exit code means, and how a failure is told.
-//! - [`serve`], [`migrate`], [`restore`], [`cluster`], [`config_show`], [`status`], [`tx`], [`orphans`], [`participants`], [`audit`], [`export`], [`health`], [`doctor`]: the commands.
+//! - [`serve`], [`migrate`], [`restore`], [`cluster`], [`config_show`], [`status`], [`tx`], [`orphans`], [`participants`], [`audit`], [`export`], [`health`], [`doctor`],
+//!   [`backup`], [`log`], [`manual`]: the commands.
 //!   [`act`]: what those share that change something.
 //! - [`remote`]: how they ask a running coordinator, and what a failed question means.
 //! - [`tables`], [`evidence`], [`output`]: how an answer is written: data on stdout, talk on stderr.
@@ -10,6 +11,7 @@
 
 mod act;
 mod audit;
+mod backup;
 mod cluster;
 mod config_show;
 mod doctor;
@@ -17,6 +19,8 @@ mod evidence;
 mod exit;
 mod export;
 mod health;
+mod log;
+mod manual;
 mod migrate;
 mod orphans;
 mod output;
@@ -83,6 +87,15 @@ enum Command {
     Drain(act::ActArgs),
     /// Whether a database can take part, what stands in the way, and what mends it
     Doctor(doctor::Args),
+    /// Copy an embedded decision log, while its coordinator runs or not
+    Backup(backup::Args),
+    /// An embedded decision log that no coordinator has
+    #[command(subcommand, arg_required_else_help = true)]
+    Log(log::Command),
+    /// Print what a shell needs to complete commands
+    Completions(manual::CompletionsArgs),
+    /// Print the manual page of a command
+    Man(manual::ManArgs),
 }
 
 #[derive(Debug, Subcommand)]
@@ -118,7 +131,9 @@ where
     match dispatch(cli.command) {
         Ok(exit) => exit.into(),
         Err(failure) => {
-            output::talk(&failure.to_string());
+            if !failure.is_silent() {
+                output::talk(&failure.to_string());
+            }
             failure.exit.into()
         }
     }
@@ -156,6 +171,10 @@ fn dispatch(command: Command) -> Result<Exit, Failure> {
         Command::Export(args) => block_on(export::run(args)),
         Command::Drain(args) => block_on(act::act(args, OperatorAction::Drain, String::new(), String::new())),
         Command::Doctor(args) => block_on(doctor::run(args)),
+        Command::Backup(args) => block_on(backup::run(args)),
+        Command::Log(command) => block_on(log::run(command)),
+        Command::Completions(args) => manual::completions(&args),
+        Command::Man(args) => manual::man(&args),
     }
 }
 
@@ -163,7 +182,7 @@ fn block_on(command: impl Future<Output = Result<Exit, Failure>>) -> Result<Exit
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()
-        .map_err(|error| Failure::new(Exit::Failed, format!("no runtime: {error}")))?;
+        .map_err(|error| Failure::of_system("start threads", &error))?;
     let result = runtime.block_on(command);
     // Whatever must be waited for was waited for by the command: to end at once means not to wait for anything here.
     runtime.shutdown_background();

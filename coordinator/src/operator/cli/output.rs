@@ -5,15 +5,19 @@ use std::io::{ErrorKind, Write};
 use serde::Serialize;
 
 use super::exit::{Exit, Failure};
+use crate::codes::Code;
 
-/// Writes data to stdout, as it is. A reader that has gone away (`lockstep tx ls | head -1`) had enough of it.
+/// Writes data to stdout, as it is. Where its reader has gone away, the command ends ([`Failure::reader_gone`]).
 pub(super) fn print(data: &str) -> Result<(), Failure> {
     let mut stdout = std::io::stdout().lock();
     match stdout.write_all(data.as_bytes()).and_then(|()| stdout.flush()) {
-        Err(error) if error.kind() != ErrorKind::BrokenPipe => {
-            Err(Failure::new(Exit::Failed, format!("stdout cannot be written: {error}")))
+        Ok(()) => Ok(()),
+        Err(error) if error.kind() == ErrorKind::BrokenPipe => Err(Failure::reader_gone()),
+        Err(error) => {
+            let why = format!("standard output cannot be written: {error}");
+            Err(Failure::coded(Code::OutputFailed, Exit::Failed, why)
+                .remedy("what was asked for may have been done; is there room where the output goes?"))
         }
-        Ok(()) | Err(_) => Ok(()),
     }
 }
 

@@ -154,7 +154,7 @@ impl Remote {
     /// Somebody may listen there, but nothing has come back.
     pub(super) fn late(&self) -> Failure {
         Failure::coded(ErrorCode::NoAnswerInTime, Exit::Timeout, format!("no answer from {self} in time"))
-            .remedy("ask again, or wait longer with --timeout; nothing was changed")
+            .remedy("ask again, or wait longer with --timeout; if it was to change something: `lockstep audit ls` says whether it did")
     }
 
     /// An answer that cannot mean anything to this version.

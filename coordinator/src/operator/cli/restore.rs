@@ -22,6 +22,9 @@ pub(super) struct Args {
     /// Why: kept in the log
     #[arg(long, value_name = "TEXT", required_unless_present = "dry_run")]
     reason: Option<String>,
+    /// Who asks: it is put on record as a claim
+    #[arg(long = "as", value_name = "NAME", env = "USER", hide_env_values = true, default_value = "")]
+    who: String,
     /// The second step: nothing from before the restore is in doubt any more, and evidence of it may go
     #[arg(long)]
     settled: bool,
@@ -50,6 +53,7 @@ pub(super) async fn run(args: Args) -> Result<Exit, Failure> {
         step,
         confirm: if args.dry_run { None } else { args.confirm },
         reason: args.reason.unwrap_or_default(),
+        who: args.who,
         now_ms: unix_ms(),
     };
     let restored = match &config.log {
@@ -72,18 +76,23 @@ pub(super) async fn run(args: Args) -> Result<Exit, Failure> {
 }
 
 fn failure(error: &RestoreError) -> Failure {
-    let exit = match error {
-        RestoreError::Refused(_) => Exit::Refused,
-        RestoreError::Embedded(_) | RestoreError::Shared(_) => Exit::Failed,
+    let (exit, remedy) = match error {
+        RestoreError::OtherCluster { .. }
+        | RestoreError::NodesRunning(_)
+        | RestoreError::NotRestored
+        | RestoreError::EpochsUsedUp
+        | RestoreError::NoLog(_) => (Exit::Refused, ""),
+        RestoreError::Embedded(_) => (Exit::Failed, ""),
+        RestoreError::Shared(error) => (Exit::Failed, error.remedy()),
     };
-    Failure::new(exit, error.to_string())
+    Failure::coded(error.code(), exit, error.to_string()).remedy(remedy)
 }
 
 fn text(step: Step, restored: &Restoration) -> String {
     let Restoration { cluster, below, unfinished, was_behind, dry_run } = restored;
     let would = if *dry_run { "would be " } else { "" };
     let behind = if *was_behind {
-        "participants have seen decisions that it does not have"
+        "it is a backup, or participants have seen decisions that it does not have"
     } else {
         "no participant has told yet that it had seen more"
     };

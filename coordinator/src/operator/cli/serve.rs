@@ -6,6 +6,7 @@ use tokio_util::sync::CancellationToken;
 use super::config_show;
 use super::exit::{Exit, Failure};
 use super::output;
+use crate::codes::Code;
 use crate::config::{Config, LogFormat, Overrides};
 use crate::operator::banner::{Ready, banner};
 use crate::server::{self, ServeError};
@@ -29,7 +30,9 @@ pub(super) async fn run(args: Args) -> Result<Exit, Failure> {
 
 /// Prints the banner. A coordinator whose stdout nobody reads serves all the same.
 fn announce(ready: &Ready, format: LogFormat) {
-    if let Err(failure) = output::print(&banner(ready, format)) {
+    if let Err(failure) = output::print(&banner(ready, format))
+        && !failure.is_silent()
+    {
         tracing::warn!("the banner was not printed: {}", failure.message);
     }
 }
@@ -54,11 +57,7 @@ struct Signals {
 
 impl Signals {
     fn listen() -> Result<Self, Failure> {
-        let listen = |kind| {
-            signal(kind).map_err(|error| {
-                Failure::new(Exit::Failed, format!("signals cannot be listened to: {error}"))
-            })
-        };
+        let listen = |kind| signal(kind).map_err(|error| Failure::of_system("listen to signals", &error));
         Ok(Self { terminate: listen(SignalKind::terminate())?, interrupt: listen(SignalKind::interrupt())? })
     }
 
@@ -88,7 +87,8 @@ where
     shutdown.cancel();
     tokio::select! {
         result = &mut serving => ended(result),
-        second = signal() => Err(Failure::new(
+        second = signal() => Err(Failure::coded(
+            Code::EndedAtOnce,
             Exit::Failed,
             format!("{second} while draining: ended at once"),
         )

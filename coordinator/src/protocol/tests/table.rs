@@ -123,6 +123,7 @@ fn branch_state(name: &str) -> BranchState {
         "r" => BranchState::Ended(BranchEnd::ReadOnly),
         "h" => BranchState::Ended(BranchEnd::Hazard),
         "l" => BranchState::Ended(BranchEnd::Lost),
+        "a" => BranchState::Ended(BranchEnd::Abandoned),
         other => panic!("no such branch state: {other}"),
     }
 }
@@ -140,6 +141,7 @@ pub(super) fn letter(state: BranchState) -> &'static str {
         BranchState::Ended(BranchEnd::ReadOnly) => "r",
         BranchState::Ended(BranchEnd::Hazard) => "h",
         BranchState::Ended(BranchEnd::Lost) => "l",
+        BranchState::Ended(BranchEnd::Abandoned) => "a",
     }
 }
 
@@ -165,6 +167,7 @@ fn events(transaction: &Transaction) -> Vec<(String, Event)> {
     for name in names {
         let branch = bqual(&name);
         all.push((format!("lost {name}"), Event::BranchLost(branch.clone())));
+        all.push((format!("abandon {name}"), Event::Abandoned(branch.clone())));
         for (word, vote) in [
             ("commit", Vote::Commit),
             ("rollback", Vote::Rollback(why())),

@@ -55,6 +55,7 @@ fn events() -> Vec<Event> {
         let branch = || bqual.clone();
         events.push(Event::Enlist(branch()));
         events.push(Event::BranchLost(branch()));
+        events.push(Event::Abandoned(branch()));
         events.extend(
             [Vote::Commit, Vote::Rollback(why()), Vote::ReadOnly, Vote::Hazard(why())]
                 .map(|vote| Event::Voted(branch(), vote)),
@@ -249,7 +250,7 @@ impl Step<'_> {
         let did = |end| self.after.branches().iter().any(|branch| branch.ended() == Some(end));
         let committed = did(BranchEnd::Committed);
         let rolled_back = did(BranchEnd::RolledBack) || did(BranchEnd::Lost);
-        let hazard = did(BranchEnd::Hazard);
+        let hazard = did(BranchEnd::Hazard) || did(BranchEnd::Abandoned);
         let expected = match outcome {
             Outcome::Committed => !rolled_back && !hazard && committed,
             Outcome::RolledBack => !committed && !hazard,
@@ -283,7 +284,7 @@ impl Step<'_> {
         };
         assert!(told_as, "{self}");
         let contradicted = self.after.branches().iter().any(|branch| match branch.ended() {
-            Some(BranchEnd::Hazard) => true,
+            Some(BranchEnd::Hazard | BranchEnd::Abandoned) => true,
             Some(BranchEnd::Committed) => outcome == Outcome::RolledBack,
             Some(BranchEnd::RolledBack | BranchEnd::Lost) => outcome == Outcome::Committed,
             Some(BranchEnd::ReadOnly) | None => false,
@@ -299,7 +300,8 @@ impl Step<'_> {
             let after = self.state_of(self.after, &branch.bqual);
             let kept = after == Some(BranchState::Ended(before));
             let hazard = after == Some(BranchState::Ended(BranchEnd::Hazard));
-            let proved = before == BranchEnd::Lost && matches!(after, Some(BranchState::Ended(_)));
+            let assumed = matches!(before, BranchEnd::Lost | BranchEnd::Abandoned);
+            let proved = assumed && matches!(after, Some(BranchState::Ended(_)));
             assert!(kept || hazard || proved, "{self}");
         }
     }

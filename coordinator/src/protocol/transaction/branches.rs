@@ -136,6 +136,22 @@ impl Transaction {
         Ok(())
     }
 
+    /// An operator gives a branch up that was told the decision and has not said how it ended (P28).
+    pub(super) fn abandon(&mut self, bqual: &Bqual) -> Result<(), Rejected> {
+        match self.known(bqual)?.state {
+            BranchState::Told | BranchState::ToldOpen => {}
+            BranchState::Enlisted
+            | BranchState::Preparing
+            | BranchState::Prepared
+            | BranchState::InDoubt
+            | BranchState::Ended(_) => {
+                return self.reject(Event::Abandoned(bqual.clone()), "no decision waits for this branch");
+            }
+        }
+        self.branch_mut(bqual).state = BranchState::Ended(BranchEnd::Abandoned);
+        Ok(())
+    }
+
     /// An acknowledgement when every branch has ended and the end is written down, or about to be: only one that says the same.
     /// What says otherwise is found again when the branch's evidence is compared with the record (P19).
     pub(super) fn acknowledge_again(&self, bqual: &Bqual, applied: Applied) -> Result<(), Rejected> {
@@ -145,7 +161,7 @@ impl Transaction {
                 applied == Applied::RolledBack
             }
             Some(BranchEnd::Hazard) => applied == Applied::Hazard,
-            None => false,
+            Some(BranchEnd::Abandoned) | None => false,
         };
         if fits {
             return Ok(());
@@ -156,11 +172,12 @@ impl Transaction {
 }
 
 /// How a branch ended that said, or was taken, to have ended one way, and now acknowledges another. Whoever claims both ends has
-/// proved neither: a hazard, which a person has to look at. That a branch went with its session was only assumed. `None`: it left
+/// proved neither: a hazard, which a person has to look at. That a branch went with its session was only assumed, and of one that was
+/// given up nothing was known. `None`: it left
 /// with a read-only vote, was told nothing, and has nothing to say; if it did write, its evidence will tell (P19).
 fn after_another(before: BranchEnd, applied: Applied) -> Option<BranchEnd> {
     match (before, applied) {
-        (BranchEnd::Lost, proved) => Some(proved.into()),
+        (BranchEnd::Lost | BranchEnd::Abandoned, proved) => Some(proved.into()),
         (BranchEnd::Committed, Applied::Committed)
         | (BranchEnd::RolledBack | BranchEnd::ReadOnly, Applied::RolledBack) => Some(before),
         (BranchEnd::Committed, Applied::RolledBack | Applied::Hazard)

@@ -27,7 +27,7 @@ impl Transaction {
                 let lost = self.lose(&bqual)?;
                 Ok(lost.map_or_else(Effects::none, |why| self.become_rollback_only(&why)))
             }
-            Event::Acknowledged(..) => self.reject(event, "no decision was sent"),
+            Event::Acknowledged(..) | Event::Abandoned(_) => self.reject(event, "no decision was sent"),
             Event::LogForced
             | Event::LogRefused(_)
             | Event::LogUnknown(_)
@@ -56,6 +56,10 @@ impl Transaction {
             }
             Event::Acknowledged(bqual, applied) => {
                 self.acknowledge(&bqual, applied)?;
+                Ok(Effects::none())
+            }
+            Event::Abandoned(bqual) => {
+                self.abandon(&bqual)?;
                 Ok(Effects::none())
             }
             Event::LogForced
@@ -94,7 +98,7 @@ impl Transaction {
                 let lost = self.lose(&bqual)?;
                 Ok(lost.map_or_else(Effects::none, |why| self.become_rolling_back(&why, now_ms)))
             }
-            Event::Acknowledged(..) => self.reject(event, "no decision was sent"),
+            Event::Acknowledged(..) | Event::Abandoned(_) => self.reject(event, "no decision was sent"),
             Event::LogForced
             | Event::LogRefused(_)
             | Event::LogUnknown(_)
@@ -125,6 +129,7 @@ impl Transaction {
             | Event::Voted(..)
             | Event::BranchLost(_)
             | Event::Acknowledged(..)
+            | Event::Abandoned(_)
             | Event::RecordAgain => self.while_the_log_writes(event),
         }
     }
@@ -146,6 +151,7 @@ impl Transaction {
             | Event::Voted(..)
             | Event::BranchLost(_)
             | Event::Acknowledged(..)
+            | Event::Abandoned(_)
             | Event::RecordAgain => self.while_the_log_writes(event),
         }
     }
@@ -171,7 +177,7 @@ impl Transaction {
                 let _why = self.record_vote(&bqual, vote)?;
                 Ok(Effects::none())
             }
-            Event::Acknowledged(..) => self.reject(event, "no decision was sent"),
+            Event::Acknowledged(..) | Event::Abandoned(_) => self.reject(event, "no decision was sent"),
             Event::RecordAgain => self.reject(event, "no end was given to the log"),
             Event::LogForced
             | Event::LogRefused(_)
@@ -185,6 +191,10 @@ impl Transaction {
         match event {
             Event::Acknowledged(bqual, applied) => {
                 self.acknowledge(&bqual, applied)?;
+                Ok(self.end_if_all_ended(Decision::Commit, "", now_ms))
+            }
+            Event::Abandoned(bqual) => {
+                self.abandon(&bqual)?;
                 Ok(self.end_if_all_ended(Decision::Commit, "", now_ms))
             }
             Event::Voted(bqual, vote) => {
@@ -212,6 +222,10 @@ impl Transaction {
         match event {
             Event::Acknowledged(bqual, applied) => {
                 self.acknowledge(&bqual, applied)?;
+                Ok(self.end_one_phase(now_ms))
+            }
+            Event::Abandoned(bqual) => {
+                self.abandon(&bqual)?;
                 Ok(self.end_one_phase(now_ms))
             }
             Event::Voted(bqual, vote) => {
@@ -246,6 +260,10 @@ impl Transaction {
         match event {
             Event::Acknowledged(bqual, applied) => {
                 self.acknowledge(&bqual, applied)?;
+                Ok(self.end_if_all_ended(Decision::Rollback, &why, now_ms))
+            }
+            Event::Abandoned(bqual) => {
+                self.abandon(&bqual)?;
                 Ok(self.end_if_all_ended(Decision::Rollback, &why, now_ms))
             }
             Event::BranchLost(bqual) => {
@@ -289,6 +307,7 @@ impl Transaction {
                 self.acknowledge_again(&bqual, applied)?;
                 Ok(Effects::none())
             }
+            Event::Abandoned(_) => self.reject(event, "every branch has ended"),
         }
     }
 
@@ -305,6 +324,7 @@ impl Transaction {
                 self.acknowledge_again(&bqual, applied)?;
                 Ok(Effects::none())
             }
+            Event::Abandoned(_) => self.reject(event, "every branch has ended"),
             Event::LogForced
             | Event::LogRefused(_)
             | Event::LogUnknown(_)

@@ -137,7 +137,7 @@ impl Transaction {
         let differs = |end: BranchEnd| match (decision, end) {
             (Decision::Commit, BranchEnd::RolledBack | BranchEnd::Lost)
             | (Decision::Rollback, BranchEnd::Committed)
-            | (Decision::Commit | Decision::Rollback, BranchEnd::Hazard) => true,
+            | (Decision::Commit | Decision::Rollback, BranchEnd::Hazard | BranchEnd::Abandoned) => true,
             (Decision::Commit, BranchEnd::Committed)
             | (Decision::Rollback, BranchEnd::RolledBack | BranchEnd::Lost)
             | (Decision::Commit | Decision::Rollback, BranchEnd::ReadOnly) => false,
@@ -180,13 +180,17 @@ impl Transaction {
         }
     }
 
-    /// In one phase the one branch's end is the transaction's outcome (P10), so that only a hazard can be heuristic.
+    /// In one phase the one branch's end is the transaction's outcome (P10), so that only a hazard, or a branch that was given up, can be heuristic.
     pub(super) fn end_one_phase(&mut self, now_ms: u64) -> Effects {
         let mut wrote = self.branches.iter().filter(|branch| !branch.is_read_only());
         match wrote.next().map(Branch::ended) {
             Some(None) => Effects::none(),
             Some(Some(BranchEnd::Committed | BranchEnd::ReadOnly | BranchEnd::Hazard)) => {
                 self.end_if_all_ended(Decision::Commit, "", now_ms)
+            }
+            Some(Some(BranchEnd::Abandoned)) => {
+                let why = "in one phase: whether its only branch did is unknown";
+                self.end_if_all_ended(Decision::Commit, why, now_ms)
             }
             Some(Some(BranchEnd::RolledBack | BranchEnd::Lost)) => {
                 let why = "its only branch could not commit in one phase";

@@ -94,6 +94,7 @@ pub(in crate::rpc) async fn act(
         effect: effect(&plan.deed),
     };
     let log = services.shared.engine.log();
+    fail::fail_point!("operator-before-record");
     response.audit_id = log.operate(&operation).await.map_err(RequestError::NotRecorded)?;
     services.shared.engine.metrics().acted(&operation.action);
     tracing::warn!(
@@ -104,7 +105,9 @@ pub(in crate::rpc) async fn act(
         reason = operation.reason,
         "an operator acts"
     );
+    fail::fail_point!("operator-recorded-before-act");
     carry_out(services, plan, &operation).await?;
+    fail::fail_point!("operator-after-act");
     Ok(response)
 }
 
@@ -264,7 +267,7 @@ async fn retire(services: &Services, request: &v1::ActRequest) -> Result<Plan, R
         situation: None,
         before: format!("{waiting} of its branches have not acknowledged their decision"),
         steps: vec![
-            format!("{waiting} branches end as hazards, and their transactions' outcomes become heuristic"),
+            format!("{waiting} branches end as abandoned, and their transactions' outcomes become heuristic"),
             "nothing waits for it any more: neither pruning, nor an orphan's rollback".to_owned(),
             "its identity is refused for ever, whatever it is called".to_owned(),
         ],

@@ -130,7 +130,7 @@ fn ended_branch(bqual: &Bqual, how: BranchEnd) -> v1::BranchInfo {
 }
 
 /// From its record; `None` if there is none.
-pub(super) fn recorded_info(recorded: Recorded, acknowledged: bool) -> Option<v1::TransactionInfo> {
+pub(crate) fn recorded_info(recorded: Recorded, acknowledged: bool) -> Option<v1::TransactionInfo> {
     match recorded {
         Recorded::Ended(decision, end) => Some(ended_info(decision.as_ref(), end, acknowledged)),
         Recorded::Decided(decision) => Some(decided_info(decision)),
@@ -153,7 +153,7 @@ pub(super) fn wire_situation(situation: Situation) -> v1::Situation {
 }
 
 /// An operator's action, as it is told.
-pub(super) fn audit_entry(record: AuditRecord) -> v1::AuditEntry {
+pub(crate) fn audit_entry(record: AuditRecord) -> v1::AuditEntry {
     let operation = record.operation;
     v1::AuditEntry {
         id: record.id,

@@ -16,6 +16,8 @@ pub(super) mod participants;
 pub(super) mod show;
 pub(super) mod status;
 
+pub(crate) use info::{audit_entry, recorded_info};
+
 /// How many entries a question gets if it does not say how many it wants, and at most.
 const LISTED_BY_DEFAULT: u32 = 100;
 const MOST_LISTED: u32 = 1000;

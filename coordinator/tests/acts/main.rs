@@ -3,7 +3,9 @@
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails there")]
 
+#[path = "../common/mod.rs"]
 mod common;
+mod offline;
 
 use std::process::Stdio;
 use std::time::Duration;
@@ -280,6 +282,13 @@ async fn an_undelivered_decision_is_retried_paused_and_given_up_and_never_revers
         until(&coordinator, &["tx", "show", id], |shown| shown["transaction"]["outcome"] == "heuristic")
             .await;
     assert_eq!(shown["transaction"]["situation"], "heuristic", "{shown}");
+    let states: Vec<_> = shown["transaction"]["branches"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|branch| branch["state"].clone())
+        .collect();
+    assert_eq!(states, ["committed", "abandoned"], "{shown}");
     coordinator.refused(&["tx", "retry", id, "--dry-run"], "LS0421", "lockstep tx ack").await;
 
     // It is on record, over a crash too, with who, when, why, before and after.
