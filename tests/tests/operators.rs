@@ -2,7 +2,6 @@
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails there")]
 
-use std::time::Duration;
 
 use lockstep_tests::harness::roles::Roles;
 use lockstep_tests::operators::stage::{ORDERS, Servers, World};
@@ -41,18 +40,13 @@ const BROKEN_OFF: [(&str, bool); 5] = [
 fn an_action_that_a_crash_breaks_off_is_on_record_or_was_not_done() {
     let roles = Roles::played_by(env!("CARGO_BIN_EXE_prove"));
     let servers = Servers::start().unwrap();
-    // Long enough to stop a participant between its vote and the decision.
-    let slow = Some(("log-before-force", Duration::from_secs(3)));
-    let mut world = World::start(&servers, &roles, "broken_off", slow).unwrap();
+    let mut world = World::start(&servers, &roles, "broken_off").unwrap();
     for (point, on_record) in BROKEN_OFF {
         world.wait_until_attached().unwrap();
-        let gtrid = world.commit_in_the_background(Duration::from_secs(60)).unwrap().to_string();
+        let gtrid = world.commit_without_orders().unwrap().to_string();
         let id = gtrid.as_str();
-        world.wait_until_prepared().unwrap();
-        world.stop_orders();
         let undelivered = |shown: &serde_json::Value| shown["transaction"]["situation"] == "undelivered";
         let show = ["tx", "show", id, "--offline"];
-        world.until("the decision", &show, undelivered).unwrap();
         world.restart(Some(point)).unwrap();
         world.until("its recovery", &show, undelivered).unwrap();
         let abandon = ["tx", "abandon", id, "--resource", ORDERS, "--reason", point, "--confirm", id];

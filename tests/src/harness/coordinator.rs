@@ -7,7 +7,7 @@ use std::time::Duration;
 use rustix::process::Signal;
 
 use super::clock::wait_for;
-use super::crash_points::{Fuse, slow_down};
+use super::crash_points::{Fuse, hold, slow_down};
 use super::ports::Port;
 use super::process::{Process, Reaped, end_of_log};
 use super::roles::Roles;
@@ -26,6 +26,7 @@ struct Setup {
     flags: Vec<String>,
     port: Port,
     slow_at: Option<(&'static str, Duration)>,
+    held_at: Option<(&'static str, PathBuf)>,
 }
 
 /// What a command of `lockstep` came to.
@@ -68,8 +69,24 @@ impl Coordinator {
     ) -> Result<Self> {
         let flags = flags.iter().map(ToString::to_string).collect();
         let (roles, directory, port) = (roles.clone(), directory.to_owned(), Port::reserve()?);
-        let setup = Setup { roles, directory, flags, port, slow_at };
+        let setup = Setup { roles, directory, flags, port, slow_at, held_at: None };
         Ok(Self { process: setup.launch(fuse)?, setup })
+    }
+
+    /// Starts one that waits at this crash point for as long as there is a file at the path.
+    ///
+    /// # Errors
+    /// If it can't be started.
+    pub fn start_held(
+        roles: &Roles,
+        directory: &Path,
+        flags: &[&str],
+        held_at: (&'static str, PathBuf),
+    ) -> Result<Self> {
+        let flags = flags.iter().map(ToString::to_string).collect();
+        let (roles, directory, port) = (roles.clone(), directory.to_owned(), Port::reserve()?);
+        let setup = Setup { roles, directory, flags, port, slow_at: None, held_at: Some(held_at) };
+        Ok(Self { process: setup.launch(None)?, setup })
     }
 
     /// Starts it again where it was, after it has died. Does not wait for it.
@@ -201,6 +218,9 @@ impl Setup {
         command.current_dir(&self.directory);
         if let Some((point, wait)) = self.slow_at {
             slow_down(&mut command, point, wait);
+        }
+        if let Some((point, path)) = &self.held_at {
+            hold(&mut command, point, path);
         }
         if let Some(fuse) = fuse {
             fuse.arm(&mut command);

@@ -6,7 +6,7 @@
 //! fault that did not fire, not as a test that passes.
 
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
@@ -22,13 +22,25 @@ pub const MARKER_VARIABLE: &str = "LOCKSTEP_TEST_CRASH_MARKER";
 /// `<point>:<milliseconds>`: where the process is to be slow, each time.
 pub const SLOW_VARIABLE: &str = "LOCKSTEP_TEST_SLOW_POINT";
 
+/// `<point>:<path>`: where the process is to wait for as long as there is a file at this path.
+pub const HOLD_VARIABLE: &str = "LOCKSTEP_TEST_HOLD_POINT";
+
 /// `<point>`: where the process is to panic, as it would of a bug.
 pub const PANIC_VARIABLE: &str = "LOCKSTEP_TEST_PANIC_POINT";
+
+/// How often whoever is held looks whether it may go on.
+const HOLD_LOOK: Duration = Duration::from_millis(10);
 
 /// Has `command` start a process that waits at this point whenever it passes it: what else happens meanwhile, happens in
 /// between the two effects that the point is between.
 pub fn slow_down(command: &mut Command, point: &str, wait: Duration) {
     command.env(SLOW_VARIABLE, format!("{point}:{}", wait.as_millis()));
+}
+
+/// Has `command` start a process that waits at this point for as long as there is a file at `path`: a test decides how long something
+/// is under way, however slow the machine is.
+pub fn hold(command: &mut Command, point: &str, path: &Path) {
+    command.env(HOLD_VARIABLE, format!("{point}:{}", path.display()));
 }
 
 /// A crash that a process is to be started with.
@@ -70,6 +82,17 @@ pub fn arm_from_environment() -> Result<()> {
             asked.split_once(':').ok_or_else(|| Failed::new(format!("{SLOW_VARIABLE}={asked}")))?;
         fail::cfg(point, &format!("sleep({millis})"))
             .map_err(|why| Failed::new(format!("{SLOW_VARIABLE}={asked}: {why}")))?;
+    }
+    if let Ok(asked) = std::env::var(HOLD_VARIABLE) {
+        let wrong = |why: &str| Failed::new(format!("{HOLD_VARIABLE}={asked}: {why}"));
+        let (point, path) = asked.split_once(':').ok_or_else(|| wrong("no path"))?;
+        let path = PathBuf::from(path);
+        let wait = move || {
+            while path.exists() {
+                std::thread::sleep(HOLD_LOOK);
+            }
+        };
+        fail::cfg_callback(point, wait).map_err(|why| wrong(&why))?;
     }
     if let Ok(point) = std::env::var(PANIC_VARIABLE) {
         fail::cfg(point.as_str(), "panic")

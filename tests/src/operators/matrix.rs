@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use super::report::{Cell, Report};
-use super::stage::{HELD_UP, LEDGER, ORDERS, SHORT, Servers, World};
+use super::stage::{LEDGER, ORDERS, SHORT, Servers, World};
 use super::{pages, runbook};
 use crate::harness::coordinator::Ran;
 use crate::harness::roles::Roles;
@@ -97,7 +97,7 @@ fn act(world: &World<'_>, arguments: &[&str]) -> Result<()> {
 }
 
 fn undecided(servers: &Servers, roles: &Roles, report: &mut Report) -> Result<()> {
-    let world = World::start(servers, roles, "operators_undecided", None)?;
+    let world = World::start(servers, roles, "operators_undecided")?;
     let gtrid = world.leave_open()?.to_string();
     let id = gtrid.as_str();
     let expected = ["LS0417", "LS0417", "LS0417", "done", "LS0415", "LS0417", "LS0419", "LS0422", "LS0422"];
@@ -110,17 +110,19 @@ fn undecided(servers: &Servers, roles: &Roles, report: &mut Report) -> Result<()
 }
 
 fn deciding_and_undelivered(servers: &Servers, roles: &Roles, report: &mut Report) -> Result<()> {
-    let slow = Some(("log-before-force", HELD_UP));
-    let mut world = World::start(servers, roles, "operators_undelivered", slow)?;
-    let gtrid = world.commit_in_the_background(SHORT)?.to_string();
+    let mut world = World::start(servers, roles, "operators_undelivered")?;
+    world.hold_the_log()?;
+    let gtrid = world.commit_in_the_background(SHORT)?;
+    world.wait_until_voted(gtrid)?;
+    let gtrid = gtrid.to_string();
     let id = gtrid.as_str();
-    world.wait_until_prepared()?;
     // Its decision is on its way, and its service goes away with the branch prepared.
     world.stop_ledger();
     let overdue = |shown: &serde_json::Value| shown["transaction"]["situation"] == "undecided";
     world.until("the deadline", &["tx", "show", id, "--offline"], overdue)?;
     let expected = ["LS0416", "LS0416", "LS0416", "LS0416", "LS0415", "LS0416", "LS0419", "LS0422", "LS0422"];
     try_all(&world, report, "undecided, decision under way", id, expected)?;
+    world.release_the_log()?;
 
     let undelivered = |shown: &serde_json::Value| {
         let branches = shown["transaction"]["branches"].as_array().cloned().unwrap_or_default();
@@ -149,14 +151,9 @@ fn deciding_and_undelivered(servers: &Servers, roles: &Roles, report: &mut Repor
 
 /// Somebody rolls a prepared branch back by hand whose transaction has committed.
 fn heuristic(servers: &Servers, roles: &Roles, report: &mut Report) -> Result<()> {
-    let slow = Some(("log-before-force", Duration::from_secs(10)));
-    let mut world = World::start(servers, roles, "operators_heuristic", slow)?;
-    let gtrid = world.commit_in_the_background(Duration::from_secs(60))?.to_string();
+    let mut world = World::start(servers, roles, "operators_heuristic")?;
+    let gtrid = world.commit_without_orders()?.to_string();
     let id = gtrid.as_str();
-    world.wait_until_prepared()?;
-    world.stop_orders();
-    let undelivered = |shown: &serde_json::Value| shown["transaction"]["situation"] == "undelivered";
-    world.until("the decision", &["tx", "show", id, "--offline"], undelivered)?;
     act(&world, &["tx", "pause", id, "--reason", "somebody looks at it"])?;
     world.attach_orders()?;
     world.wait_until_attached()?;
@@ -164,6 +161,7 @@ fn heuristic(servers: &Servers, roles: &Roles, report: &mut Report) -> Result<()
     report.claims.insert("tx show names a session that waits for a branch in PostgreSQL", blocked);
     let gid = world.in_orders("SELECT gid FROM pg_prepared_xacts WHERE database = current_database()")?;
     world.in_orders(&format!("ROLLBACK PREPARED '{}'", gid.trim()))?;
+    world.hold_the_log()?;
     act(&world, &["tx", "resume", id, "--reason", "done looking"])?;
     let torn = |shown: &serde_json::Value| shown["transaction"]["situation"] == "heuristic";
     world.until("the heuristic outcome", &["tx", "show", id, "--offline"], torn)?;
@@ -172,6 +170,7 @@ fn heuristic(servers: &Servers, roles: &Roles, report: &mut Report) -> Result<()
     report.cells.push(Cell { situation, action: "ack", expected: "LS0433", found });
     follow(&world, "LS0433", id)?;
     report.followed.insert("LS0433".to_owned());
+    world.release_the_log()?;
     until_on_record(&world, id)?;
     let expected = ["LS0421", "LS0421", "LS0421", "LS0421", "LS0421", "LS0421", "done", "LS0421", "LS0421"];
     try_all(&world, report, "heuristic", id, expected)?;
@@ -188,7 +187,7 @@ fn heuristic(servers: &Servers, roles: &Roles, report: &mut Report) -> Result<()
     lost(&mut world, report)
 }
 
-/// Waits for a heuristic outcome, and until it is on record: its way to this log is slow.
+/// Waits for a heuristic outcome, and until it is on record.
 fn until_on_record(world: &World<'_>, id: &str) -> Result<()> {
     let heuristic = |shown: &serde_json::Value| shown["transaction"]["situation"] == "heuristic";
     world.until("the heuristic outcome", &["tx", "show", id, "--offline"], heuristic)?;
@@ -198,12 +197,8 @@ fn until_on_record(world: &World<'_>, id: &str) -> Result<()> {
 
 /// A database that never comes back: all of the runbook's page, to the last resort.
 fn lost(world: &mut World<'_>, report: &mut Report) -> Result<()> {
-    let gtrid = world.commit_in_the_background(Duration::from_secs(60))?.to_string();
+    let gtrid = world.commit_without_orders()?.to_string();
     let id = gtrid.as_str();
-    world.wait_until_prepared()?;
-    world.stop_orders();
-    let undelivered = |shown: &serde_json::Value| shown["transaction"]["situation"] == "undelivered";
-    world.until("the decision", &["tx", "show", id, "--offline"], undelivered)?;
     runbook::UNDELIVERED.follow(world, id, ORDERS)?;
     until_on_record(world, id)?;
     runbook::HEURISTIC.follow(world, id, ORDERS)?;
@@ -224,7 +219,7 @@ fn orphan(servers: &Servers, roles: &Roles, report: &mut Report, how: Orphaned) 
         Orphaned::CommittedElsewhere => ("operators_orphan_c", "orphan, committed elsewhere"),
         Orphaned::NotCommitted => ("operators_orphan_n", "orphan, not committed"),
     };
-    let mut world = World::start(servers, roles, name, None)?;
+    let mut world = World::start(servers, roles, name)?;
     world.back_up()?;
     // What participants have seen has to be newer than the backup: one that commits, then one that is torn by the crash.
     let first = world.commit_in_the_background(Duration::from_secs(60))?.to_string();

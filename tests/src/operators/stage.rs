@@ -22,8 +22,8 @@ use crate::harness::{Failed, Result};
 
 /// Nothing here takes that long, on a busy machine either.
 pub const PATIENCE: Duration = Duration::from_secs(120);
-/// How long a decision's way to the log is held up where a cell needs that.
-pub const HELD_UP: Duration = Duration::from_secs(24);
+/// The file for as long as which nothing reaches the log.
+const HOLD: &str = "hold";
 /// A client's time, where a cell has the deadline pass.
 pub const SHORT: Duration = Duration::from_secs(8);
 
@@ -78,21 +78,17 @@ fn failed<E: std::fmt::Display>(what: &'static str) -> impl FnOnce(E) -> Failed 
 }
 
 impl<'a> World<'a> {
-    /// A new one, with both participants attached. `slow_at`: a crash point at which the coordinator waits.
+    /// A new one, with both participants attached.
     ///
     /// # Errors
     /// If something does not start.
-    pub fn start(
-        servers: &'a Servers,
-        roles: &Roles,
-        name: &str,
-        slow_at: Option<(&'static str, Duration)>,
-    ) -> Result<Self> {
+    pub fn start(servers: &'a Servers, roles: &Roles, name: &str) -> Result<Self> {
         let directory = tempfile::tempdir().map_err(failed("no directory"))?;
         servers.postgres.create_database(name)?;
         servers.mariadb.create_database(name)?;
         let flags = ["--report-interval=200ms"];
-        let mut coordinator = Coordinator::start_slow(roles, directory.path(), &flags, None, slow_at)?;
+        let held_at = ("log-before-force", directory.path().join(HOLD));
+        let mut coordinator = Coordinator::start_held(roles, directory.path(), &flags, held_at)?;
         coordinator.expect_it_serves()?;
         let (name, runtime) = (name.to_owned(), runtime()?);
         let mut world = Self { servers, name, directory, runtime, coordinator, orders: None, ledger: None };
@@ -103,6 +99,22 @@ impl<'a> World<'a> {
         world.attach_orders()?;
         world.attach_ledger()?;
         Ok(world)
+    }
+
+    /// Holds up what is on its way to the log from now on.
+    ///
+    /// # Errors
+    /// If the file system will not.
+    pub fn hold_the_log(&self) -> Result<()> {
+        std::fs::write(self.directory.path().join(HOLD), "").map_err(failed("the log can't be held up"))
+    }
+
+    /// Lets it go on.
+    ///
+    /// # Errors
+    /// If the file system will not.
+    pub fn release_the_log(&self) -> Result<()> {
+        std::fs::remove_file(self.directory.path().join(HOLD)).map_err(failed("the log can't be let go"))
     }
 
     /// Runs statements in the first database, as an administrator.
@@ -209,6 +221,21 @@ impl<'a> World<'a> {
         })
     }
 
+    /// Has a transaction commit whose first service goes away between its vote and the decision: that stays undelivered there.
+    ///
+    /// # Errors
+    /// If it does not come so far.
+    pub fn commit_without_orders(&mut self) -> Result<Gtrid> {
+        self.hold_the_log()?;
+        let gtrid = self.commit_in_the_background(Duration::from_secs(60))?;
+        self.wait_until_voted(gtrid)?;
+        self.stop_orders();
+        self.release_the_log()?;
+        let undelivered = |shown: &serde_json::Value| shown["transaction"]["situation"] == "undelivered";
+        self.until("the decision", &["tx", "show", &gtrid.to_string(), "--offline"], undelivered)?;
+        Ok(gtrid)
+    }
+
     /// Begins one that changes a row in each database, and leaves it open.
     ///
     /// # Errors
@@ -236,18 +263,13 @@ impl<'a> World<'a> {
         orders.zip(ledger).ok_or_else(|| Failed::new("both participants have to be attached"))
     }
 
-    /// Waits until both databases hold a prepared branch.
+    /// Waits until every branch has voted, with the log held up.
     ///
     /// # Errors
-    /// If they do not.
-    pub fn wait_until_prepared(&self) -> Result<()> {
-        wait_for("both branches to be prepared", PATIENCE, || {
-            let orders =
-                self.in_orders("SELECT count(*) FROM pg_prepared_xacts WHERE database = current_database()")?;
-            let ledger = self.in_ledger("XA RECOVER")?;
-            Ok((orders.trim() == "1" && ledger.contains("ledger-db")).then_some(()))
-        })
-        .map(|((), _)| ())
+    /// If that takes too long.
+    pub fn wait_until_voted(&self, gtrid: Gtrid) -> Result<()> {
+        let voted = |shown: &serde_json::Value| shown["transaction"]["state"] == "deciding";
+        self.until("all votes", &["tx", "show", &gtrid.to_string(), "--offline"], voted).map(drop)
     }
 
     /// Runs `lockstep` with these arguments against the coordinator.
