@@ -86,6 +86,27 @@ pub enum FromCoordinator {
     Inspect(u64, ClusterId, Option<Gtrid>),
 }
 
+impl FromCoordinator {
+    /// The one branch that it is about.
+    #[must_use]
+    pub const fn xid(&self) -> Option<&Xid> {
+        match self {
+            Self::Enlisted(xid, _)
+            | Self::EnlistRefused(xid, _)
+            | Self::Prepare(xid, _)
+            | Self::Decide(xid, ..)
+            | Self::CommitOnePhase(xid, _)
+            | Self::Refused(xid, _) => Some(xid),
+            Self::Welcome(_)
+            | Self::ReportAnswer(..)
+            | Self::ReconcileAnswer(_)
+            | Self::Sealed(_)
+            | Self::Drain
+            | Self::Inspect(..) => None,
+        }
+    }
+}
+
 /// Whom the participant has attached to.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Welcome {
