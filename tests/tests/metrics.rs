@@ -156,6 +156,38 @@ fn the_alerts_say_what_they_should_and_when() {
     assert_eq!(rules.matches("command: lockstep ").count(), alerts.len(), "each says what to run");
 }
 
+#[test]
+fn every_alert_has_its_page_and_every_page_its_alert() {
+    let rules = std::fs::read_to_string(repository().join("deploy/prometheus/rules.yml")).unwrap();
+    let mut alerts = BTreeSet::new();
+    // What belongs to an alert stands behind its name, up to the next one.
+    for part in rules.split("- alert: ").skip(1) {
+        let alert = part.lines().next().unwrap();
+        let value =
+            |key: &str| part.lines().find_map(|line| line.trim().strip_prefix(key)).unwrap_or_default();
+        let path = format!("docs/runbook/alerts/{alert}.md");
+        assert_eq!(value("runbook_url: "), path, "{alert} names its page");
+        let page = std::fs::read_to_string(repository().join(&path))
+            .unwrap_or_else(|error| panic!("{path}: {error}"));
+        assert!(page.starts_with(&format!("# {alert}\n")), "{path} says which alert it is about");
+        let first = page.lines().find(|line| line.starts_with("$ "));
+        assert_eq!(
+            first,
+            Some(format!("$ {}", value("command: ")).as_str()),
+            "{path} begins with the alert's command"
+        );
+        alerts.insert(format!("{alert}.md"));
+    }
+    let pages = std::fs::read_dir(repository().join("docs/runbook/alerts")).unwrap();
+    let pages: BTreeSet<String> =
+        pages.map(|page| page.unwrap().file_name().into_string().unwrap()).collect();
+    assert_eq!(pages, alerts);
+    let index = std::fs::read_to_string(repository().join("docs/runbook/README.md")).unwrap();
+    for page in &pages {
+        assert!(index.contains(&format!("(alerts/{page})")), "docs/runbook/README.md lists {page}");
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_coordinator_is_alive_and_ready_until_it_drains() {
     let mut stage = Stage::set().await;

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::report::{Cell, Report};
-use super::runbook;
+use super::runbook::{self, Page};
 use super::stage::{HELD_UP, LEDGER, ORDERS, SHORT, Servers, World};
 use crate::harness::coordinator::Ran;
 use crate::harness::roles::Roles;
@@ -34,7 +34,18 @@ pub fn run(roles: &Roles) -> Result<Report> {
     heuristic(&servers, roles, &mut report)?;
     orphan(&servers, roles, &mut report, Orphaned::CommittedElsewhere)?;
     orphan(&servers, roles, &mut report, Orphaned::NotCommitted)?;
+    let all = runbook::pages().iter().map(|page| page.name).collect();
+    report.claims.insert("every page of the runbook was followed", report.followed == all);
     Ok(report)
+}
+
+/// Runs the commands of these pages.
+fn follow(world: &World<'_>, report: &mut Report, pages: &[Page], id: &str, name: &str) -> Result<()> {
+    for page in pages {
+        page.follow(world, id, name)?;
+        report.followed.insert(page.name);
+    }
+    Ok(())
 }
 
 /// What a command came to: `done`, or its code.
@@ -74,7 +85,8 @@ fn undecided(servers: &Servers, roles: &Roles, report: &mut Report) -> Result<()
     let id = gtrid.as_str();
     let expected = ["LS0417", "LS0417", "LS0417", "done", "LS0415", "LS0417", "LS0419", "LS0422", "LS0422"];
     try_all(&world, report, "undecided", id, expected)?;
-    runbook::UNDECIDED.follow(&world, id, ORDERS)?;
+    follow(&world, report, &runbook::UNDECIDED_ALERTS, id, ORDERS)?;
+    follow(&world, report, &[runbook::UNDECIDED], id, ORDERS)?;
     let ended = |shown: &serde_json::Value| shown["transaction"]["outcome"] == "rolled-back";
     world.until("the rollback", &["tx", "show", id], ended)?;
     report.claims.insert("an undecided transaction is rolled back", true);
@@ -142,7 +154,9 @@ fn heuristic(servers: &Servers, roles: &Roles, report: &mut Report) -> Result<()
     let expected = ["LS0421", "LS0421", "LS0421", "LS0421", "LS0421", "LS0421", "done", "LS0421", "LS0421"];
     try_all(&world, report, "heuristic", id, expected)?;
     let counted = world.metric("lockstep_unresolved_transactions{situation=\"heuristic\"}")?;
-    runbook::HEURISTIC.follow(&world, id, ORDERS)?;
+    follow(&world, report, &runbook::SLOW_LOG_ALERTS, id, ORDERS)?;
+    follow(&world, report, &runbook::HEURISTIC_ALERTS, id, ORDERS)?;
+    follow(&world, report, &[runbook::HEURISTIC], id, ORDERS)?;
     let status = world.lockstep(&["status", "--exit-code"])?;
     report.claims.insert("an acknowledged heuristic outcome is not unresolved", status.code == 0);
     let left = world.metric("lockstep_unresolved_transactions{situation=\"heuristic\"}")?;
@@ -162,13 +176,14 @@ fn lost(world: &mut World<'_>, report: &mut Report) -> Result<()> {
     world.stop_orders();
     let undelivered = |shown: &serde_json::Value| shown["transaction"]["situation"] == "undelivered";
     world.until("the decision", &["tx", "show", id, "--offline"], undelivered)?;
-    runbook::UNDELIVERED.follow(world, id, ORDERS)?;
+    follow(world, report, &runbook::UNDELIVERED_ALERTS, id, ORDERS)?;
+    follow(world, report, &[runbook::UNDELIVERED], id, ORDERS)?;
     let given_up = |shown: &serde_json::Value| shown["transaction"]["situation"] == "heuristic";
     world.until("the heuristic outcome", &["tx", "show", id, "--offline"], given_up)?;
     // It is on its way to a slow log.
     let on_record = |plan: &serde_json::Value| plan["situation"] == "heuristic";
     world.until("its record", &["tx", "ack", id, "--dry-run"], on_record)?;
-    runbook::HEURISTIC.follow(world, id, ORDERS)?;
+    follow(world, report, &[runbook::HEURISTIC], id, ORDERS)?;
     let status = world.lockstep(&["status", "--exit-code"])?;
     report.claims.insert("a branch that is lost for good is given up, and noted", status.code == 0);
     Ok(())
@@ -230,7 +245,10 @@ fn orphan(servers: &Servers, roles: &Roles, report: &mut Report, how: Orphaned) 
         Orphaned::CommittedElsewhere => {
             act(&world, &["orphans", "resolve", id, "--commit", "--reason", "evidence", "--confirm", id])?;
         }
-        Orphaned::NotCommitted => runbook::ORPHAN.follow(&world, id, ORDERS)?,
+        Orphaned::NotCommitted => {
+            follow(&world, report, &runbook::ORPHAN_ALERTS, id, ORDERS)?;
+            follow(&world, report, &[runbook::ORPHAN], id, ORDERS)?;
+        }
     }
     let none = |scan: &serde_json::Value| scan.to_string().matches(id).count() == 0;
     world.until("no orphan", &["orphans", "scan"], none)?;

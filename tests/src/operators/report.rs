@@ -1,6 +1,6 @@
 //! What came of it: for people a matrix, for programs one object.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use comfy_table::{Table, presets};
 use serde::Serialize;
@@ -25,6 +25,8 @@ pub struct Report {
     pub cells: Vec<Cell>,
     /// What else was looked at, and whether it was as promised.
     pub claims: BTreeMap<&'static str, bool>,
+    /// The pages of the runbook whose commands were run.
+    pub followed: BTreeSet<&'static str>,
 }
 
 impl Report {
