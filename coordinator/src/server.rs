@@ -34,8 +34,11 @@ use crate::rpc::Services;
 use crate::sessions::inspections::Inspections;
 use crate::sessions::registry::Registry;
 use crate::sessions::session::{Shared, Terms};
+use crate::telemetry::Onlookers;
+use crate::telemetry::exporter::Exporter;
 use crate::telemetry::metrics::Metrics;
 use crate::telemetry::stopwatch::Stopwatch;
+use crate::telemetry::traces::{ShardTraces, Traces};
 
 /// Acknowledgements of forgotten transactions that wait to be compared with the log.
 const STRAYS: usize = 4096;
@@ -135,18 +138,46 @@ pub async fn serve(
     listener.set_nonblocking(true).map_err(cannot_listen)?;
     let bound = listener.local_addr().map_err(cannot_listen)?;
 
+    let exporter = Exporter::from_environment();
     // Through all lives: what is counted only grows.
-    let metrics = Arc::new(Metrics::new());
+    let watched =
+        Watched { metrics: Arc::new(Metrics::new()), traces: exporter.as_ref().map(Exporter::traces) };
+    let ended = lives(config, &listener, bound, &watched, on_ready, &shutdown).await;
+    if let Some(exporter) = exporter {
+        match &ended {
+            Ok(()) => exporter.end().await,
+            Err(_failed) => exporter.abandon(),
+        }
+    }
+    ended
+}
+
+/// Into what a coordinator is measured and followed.
+struct Watched {
+    metrics: Arc<Metrics>,
+    traces: Option<Traces>,
+}
+
+/// One life after the other, until one ends because the process was told to stop.
+async fn lives(
+    config: &Config,
+    listener: &std::net::TcpListener,
+    bound: SocketAddr,
+    watched: &Watched,
+    on_ready: impl FnOnce(Ready) + Send,
+    shutdown: &CancellationToken,
+) -> Result<(), ServeError> {
+    let cannot_listen = |source| ServeError::Listen { address: config.listen, source };
     let mut on_ready = Some(on_ready);
     loop {
         let first = on_ready.is_some();
-        let Some(log) = open(config, bound, first, &shutdown).await? else { return Ok(()) };
+        let Some(log) = open(config, bound, first, shutdown).await? else { return Ok(()) };
         let listener = listener.try_clone().and_then(TcpListener::from_std).map_err(cannot_listen)?;
         let mut told = |ready: Ready| match on_ready.take() {
             Some(on_ready) => on_ready(ready),
             None => tracing::warn!(epoch = %ready.epoch, recovered = ?ready.recovered, "serving again"),
         };
-        match Box::pin(live(config, &log, listener, &metrics, &mut told, &shutdown)).await? {
+        match Box::pin(live(config, &log, listener, watched, &mut told, shutdown)).await? {
             Ended::Stopped => return Ok(()),
             Ended::Sealed(why) => tracing::error!("{why}; this node begins again under a new epoch"),
         }
@@ -189,13 +220,13 @@ async fn live(
     config: &Config,
     log: &OpenLog,
     listener: TcpListener,
-    metrics: &Arc<Metrics>,
+    watched: &Watched,
     on_ready: &mut (dyn FnMut(Ready) + Send),
     shutdown: &CancellationToken,
 ) -> Result<Ended, ServeError> {
     let bound =
         listener.local_addr().map_err(|source| ServeError::Listen { address: config.listen, source })?;
-    let mut parts = Parts::start(config, log.shared(), metrics).await?;
+    let mut parts = Parts::start(config, log.shared(), watched).await?;
     let recovered = parts.recover(log.shared()).await?;
     fail::fail_point!("coordinator-recovered-before-serving");
     parts.run_beside(config, log);
@@ -270,8 +301,9 @@ impl Parts {
     async fn start(
         config: &Config,
         log: &Arc<dyn DecisionLog>,
-        metrics: &Arc<Metrics>,
+        watched: &Watched,
     ) -> Result<Self, ServeError> {
+        let Watched { metrics, traces } = watched;
         let clock = Clock::start();
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
         let count = cores.min(config.max_in_flight / LIVE_PER_SHARD).max(1);
@@ -290,7 +322,10 @@ impl Parts {
         let mut handles = Vec::new();
         for (number, answers) in answers.into_iter().enumerate() {
             let shard = Shard::new(shard_config);
-            let stopwatch = Stopwatch::new(Arc::clone(metrics));
+            let onlookers = Onlookers {
+                stopwatch: Stopwatch::new(Arc::clone(metrics)),
+                traces: traces.clone().map(ShardTraces::new),
+            };
             let (task, handle) = ShardTask::new(
                 number,
                 shard,
@@ -298,7 +333,7 @@ impl Parts {
                 writer.clone(),
                 answers,
                 stray_sender.clone(),
-                stopwatch,
+                onlookers,
             );
             tasks.spawn(task.run());
             handles.push(handle);
@@ -307,13 +342,15 @@ impl Parts {
             known.iter().filter(|known| known.retired).map(|known| known.name.clone()).collect();
         let registry = Registry::new(known);
         let shards = Shards::new(handles);
-        let engine = Engine::new(shards, Arc::clone(log), writer, Arc::clone(metrics), config.max_in_flight);
+        let (metrics, traces) = (Arc::clone(metrics), traces.clone());
+        let engine = Engine::new(shards, Arc::clone(log), writer, metrics, traces, config.max_in_flight);
         let terms = Terms { retention: config.retention, report_interval: config.report_interval };
         let shared = Shared {
             engine,
             registry,
             inspections: Inspections::default(),
             terms: Arc::new(terms),
+            draining: CancellationToken::new(),
             shutdown: CancellationToken::new(),
         };
         shared.retire_again(&retired).await.map_err(|Stopped| ServeError::Bug("a shard has ended".into()))?;

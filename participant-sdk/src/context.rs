@@ -21,6 +21,9 @@
 //! call of its own. An SDK that knows version 01 only reads a marked context as any other, and the branch stays open until
 //! the coordinator asks for its vote.
 //!
+//! **Traces.** Beside it goes W3C's `traceparent`: the span that the calling task works in, or else the transaction's. A request that has
+//! one keeps it, since whoever put it there knows better. It is no part of the text form, and one that is malformed is none.
+//!
 //! **Versions.** Of versions 01 and 02, exactly what is printed here is accepted. Versions 03 to fe may only append fields
 //! (`-` and visible ASCII); of those the known fields are read (a fifth one other than `vote` marks nothing), and the rest
 //! is ignored. 00 and ff do not exist. Nothing longer than 128 bytes is looked at.
@@ -32,10 +35,10 @@ use std::time::{Duration, Instant};
 use http::HeaderMap;
 use http::header::{HeaderName, HeaderValue};
 use lockstep_proto::limits::{MAX_TIMEOUT, cut};
-use lockstep_proto::{ClusterId, Gtrid};
+use lockstep_proto::{ClusterId, Gtrid, TRACE_PARENT_HEADER, TraceParent};
 
-use crate::clock;
 use crate::error::ContextError;
+use crate::{clock, traces};
 
 /// The header, and the gRPC metadata entry, that carries a [`Context`].
 pub const CONTEXT_HEADER: &str = "lockstep-context";
@@ -67,11 +70,23 @@ pub struct Context {
     gtrid: Gtrid,
     deadline: Instant,
     mark: Mark,
+    /// The span that whoever works in the transaction works in, unless they know of another one.
+    trace: Option<TraceParent>,
 }
 
 impl Context {
     pub(crate) const fn new(cluster: ClusterId, gtrid: Gtrid, deadline: Instant) -> Self {
-        Self { cluster, gtrid, deadline, mark: Mark::None }
+        Self { cluster, gtrid, deadline, mark: Mark::None, trace: None }
+    }
+
+    /// The same, for work in this span.
+    pub(crate) const fn traced(self, trace: Option<TraceParent>) -> Self {
+        Self { trace, ..self }
+    }
+
+    /// The span that work in this transaction belongs to.
+    pub(crate) const fn trace(&self) -> Option<TraceParent> {
+        self.trace
     }
 
     /// The same, for the last call to a service: [`crate::Transaction::vote`], for a service that calls others.
@@ -112,10 +127,15 @@ impl Context {
         self.deadline.saturating_duration_since(clock::now())
     }
 
-    /// Puts the context into the headers of a request, in place of one that is there.
+    /// Puts the context into the headers of a request, in place of one that is there; and the span that this task works in, unless
+    /// the request has one.
     pub fn inject(&self, headers: &mut HeaderMap) {
         let value = HeaderValue::try_from(self.to_string()).expect("a context is printed in visible ASCII");
         headers.insert(HeaderName::from_static(CONTEXT_HEADER), value);
+        if let Some(trace) = traces::current().or(self.trace) {
+            let value = HeaderValue::try_from(trace.to_string()).expect("it is printed in visible ASCII");
+            headers.entry(HeaderName::from_static(TRACE_PARENT_HEADER)).or_insert(value);
+        }
     }
 
     /// Headers with the context alone, for a client that takes a set of them.
@@ -138,7 +158,8 @@ impl Context {
         }
         let text =
             value.to_str().map_err(|_bytes| malformed("", "it consists of visible ASCII characters"))?;
-        text.parse().map(Some)
+        let context: Self = text.parse()?;
+        Ok(Some(context.traced(trace_parent(headers))))
     }
 
     fn parse_at(text: &str, now: Instant) -> Result<Self, ContextError> {
@@ -183,6 +204,13 @@ impl Context {
         };
         write!(f, "{version}-{}-{}-{}{mark}", self.cluster, self.gtrid, remaining.as_millis())
     }
+}
+
+/// The one that is there, if it is one.
+fn trace_parent(headers: &HeaderMap) -> Option<TraceParent> {
+    let mut values = headers.get_all(TRACE_PARENT_HEADER).iter();
+    let (Some(value), None) = (values.next(), values.next()) else { return None };
+    value.to_str().ok()?.parse().ok()
 }
 
 fn malformed(text: &str, why: &'static str) -> ContextError {

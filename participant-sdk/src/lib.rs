@@ -79,6 +79,7 @@ pub mod session;
 mod status;
 #[cfg(feature = "testing")]
 pub mod testing;
+mod traces;
 
 pub use client::{Begin, Client, ClientBuilder, Committed, DEFAULT_PATIENCE, Outcome, Transaction};
 pub use context::{CONTEXT_HEADER, Context, MAX_CONTEXT_BYTES};

@@ -4,6 +4,7 @@
 //! - [`ids`]: `Gtrid`, `Bqual`, `Xid` and the other names, with their limits, text forms and parsers.
 //! - [`v1`]: what prost and tonic generate from `proto/lockstep/v1/*.proto`.
 //! - [`museum`]: switches for bugs, for tests of the tests.
+//! - [`trace`]: the span that a piece of work belongs to.
 //! - [`wire`]: from the generated types to checked ones, and back. Wire types stop there.
 //!
 //! This crate never decides anything about a transaction.
@@ -11,6 +12,7 @@
 pub mod ids;
 pub mod limits;
 pub mod museum;
+pub mod trace;
 pub mod wire;
 
 /// Generated from `proto/lockstep/v1/*.proto`.
@@ -26,7 +28,11 @@ pub mod v1 {
     tonic::include_proto!("lockstep.v1");
 }
 
+/// What the `.proto` files say, for reflection: a serialized `FileDescriptorSet`.
+pub const FILE_DESCRIPTOR_SET: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/lockstep.bin"));
+
 pub use ids::{
     Bqual, ClusterId, Epoch, Gtrid, Incarnation, InstanceId, LogPosition, ParseIdError, ResourceManagerId,
     ResourceManagerName, Xid,
 };
+pub use trace::{TRACE_PARENT_HEADER, TraceParent};

@@ -9,10 +9,19 @@ use std::time::Duration;
 use lockstep::{Participant, Sqlite};
 use lockstep_tests::harness::clock::wait_for;
 use lockstep_tests::harness::coordinator::Coordinator;
-use lockstep_tests::harness::promtool::promtool;
+use lockstep_tests::harness::process::Reaped;
 use lockstep_tests::harness::roles::Roles;
+use lockstep_tests::harness::tools::promtool;
 use sqlx::SqlitePool;
 use tempfile::TempDir;
+use tonic::transport::Channel;
+use tonic_health::pb::HealthCheckRequest;
+use tonic_health::pb::health_check_response::ServingStatus;
+use tonic_health::pb::health_client::HealthClient;
+use tonic_reflection::pb::v1::ServerReflectionRequest;
+use tonic_reflection::pb::v1::server_reflection_client::ServerReflectionClient;
+use tonic_reflection::pb::v1::server_reflection_request::MessageRequest;
+use tonic_reflection::pb::v1::server_reflection_response::MessageResponse;
 
 const PATIENCE: Duration = Duration::from_secs(30);
 
@@ -50,6 +59,10 @@ impl Stage {
     async fn get(&self, path: &str) -> (u16, String) {
         let response = reqwest::get(format!("{}{path}", self.coordinator.url())).await.unwrap();
         (response.status().as_u16(), response.text().await.unwrap())
+    }
+
+    async fn channel(&self) -> Channel {
+        Channel::from_shared(self.coordinator.url()).unwrap().connect().await.unwrap()
     }
 
     async fn metric(&self, series: &str) -> f64 {
@@ -143,6 +156,38 @@ fn the_alerts_say_what_they_should_and_when() {
     assert_eq!(rules.matches("command: lockstep ").count(), alerts.len(), "each says what to run");
 }
 
+#[test]
+fn every_alert_has_its_page_and_every_page_its_alert() {
+    let rules = std::fs::read_to_string(repository().join("deploy/prometheus/rules.yml")).unwrap();
+    let mut alerts = BTreeSet::new();
+    // What belongs to an alert stands behind its name, up to the next one.
+    for part in rules.split("- alert: ").skip(1) {
+        let alert = part.lines().next().unwrap();
+        let value =
+            |key: &str| part.lines().find_map(|line| line.trim().strip_prefix(key)).unwrap_or_default();
+        let path = format!("docs/runbook/alerts/{alert}.md");
+        assert_eq!(value("runbook_url: "), path, "{alert} names its page");
+        let page = std::fs::read_to_string(repository().join(&path))
+            .unwrap_or_else(|error| panic!("{path}: {error}"));
+        assert!(page.starts_with(&format!("# {alert}\n")), "{path} says which alert it is about");
+        let first = page.lines().find(|line| line.starts_with("$ "));
+        assert_eq!(
+            first,
+            Some(format!("$ {}", value("command: ")).as_str()),
+            "{path} begins with the alert's command"
+        );
+        alerts.insert(format!("{alert}.md"));
+    }
+    let pages = std::fs::read_dir(repository().join("docs/runbook/alerts")).unwrap();
+    let pages: BTreeSet<String> =
+        pages.map(|page| page.unwrap().file_name().into_string().unwrap()).collect();
+    assert_eq!(pages, alerts);
+    let index = std::fs::read_to_string(repository().join("docs/runbook/README.md")).unwrap();
+    for page in &pages {
+        assert!(index.contains(&format!("(alerts/{page})")), "docs/runbook/README.md lists {page}");
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_coordinator_is_alive_and_ready_until_it_drains() {
     let mut stage = Stage::set().await;
@@ -168,4 +213,85 @@ async fn a_coordinator_is_alive_and_ready_until_it_drains() {
     assert!(text.contains("draining"), "{text}");
     assert_eq!(stage.get("/livez").await.0, 200, "it is alive all the same");
     open.commit().await.unwrap();
+}
+
+fn checked(service: &str) -> HealthCheckRequest {
+    HealthCheckRequest { service: service.to_owned() }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_health_service_says_what_readyz_says_and_a_drain_is_heard_before_the_address_closes() {
+    let mut stage = Stage::set().await;
+    let mut health = HealthClient::new(stage.channel().await);
+    for service in ["", "CoordinatorService", "ParticipantService", "AdminService"] {
+        let name = if service.is_empty() { String::new() } else { format!("lockstep.v1.{service}") };
+        let answer = health.check(checked(&name)).await.unwrap().into_inner();
+        assert_eq!(answer.status(), ServingStatus::Serving, "{name}");
+    }
+    let stranger = health.check(checked("lockstep.v1.Nothing")).await.unwrap_err();
+    assert_eq!(stranger.code(), tonic::Code::NotFound);
+    let mut stranger = health.watch(checked("lockstep.v1.Nothing")).await.unwrap().into_inner();
+    assert_eq!(stranger.message().await.unwrap().unwrap().status(), ServingStatus::ServiceUnknown);
+    let mut watched = health.watch(checked("")).await.unwrap().into_inner();
+    assert_eq!(watched.message().await.unwrap().unwrap().status(), ServingStatus::Serving);
+
+    // A transaction that is under way keeps it draining.
+    let open = stage.write("pay").await;
+    stage.coordinator.process().signal(rustix::process::Signal::TERM).unwrap();
+    let heard =
+        tokio::time::timeout(PATIENCE, watched.message()).await.expect("a watcher hears of the drain");
+    assert_eq!(heard.unwrap().unwrap().status(), ServingStatus::NotServing);
+    // Who comes now is still answered.
+    let mut late = HealthClient::new(stage.channel().await);
+    let answer = late.check(checked("")).await.unwrap().into_inner();
+    assert_eq!(answer.status(), ServingStatus::NotServing);
+    assert_eq!(stage.get("/readyz").await.0, 503);
+    open.commit().await.unwrap();
+    // Nothing more to tell: the watchers do not hold the end up.
+    let over = tokio::time::timeout(PATIENCE, watched.message()).await.expect("the stream ends");
+    assert!(!matches!(over, Ok(Some(_))), "{over:?}");
+    assert_eq!(stage.coordinator.process().wait(PATIENCE).unwrap(), Reaped::Exit(0));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_watcher_hears_of_a_drain_that_has_nothing_to_wait_for() {
+    let mut stage = Stage::set().await;
+    let mut health = HealthClient::new(stage.channel().await);
+    let mut watched = health.watch(checked("")).await.unwrap().into_inner();
+    assert_eq!(watched.message().await.unwrap().unwrap().status(), ServingStatus::Serving);
+    stage.coordinator.process().signal(rustix::process::Signal::TERM).unwrap();
+    let heard = tokio::time::timeout(PATIENCE, watched.message()).await.expect("it hears of the drain");
+    assert_eq!(heard.unwrap().unwrap().status(), ServingStatus::NotServing);
+    assert_eq!(stage.coordinator.process().wait(PATIENCE).unwrap(), Reaped::Exit(0));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_can_be_called_is_told_by_reflection() {
+    let stage = Stage::set().await;
+    let MessageResponse::ListServicesResponse(listed) =
+        reflected(&stage, MessageRequest::ListServices(String::new())).await
+    else {
+        panic!("no list")
+    };
+    let names: BTreeSet<String> = listed.service.into_iter().map(|service| service.name).collect();
+    let expected = [
+        "grpc.health.v1.Health",
+        "grpc.reflection.v1.ServerReflection",
+        "lockstep.v1.AdminService",
+        "lockstep.v1.CoordinatorService",
+        "lockstep.v1.ParticipantService",
+    ];
+    assert_eq!(names, expected.map(str::to_owned).into());
+    let symbol = MessageRequest::FileContainingSymbol("lockstep.v1.CoordinatorService".to_owned());
+    let MessageResponse::FileDescriptorResponse(file) = reflected(&stage, symbol).await else {
+        panic!("no file")
+    };
+    assert!(!file.file_descriptor_proto.is_empty());
+}
+
+async fn reflected(stage: &Stage, question: MessageRequest) -> MessageResponse {
+    let mut reflection = ServerReflectionClient::new(stage.channel().await);
+    let request = ServerReflectionRequest { host: String::new(), message_request: Some(question) };
+    let answers = reflection.server_reflection_info(tokio_stream::once(request)).await.unwrap();
+    answers.into_inner().message().await.unwrap().unwrap().message_response.unwrap()
 }

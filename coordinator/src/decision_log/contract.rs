@@ -7,7 +7,9 @@
 #![allow(clippy::unwrap_used, clippy::missing_panics_doc, reason = "these are tests")]
 #![allow(async_fn_in_trait, reason = "nothing but these tests calls it")]
 
-use lockstep_proto::{Bqual, ClusterId, Epoch, Gtrid, Incarnation, LogPosition, ResourceManagerId};
+use lockstep_proto::{
+    Bqual, ClusterId, Epoch, Gtrid, Incarnation, LogPosition, ResourceManagerId, TraceParent,
+};
 
 use super::audit::{AuditQuery, AuditRecord, Effect, Operation};
 use super::restore::{Order, Restoration, RestoreError, Step};
@@ -137,6 +139,7 @@ pub fn about(name: &str) -> About {
     About {
         name: name.to_owned(),
         labels: labels.map(|(key, value)| (key.to_owned(), value.to_owned())).into(),
+        trace: TraceParent::new([9; 16], [7; 8], true),
     }
 }
 

@@ -55,6 +55,17 @@ pub struct LogDone {
     pub forced: Forced,
     /// The position that has it, or what failed.
     pub result: Result<LogPosition, AppendError>,
+    /// The write that it was part of.
+    pub force: Force,
+}
+
+/// A batch on its way to the log.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Force {
+    /// The records in it; 0 if it was not handed to the log any more.
+    pub records: usize,
+    /// How long the log took.
+    pub took: Duration,
 }
 
 /// The writer has stopped: the log is broken, and the process is about to end.
@@ -315,11 +326,12 @@ impl GroupCommit {
         fail::fail_point!("log-before-force");
         let started = Instant::now();
         let result = self.log.force(&batch).await;
+        let force = Force { records: batch.decisions.len() + batch.ends.len(), took: started.elapsed() };
         fail::fail_point!("log-before-answer");
         match &result {
             Ok(position) => {
-                let records = (batch.decisions.len() + batch.ends.len()) as u64;
-                self.metrics.forced(records, started.elapsed());
+                let records = force.records as u64;
+                self.metrics.forced(records, force.took);
                 self.counters.forces.fetch_add(1, Ordering::Relaxed);
                 self.counters.records.fetch_add(records, Ordering::Relaxed);
                 self.counters.largest_batch.fetch_max(records, Ordering::Relaxed);
@@ -333,15 +345,15 @@ impl GroupCommit {
             }
             Err(AppendError::Unknown(_) | AppendError::Sealed(_)) => {}
         }
-        self.answer(&result);
+        self.answer(&result, force);
         result.map(|_position| ())
     }
 
     /// Tells each shard the result for all of its writes in the batch.
-    fn answer(&mut self, result: &Result<LogPosition, AppendError>) {
+    fn answer(&mut self, result: &Result<LogPosition, AppendError>, force: Force) {
         let mut answers: Vec<Vec<LogDone>> = self.shards.iter().map(|_shard| Vec::new()).collect();
         for Waiter { shard, gtrid, forced } in self.waiters.drain(..) {
-            answers[shard].push(LogDone { gtrid, forced, result: result.clone() });
+            answers[shard].push(LogDone { gtrid, forced, result: result.clone(), force });
         }
         for (shard, answers) in self.shards.iter().zip(answers) {
             if !answers.is_empty() {
@@ -383,7 +395,7 @@ impl GroupCommit {
         while let Some(request) = self.queue.recv().await {
             self.sort_in(request);
         }
-        self.answer(&Err(unknown.clone()));
+        self.answer(&Err(unknown.clone()), Force::default());
     }
 }
 

@@ -10,7 +10,9 @@
 use std::collections::BTreeMap;
 
 use lockstep_proto::limits::MAX_BRANCHES;
-use lockstep_proto::{Bqual, ClusterId, Gtrid, Incarnation, ResourceManagerId, ResourceManagerName};
+use lockstep_proto::{
+    Bqual, ClusterId, Gtrid, Incarnation, ResourceManagerId, ResourceManagerName, TraceParent,
+};
 use prost::Message;
 
 use crate::decision_log::KnownResourceManager;
@@ -113,15 +115,23 @@ struct AboutBody {
     name: String,
     #[prost(btree_map = "string, string", tag = "2")]
     labels: BTreeMap<String, String>,
+    /// The 24 bytes of a recorded span; empty if there is none. A version that does not know this field leaves it out.
+    #[prost(bytes = "vec", tag = "3")]
+    trace: Vec<u8>,
 }
 
 impl AboutBody {
     fn new(about: &About) -> Self {
-        Self { name: about.name.clone(), labels: about.labels.clone() }
+        let trace = about.trace.map(|trace| trace.to_bytes().to_vec()).unwrap_or_default();
+        Self { name: about.name.clone(), labels: about.labels.clone(), trace }
     }
 
-    fn about(self) -> About {
-        About { name: self.name, labels: self.labels }
+    fn about(self) -> Result<About, RowError> {
+        let trace = match self.trace.as_slice() {
+            [] => None,
+            bytes => Some(TraceParent::from_bytes(bytes).ok_or(RowError::Malformed("trace"))?),
+        };
+        Ok(About { name: self.name, labels: self.labels, trace })
     }
 }
 
@@ -174,7 +184,7 @@ pub(super) fn decode_decision(gtrid: Gtrid, bytes: &[u8]) -> Result<DecisionReco
         kind,
         branches,
         decided_ms: body.decided_ms,
-        about: body.about.map(AboutBody::about).unwrap_or_default(),
+        about: body.about.map(AboutBody::about).transpose()?.unwrap_or_default(),
     })
 }
 
@@ -277,7 +287,7 @@ pub(super) fn decode_end(
         detail: body.detail,
         branches,
         ended_ms: u64::try_from(ended_ms).map_err(|_negative| RowError::Malformed("time"))?,
-        about: body.about.map(AboutBody::about).or_else(decided).unwrap_or_default(),
+        about: body.about.map(AboutBody::about).transpose()?.or_else(decided).unwrap_or_default(),
     })
 }
 

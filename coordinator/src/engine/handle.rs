@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use lockstep_proto::Gtrid;
+use lockstep_proto::{Gtrid, TraceParent};
 
 use super::input::{Act, Answer, Input, OutcomeAnswer, Summary, TransactionView, Wait};
 use super::shell::{Mail, Shards, Stopped};
@@ -17,6 +17,7 @@ use crate::protocol::outcome::Outcome;
 use crate::protocol::presumption::{Known, conclude};
 use crate::protocol::record::About;
 use crate::telemetry::metrics::Metrics;
+use crate::telemetry::traces::{OpenSpan, Traces};
 
 /// What a question to the engine can fail with. Nothing is known then, and nothing was changed.
 #[derive(Debug, thiserror::Error)]
@@ -71,6 +72,7 @@ struct Inner {
     log: Arc<dyn DecisionLog>,
     writer: LogWriter,
     metrics: Arc<Metrics>,
+    traces: Option<Traces>,
     max_in_flight: usize,
     draining: AtomicBool,
     behind: AtomicBool,
@@ -102,6 +104,7 @@ impl Engine {
         log: Arc<dyn DecisionLog>,
         writer: LogWriter,
         metrics: Arc<Metrics>,
+        traces: Option<Traces>,
         max_in_flight: usize,
     ) -> Self {
         Self(Arc::new(Inner {
@@ -109,6 +112,7 @@ impl Engine {
             log,
             writer,
             metrics,
+            traces,
             max_in_flight,
             draining: AtomicBool::new(false),
             behind: AtomicBool::new(false),
@@ -139,6 +143,12 @@ impl Engine {
     #[must_use]
     pub fn metrics(&self) -> &Metrics {
         &self.0.metrics
+    }
+
+    /// What makes spans, if somebody wants them.
+    #[must_use]
+    pub fn traces(&self) -> Option<&Traces> {
+        self.0.traces.as_ref()
     }
 
     /// What admission looks at.
@@ -175,18 +185,33 @@ impl Engine {
         self.0.behind.load(Ordering::Relaxed)
     }
 
-    /// Begins a transaction.
+    /// Begins a transaction. `caller`: the span that it is begun in. Its id, and its own span, if that is recorded.
     ///
     /// # Errors
     /// [`BeginError`]; nothing was begun.
-    pub async fn begin(&self, about: About, timeout: Duration) -> Result<Gtrid, BeginError> {
+    pub async fn begin(
+        &self,
+        about: About,
+        timeout: Duration,
+        caller: Option<TraceParent>,
+    ) -> Result<(Gtrid, Option<TraceParent>), BeginError> {
         self.may_begin()?;
         let random: [u8; 10] = rand::random();
         let name = about.name.clone();
+        let span = self.0.traces.as_ref().and_then(|traces| traces.begin(&name, timeout, caller));
+        let trace = span.as_ref().map(OpenSpan::parent);
+        let about = About { trace, ..about };
         // The shard follows from the random bits alone, so any time and epoch give the right one.
         let epoch = self.0.log.position().epoch;
         let shard = self.0.shards.of(&Gtrid::new(epoch, 0, random));
-        let answer = shard.ask(|reply| Input::Begin { random, timeout, about, reply }).await?;
+        let mail = |reply| {
+            let input = Input::Begin { random, timeout, about, reply };
+            match span {
+                Some(span) => Mail::Begins(input, span),
+                None => Mail::Input(input),
+            }
+        };
+        let answer = shard.ask_by(mail).await?;
         if answer == Answer::Full {
             return Err(BeginError::Full(self.0.max_in_flight));
         }
@@ -194,7 +219,7 @@ impl Engine {
             unreachable!("a begin is answered with begun or full, not {answer:?}")
         };
         self.0.metrics.started(&name);
-        Ok(gtrid)
+        Ok((gtrid, trace))
     }
 
     /// Whether a transaction may begin now.

@@ -9,7 +9,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use lockstep_proto::{ResourceManagerName, Xid};
+use lockstep_proto::{ResourceManagerName, TraceParent, Xid};
 use tokio::sync::{mpsc, oneshot};
 
 use super::clock::Clock;
@@ -20,7 +20,8 @@ use crate::decision_log::AppendError;
 use crate::decision_log::group_commit::{LogDone, LogWriter};
 use crate::protocol::event::Applied;
 use crate::sessions::outbox::Outbox;
-use crate::telemetry::stopwatch::Stopwatch;
+use crate::telemetry::Onlookers;
+use crate::telemetry::traces::OpenSpan;
 
 /// Where a shard's answer goes.
 pub type ReplyTo = oneshot::Sender<Answer>;
@@ -35,6 +36,8 @@ const TAKE: usize = 256;
 pub enum Mail {
     /// For the shard.
     Input(Input<ReplyTo>),
+    /// The same, of a transaction that begins, and its span.
+    Begins(Input<ReplyTo>, OpenSpan),
     /// A session attached; this is where it is written to.
     Attached(SessionId, ResourceManagerName, Outbox),
 }
@@ -58,7 +61,7 @@ pub struct ShardTask {
     log: LogWriter,
     strays: mpsc::Sender<StrayAcknowledgement>,
     outboxes: BTreeMap<SessionId, Outbox>,
-    stopwatch: Stopwatch,
+    onlookers: Onlookers,
 }
 
 /// The sending ends of one shard's channels.
@@ -86,8 +89,16 @@ impl ShardHandle {
     /// # Errors
     /// [`Stopped`].
     pub async fn ask(&self, input: impl FnOnce(ReplyTo) -> Input<ReplyTo>) -> Result<Answer, Stopped> {
+        self.ask_by(|reply| Mail::Input(input(reply))).await
+    }
+
+    /// Hands mail over that asks for an answer, and waits for it.
+    ///
+    /// # Errors
+    /// [`Stopped`].
+    pub async fn ask_by(&self, mail: impl FnOnce(ReplyTo) -> Mail) -> Result<Answer, Stopped> {
         let (reply, answer) = oneshot::channel();
-        self.send(Mail::Input(input(reply))).await?;
+        self.send(mail(reply)).await?;
         answer.await.map_err(|_dropped| Stopped)
     }
 }
@@ -102,11 +113,11 @@ impl ShardTask {
         log: LogWriter,
         log_answers: mpsc::UnboundedReceiver<Vec<LogDone>>,
         strays: mpsc::Sender<StrayAcknowledgement>,
-        stopwatch: Stopwatch,
+        onlookers: Onlookers,
     ) -> (Self, ShardHandle) {
         let (sender, mail) = mpsc::channel(MAILBOX);
         let outboxes = BTreeMap::new();
-        let task = Self { number, shard, clock, mail, log_answers, log, strays, outboxes, stopwatch };
+        let task = Self { number, shard, clock, mail, log_answers, log, strays, outboxes, onlookers };
         (task, ShardHandle { mail: sender })
     }
 
@@ -119,6 +130,9 @@ impl ShardTask {
                 biased;
                 Some(answers) = self.log_answers.recv() => {
                     for done in answers {
+                        if let Some(traces) = &mut self.onlookers.traces {
+                            traces.log_done(&done);
+                        }
                         let (gtrid, answer) = (done.gtrid, log_answer(done));
                         self.step(Input::Log { gtrid, answer }).await;
                     }
@@ -146,20 +160,26 @@ impl ShardTask {
                 self.outboxes.remove(&session);
                 self.step(Input::Detached { session }).await;
             }
+            Mail::Begins(input, span) => {
+                if let Some(traces) = &mut self.onlookers.traces {
+                    traces.begins(span);
+                }
+                self.step(input).await;
+            }
             Mail::Input(input) => self.step(input).await,
         }
     }
 
     async fn step(&mut self, input: Input<ReplyTo>) {
         let now = self.clock.now();
-        self.stopwatch.goes_in(&input, now.monotonic);
+        self.onlookers.goes_in(&input, now.monotonic);
         for output in self.shard.step(input, now) {
-            self.stopwatch.comes_out(&output, now.monotonic);
-            self.carry_out(output).await;
+            let trace = self.onlookers.comes_out(&output, now.monotonic);
+            self.carry_out(output, trace).await;
         }
     }
 
-    async fn carry_out(&mut self, output: Output<ReplyTo>) {
+    async fn carry_out(&mut self, output: Output<ReplyTo>, trace: Option<TraceParent>) {
         match output {
             Output::Log(write) => {
                 // The writer stops only when the log is broken, and then the process ends. Nothing may follow from this write.
@@ -170,7 +190,7 @@ impl ShardTask {
             Output::Send(session, message) => {
                 crash_before_sending(&message);
                 if let Some(outbox) = self.outboxes.get(&session) {
-                    outbox.send(message);
+                    outbox.send(message, trace);
                 }
             }
             Output::Reply(reply, answer) => {

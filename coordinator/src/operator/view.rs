@@ -196,6 +196,8 @@ pub(super) struct TransactionView {
     pub paused: bool,
     /// Its heuristic outcome was acknowledged.
     pub acknowledged: bool,
+    /// Its span, as W3C writes it; empty if none was recorded.
+    pub traceparent: String,
     pub branches: Vec<BranchView>,
 }
 
@@ -305,6 +307,7 @@ impl TryFrom<v1::TransactionInfo> for TransactionView {
             situation: Situation::maybe(wire.situation)?,
             paused: wire.paused,
             acknowledged: wire.acknowledged,
+            traceparent: wire.traceparent,
             branches: wire.branches.into_iter().map(Into::into).collect(),
         })
     }

@@ -6,7 +6,7 @@
 //! its retention is over. A transaction with no decision record is rolled back (presumed abort: Mohan, Lindsay,
 //! Obermarck, "Transaction Management in the R* Distributed Database Management System", 1986, section 3).
 
-use lockstep_proto::{Bqual, Gtrid};
+use lockstep_proto::{Bqual, Gtrid, TraceParent};
 
 use super::outcome::{BranchEnd, Outcome};
 
@@ -17,6 +17,8 @@ pub struct About {
     pub name: String,
     /// At most 16 of at most 256 bytes each, in the order of their keys.
     pub labels: std::collections::BTreeMap<String, String>,
+    /// Its span, if that is recorded: what is done about it later, by recovery or by hand, links to it.
+    pub trace: Option<TraceParent>,
 }
 
 /// Which promise a decision record makes.

@@ -29,6 +29,19 @@ pub enum Situation {
     Heuristic,
 }
 
+impl Situation {
+    /// Its name, for people.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Undelivered => "undelivered",
+            Self::Undecided => "undecided",
+            Self::Orphan => "orphan",
+            Self::Heuristic => "heuristic",
+        }
+    }
+}
+
 /// What a person may want to do about a transaction.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Action {

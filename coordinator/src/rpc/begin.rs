@@ -2,7 +2,8 @@
 
 use std::time::Duration;
 
-use lockstep_proto::{limits, v1};
+use lockstep_proto::{TRACE_PARENT_HEADER, TraceParent, limits, v1};
+use tonic::metadata::MetadataMap;
 
 use super::Services;
 use super::status::RequestError;
@@ -10,17 +11,26 @@ use crate::protocol::record::About;
 
 pub(super) async fn begin(
     services: &Services,
+    metadata: &MetadataMap,
     request: v1::BeginRequest,
 ) -> Result<v1::BeginResponse, RequestError> {
     let timeout = timeout(request.timeout_ms, services.default_timeout)?;
     let about = about(request)?;
     let engine = &services.shared.engine;
-    let gtrid = engine.begin(about, timeout).await?;
+    let (gtrid, trace) = engine.begin(about, timeout, caller(metadata)).await?;
     Ok(v1::BeginResponse {
         gtrid: gtrid.to_string(),
         cluster: engine.log().cluster().to_string(),
         timeout_ms: u64::try_from(timeout.as_millis()).expect("at most a day"),
+        traceparent: trace.map_or(String::new(), |trace| trace.to_string()),
     })
+}
+
+/// The span that the caller is in, if it says so: one that means nothing, or comes twice, is none.
+fn caller(metadata: &MetadataMap) -> Option<TraceParent> {
+    let mut values = metadata.get_all(TRACE_PARENT_HEADER).iter();
+    let (Some(value), None) = (values.next(), values.next()) else { return None };
+    value.to_str().ok()?.parse().ok()
 }
 
 fn timeout(asked_ms: u64, default: Duration) -> Result<Duration, RequestError> {
@@ -47,7 +57,7 @@ fn about(request: v1::BeginRequest) -> Result<About, RequestError> {
     if let Some((key, _)) = request.labels.iter().find(too_long) {
         return Err(RequestError::Label(limits::cut(key, limits::MAX_NAME_BYTES).to_owned()));
     }
-    Ok(About { name: request.name, labels: request.labels.into_iter().collect() })
+    Ok(About { name: request.name, labels: request.labels.into_iter().collect(), trace: None })
 }
 
 #[cfg(test)]

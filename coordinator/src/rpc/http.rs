@@ -10,6 +10,7 @@ use axum::http::header::CONTENT_TYPE;
 use axum::response::IntoResponse;
 use axum::routing::get;
 
+use super::readiness::Readiness;
 use crate::sessions::session::Shared;
 use crate::telemetry::scrape;
 
@@ -35,25 +36,8 @@ async fn metrics(State(shared): State<Shared>) -> impl IntoResponse {
 }
 
 async fn ready(State(shared): State<Shared>, RawQuery(query): RawQuery) -> (StatusCode, String) {
-    let begins = shared.engine.may_begin().map_err(|error| error.to_string());
-    let reads = shared.engine.log().status().await.map(drop).map_err(|error| error.to_string());
-    let checks = [("begins", begins), ("log", reads)];
-    let status = if checks.iter().all(|(_, check)| check.is_ok()) {
-        StatusCode::OK
-    } else {
-        StatusCode::SERVICE_UNAVAILABLE
-    };
+    let readiness = Readiness::of(&shared).await;
+    let status = if readiness.is_ready() { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
     let verbose = query.is_some_and(|query| query.split('&').any(|word| word == "verbose"));
-    let mut text = String::new();
-    for (name, check) in &checks {
-        match check {
-            Ok(()) if verbose => text.push_str(&format!("ok    {name}\n")),
-            Ok(()) => {}
-            Err(why) => text.push_str(&format!("fails {name}: {why}\n")),
-        }
-    }
-    if text.is_empty() {
-        text.push_str("ok\n");
-    }
-    (status, text)
+    (status, readiness.text(verbose))
 }

@@ -6,8 +6,10 @@ pub(crate) mod admin;
 mod attach;
 mod begin;
 mod commit;
+mod health;
 mod http;
 mod inquire;
+mod readiness;
 mod rollback;
 pub mod status;
 
@@ -17,6 +19,7 @@ use lockstep_proto::v1::coordinator_service_server::{CoordinatorService, Coordin
 use lockstep_proto::v1::participant_service_server::{ParticipantService, ParticipantServiceServer};
 use lockstep_proto::{Gtrid, limits};
 use tonic::{Request, Response, Status, Streaming};
+use tonic_reflection::server::v1::{ServerReflection, ServerReflectionServer};
 
 use crate::protocol::outcome::{Heuristic, Outcome};
 use crate::sessions::session::Shared;
@@ -37,12 +40,15 @@ impl Services {
         Self { shared, default_timeout, started_ms: crate::engine::clock::unix_ms() }
     }
 
-    /// The three services, with their limits, and what is asked for over HTTP/1.1 on the same address, to be served.
+    /// The three services, with their limits, gRPC's own about them (health, reflection), and what is asked for over HTTP/1.1 on
+    /// the same address, to be served.
     #[must_use]
     pub fn router(self) -> tonic::service::Routes {
         let max = limits::MAX_FRAME_BYTES;
         let shared = self.shared.clone();
-        tonic::service::Routes::from(http::router(shared))
+        tonic::service::Routes::from(http::router(shared.clone()))
+            .add_service(health::service(shared))
+            .add_service(reflection())
             .add_service(CoordinatorServiceServer::new(self.clone()).max_decoding_message_size(max))
             .add_service(ParticipantServiceServer::new(self.clone()).max_decoding_message_size(max))
             .add_service(AdminServiceServer::new(self).max_decoding_message_size(max))
@@ -63,7 +69,8 @@ impl Services {
 #[tonic::async_trait]
 impl CoordinatorService for Services {
     async fn begin(&self, request: Request<v1::BeginRequest>) -> Result<Response<v1::BeginResponse>, Status> {
-        Ok(Response::new(begin::begin(self, request.into_inner()).await?))
+        let (metadata, _extensions, request) = request.into_parts();
+        Ok(Response::new(begin::begin(self, &metadata, request).await?))
     }
 
     async fn commit(
@@ -168,6 +175,14 @@ impl AdminService for Services {
     ) -> Result<Response<Self::ExportStream>, Status> {
         Ok(Response::new(admin::export::export(self).await?))
     }
+}
+
+/// Tells what can be called here, for tools such as grpcurl.
+fn reflection() -> ServerReflectionServer<impl ServerReflection> {
+    let builder = tonic_reflection::server::Builder::configure()
+        .register_encoded_file_descriptor_set(lockstep_proto::FILE_DESCRIPTOR_SET)
+        .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET);
+    builder.build_v1().expect("the descriptors were made by the compiler of the services")
 }
 
 /// The wire's word for an outcome; `None`: undecided.

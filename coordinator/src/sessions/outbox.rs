@@ -1,6 +1,6 @@
 //! What waits to be written to one participant.
 
-use lockstep_proto::{Xid, limits, v1};
+use lockstep_proto::{TraceParent, Xid, limits, v1};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
@@ -18,8 +18,8 @@ const INQUIRIES: usize = 1024;
 /// One message on its way out.
 #[derive(Debug, Clone)]
 pub enum Outgoing {
-    /// From a shard.
-    Shard(ToParticipant),
+    /// From a shard, and the span that it is part of.
+    Shard(ToParticipant, Option<TraceParent>),
     /// An answer to a report or a reconciliation, or a drain: complete but for the log position.
     Answer(v1::coordinator_message::Kind),
 }
@@ -53,8 +53,8 @@ impl Outbox {
 
     /// Puts a shard's message in, or ends the session: a message that is left out would be a lost prepare or decision, and a
     /// session's end is what recovers those.
-    pub fn send(&self, message: ToParticipant) {
-        self.put(Outgoing::Shard(message));
+    pub fn send(&self, message: ToParticipant, trace: Option<TraceParent>) {
+        self.put(Outgoing::Shard(message, trace));
     }
 
     /// Puts an answer in, or ends the session.
@@ -95,15 +95,19 @@ pub fn frames(
 
 fn to_wire(message: Outgoing, position: &v1::LogPosition) -> v1::CoordinatorMessage {
     use v1::coordinator_message::Kind;
+    let mut traceparent = String::new();
     let kind = match message {
         Outgoing::Answer(Kind::ReportAnswer(mut answer)) => {
             answer.position = Some(position.clone());
             Kind::ReportAnswer(answer)
         }
         Outgoing::Answer(kind) => kind,
-        Outgoing::Shard(message) => shard_message(message, position),
+        Outgoing::Shard(message, trace) => {
+            traceparent = trace.map_or(traceparent, |trace| trace.to_string());
+            shard_message(message, position)
+        }
     };
-    v1::CoordinatorMessage { kind: Some(kind) }
+    v1::CoordinatorMessage { kind: Some(kind), traceparent }
 }
 
 fn shard_message(message: ToParticipant, position: &v1::LogPosition) -> v1::coordinator_message::Kind {

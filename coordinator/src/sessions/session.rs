@@ -34,6 +34,8 @@ pub struct Shared {
     pub inspections: Inspections,
     /// Told to participants.
     pub terms: Arc<Terms>,
+    /// Cancelled when nothing is begun any more, because this process is to end.
+    pub draining: CancellationToken,
     /// Cancelled when the process ends: every stream ends then.
     pub shutdown: CancellationToken,
 }
@@ -55,6 +57,7 @@ impl Shared {
     /// a second time changes nothing.
     pub fn start_draining(&self) {
         self.engine.start_draining();
+        self.draining.cancel();
         self.registry.each_outbox(|outbox| {
             outbox.answer(v1::coordinator_message::Kind::Drain(v1::Drain {}));
         });

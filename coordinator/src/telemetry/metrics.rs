@@ -95,7 +95,7 @@ impl Attempt {
     }
 }
 
-const fn outcome_label(outcome: Outcome) -> &'static str {
+pub(super) const fn outcome_label(outcome: Outcome) -> &'static str {
     match outcome {
         Outcome::Committed => "committed",
         Outcome::RolledBack => "rolled_back",

@@ -14,16 +14,16 @@ use std::time::{Duration, Instant};
 
 use lockstep_proto::v1;
 use lockstep_proto::v1::coordinator_service_client::CoordinatorServiceClient;
-use lockstep_proto::{ClusterId, Gtrid};
+use lockstep_proto::{ClusterId, Gtrid, TRACE_PARENT_HEADER, TraceParent};
 use tonic::transport::{Channel, Endpoint};
-use tonic::{Code, Response, Status};
+use tonic::{Code, Request, Response, Status};
 
 pub use transaction::{Committed, Transaction};
 
-use crate::clock;
 use crate::context::Context;
 use crate::error::{BeginError, ConnectError, InquireError, TransactionError};
 use crate::status::{is_transient, sentence};
+use crate::{clock, traces};
 use nodes::{Coordinator, Coordinators};
 
 /// How long a call is repeated unless configured otherwise.
@@ -327,12 +327,13 @@ impl Begin<'_> {
             labels: self.labels,
         };
         let until = clock::now() + self.client.shared.patience;
+        let caller = traces::current();
         let answer = self.client.repeat(None, until, |mut rpc| {
-            let request = request.clone();
+            let request = in_span(request.clone(), caller);
             self.client.in_turn(TURN, async move { rpc.begin(request).await })
         });
         let (response, home) = answer.await.map_err(|status| begin_error(&status))?;
-        let context = begun(&response)?;
+        let context = begun(&response, caller)?;
         let _known = self.client.shared.cluster.set(context.cluster());
         Ok(Transaction::new(self.client.clone(), context, home))
     }
@@ -353,6 +354,7 @@ impl Begin<'_> {
         F: AsyncFnOnce(&Transaction) -> Result<T, E>,
     {
         let transaction = self.start().await?;
+        let gtrid = transaction.gtrid();
         match work(&transaction).await {
             Ok(value) => {
                 transaction.commit().await?;
@@ -360,7 +362,7 @@ impl Begin<'_> {
             }
             Err(error) => {
                 if let Err(unconfirmed) = transaction.rollback("the application's work failed").await {
-                    tracing::warn!(%unconfirmed, "after the work failed");
+                    tracing::warn!(%gtrid, %unconfirmed, "after the work failed");
                 }
                 Err(TransactionError::Work(error))
             }
@@ -372,12 +374,25 @@ fn millis(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
 
-fn begun(response: &v1::BeginResponse) -> Result<Context, BeginError> {
+/// The request, as one of this span.
+fn in_span<T>(message: T, caller: Option<TraceParent>) -> Request<T> {
+    let mut request = Request::new(message);
+    if let Some(caller) = caller {
+        let value = caller.to_string().parse().expect("it is printed in visible ASCII");
+        request.metadata_mut().insert(TRACE_PARENT_HEADER, value);
+    }
+    request
+}
+
+/// What the coordinator has begun. A transaction that the coordinator records no span of is worked in in its caller's.
+fn begun(response: &v1::BeginResponse, caller: Option<TraceParent>) -> Result<Context, BeginError> {
     let error = |cause: lockstep_proto::ParseIdError| BeginError::Protocol(cause.to_string());
     let gtrid = response.gtrid.parse().map_err(error)?;
     let cluster = response.cluster.parse().map_err(error)?;
     // Counted from when the answer is here: later than the coordinator's deadline by the way of the answer.
-    Ok(Context::new(cluster, gtrid, clock::now() + Duration::from_millis(response.timeout_ms)))
+    let trace = response.traceparent.parse().ok().or(caller);
+    let deadline = clock::now() + Duration::from_millis(response.timeout_ms);
+    Ok(Context::new(cluster, gtrid, deadline).traced(trace))
 }
 
 fn begin_error(status: &Status) -> BeginError {

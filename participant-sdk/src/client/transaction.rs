@@ -143,7 +143,7 @@ impl Drop for Transaction {
             if let Err(unconfirmed) =
                 send_rollback(&client, &context, &home, "dropped by the application").await
             {
-                tracing::warn!(%unconfirmed, "a dropped transaction");
+                tracing::warn!(gtrid = %context.gtrid(), %unconfirmed, "a dropped transaction");
             }
         }));
     }

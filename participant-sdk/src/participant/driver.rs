@@ -8,7 +8,7 @@ use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use lockstep_proto::{Epoch, InstanceId, ResourceManagerName, Xid, v1};
+use lockstep_proto::{Epoch, InstanceId, ResourceManagerName, TraceParent, Xid, v1};
 use tokio::sync::{broadcast, mpsc, oneshot, watch};
 use tonic::Status;
 use tonic::transport::Channel;
@@ -24,6 +24,7 @@ use crate::error::{AttachError, FinishError, JoinError};
 use crate::resource::{Attachment, EvidenceRow, Inspection, Resource, ResourceError, Room, Unresolved};
 use crate::session::message::{FromCoordinator, NodeAddress, ToCoordinator};
 use crate::session::{Closing, Done, Effect, Event, HandlerId, Listing, Session};
+use crate::traces::Parents;
 
 /// Waits between questions to a store that did not answer.
 const FIRST_QUESTION: Duration = Duration::from_millis(100);
@@ -100,6 +101,7 @@ pub(super) struct Driver<R: Resource> {
     attempts: Attempts,
     operations: Operations<R>,
     opens: HashMap<Xid, R::Open>,
+    traces: Parents,
     /// The one that is being taken, and those that have come up meanwhile.
     events: VecDeque<Event>,
     next_handler: HandlerId,
@@ -150,6 +152,7 @@ impl<R: Resource> Driver<R> {
             operations: Operations::new(parts.name.clone(), parts.resource, report_sender.clone()),
             name: parts.name,
             opens: HashMap::new(),
+            traces: Parents::default(),
             events: VecDeque::new(),
             next_handler: 0,
             joiners: HashMap::new(),
@@ -224,6 +227,9 @@ impl<R: Resource> Driver<R> {
         self.next_handler += 1;
         let context = join.context;
         self.joiners.insert(handler, join);
+        if let Some(trace) = context.trace() {
+            self.traces.note(context.gtrid(), trace, || self.session.unsettled());
+        }
         self.tell(Event::Join {
             handler,
             cluster: context.cluster(),
@@ -293,7 +299,9 @@ impl<R: Resource> Driver<R> {
     fn frame(&mut self, frame: Result<Option<v1::CoordinatorFrame>, Status>) {
         match frame {
             Ok(Some(frame)) => match stream::messages(frame) {
-                Ok(messages) => messages.into_iter().for_each(|message| self.message(message)),
+                Ok(messages) => {
+                    messages.into_iter().for_each(|(message, trace)| self.message(message, trace))
+                }
                 Err(why) => self.lost(Closing::Broken(why)),
             },
             Ok(None) => self.lost(Closing::Broken("the coordinator ended the stream".to_owned())),
@@ -301,7 +309,10 @@ impl<R: Resource> Driver<R> {
         }
     }
 
-    fn message(&mut self, message: FromCoordinator) {
+    fn message(&mut self, message: FromCoordinator, trace: Option<TraceParent>) {
+        if let (Some(xid), Some(trace)) = (message.xid(), trace) {
+            self.traces.note(xid.gtrid, trace, || self.session.unsettled());
+        }
         match &message {
             FromCoordinator::Enlisted(..) => fail::fail_point!("sdk-after-enlist"),
             FromCoordinator::Prepare(..) => fail::fail_point!("sdk-prepare-received"),
@@ -447,7 +458,8 @@ impl<R: Resource> Driver<R> {
                     | Operation::Rollback(_)
                     | Operation::Prove(_) => None,
                 };
-                self.operations.run(branch, operation, open);
+                let trace = self.traces.of(&branch.xid.gtrid);
+                self.operations.run(branch, operation, open, trace);
             }
             Effect::Hand(handler, xid) => self.hand(handler, xid),
             Effect::RefuseJoin(handler, error) => {
@@ -483,7 +495,9 @@ impl<R: Resource> Driver<R> {
                 }
             }
             Effect::Close(why) => self.down(&why),
-            Effect::Warn(text) => tracing::warn!(name = %self.name, "{text}"),
+            Effect::Warn(gtrid, text) => {
+                tracing::warn!(name = %self.name, gtrid = gtrid.map(tracing::field::display), "{text}");
+            }
         }
     }
 

@@ -17,6 +17,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use lockstep_proto::{Gtrid, ResourceManagerName, Xid};
+use opentelemetry::trace::SpanKind;
 use tokio::sync::{mpsc, oneshot};
 
 use crate::client::lazy_channel;
@@ -25,6 +26,7 @@ use crate::context::Context;
 use crate::error::{AttachError, ConnectError, FinishError, JoinError, WorkError};
 use crate::resource::Resource;
 use crate::session::HandlerId;
+use crate::traces::{self, Span};
 use driver::{Join, Release};
 use nodes::Nodes;
 
@@ -67,10 +69,31 @@ impl<R: Resource> Participant<R> {
     /// # Errors
     /// See [`JoinError`].
     pub async fn join(&self, context: &Context) -> Result<Branch<R>, JoinError> {
+        let parent = traces::current().or(context.trace());
+        let mut span = Span::start("work", SpanKind::Internal, parent);
+        let inside = span.as_ref().and_then(Span::parent).or(parent);
+        match self.join_in(context.traced(inside)).await {
+            Ok(mut branch) => {
+                if let Some(span) = &mut span {
+                    span.belongs_to(&branch.xid);
+                }
+                branch.span = span;
+                Ok(branch)
+            }
+            Err(error) => {
+                if let Some(span) = &mut span {
+                    span.fail("not_joined", error.to_string());
+                }
+                Err(error)
+            }
+        }
+    }
+
+    async fn join_in(&self, context: Context) -> Result<Branch<R>, JoinError> {
         let gtrid = context.gtrid();
         let node = self.nodes.of(gtrid).await?;
         let (reply, answer) = oneshot::channel();
-        let join = Join { context: *context, reply, releases: node.releases.clone() };
+        let join = Join { context, reply, releases: node.releases.clone() };
         if node.joins.send(join).await.is_err() {
             return Err(JoinError::Detaching { gtrid });
         }
@@ -166,6 +189,8 @@ pub struct Branch<R: Resource> {
     /// The coordinator is known to have the branch, and the handler to know it.
     finished: bool,
     releases: mpsc::UnboundedSender<Release<R>>,
+    /// Of the handler's work, from its join until it has given the connection back.
+    span: Option<Span>,
 }
 
 impl<R: Resource> Branch<R> {
@@ -178,7 +203,17 @@ impl<R: Resource> Branch<R> {
     ) -> Self {
         let (is_last_call, deadline, within) =
             (context.is_last_call(), context.deadline(), context.remaining());
-        Self { xid, handler, open: Some(open), is_last_call, deadline, within, finished: false, releases }
+        Self {
+            xid,
+            handler,
+            open: Some(open),
+            is_last_call,
+            deadline,
+            within,
+            finished: false,
+            releases,
+            span: None,
+        }
     }
 
     /// The transaction.
@@ -253,6 +288,9 @@ impl<R: Resource> Branch<R> {
         let gone = || FinishError::RolledBack { gtrid, detail: "this participant is gone".to_owned() };
         let result = answer.await.unwrap_or_else(|_closed| Err(gone()));
         self.finished = true;
+        if let (Some(span), Err(error)) = (&mut self.span, &result) {
+            span.fail("rolled_back", error.to_string());
+        }
         result
     }
 }
@@ -274,6 +312,9 @@ impl<R: Resource> DerefMut for Branch<R> {
 impl<R: Resource> Drop for Branch<R> {
     fn drop(&mut self) {
         if !self.finished {
+            if let Some(span) = &mut self.span {
+                span.fail("dropped", "the handler has not finished its work: it is rolled back".to_owned());
+            }
             // Without a driver the connection is dropped here, which ends the local transaction.
             let _gone = self.releases.send(Release::Gone(self.xid.clone(), self.handler, self.open.take()));
         }

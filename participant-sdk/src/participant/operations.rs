@@ -5,13 +5,15 @@ use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 
 use futures::FutureExt as _;
-use lockstep_proto::{ClusterId, Gtrid, ResourceManagerName};
+use lockstep_proto::{ClusterId, Gtrid, ResourceManagerName, TraceParent, Xid};
+use opentelemetry::trace::SpanKind;
 use tokio::sync::{Semaphore, mpsc};
 
 use super::driver::Report;
 use crate::branch::Operation;
-use crate::resource::{Attachment, BranchId, Resource, ResourceError, Unresolved};
+use crate::resource::{Attachment, BranchId, Fate, Prepared, Resource, ResourceError, Unresolved};
 use crate::session::{Done, Listing};
+use crate::traces::Span;
 
 /// Operations that may need a connection beside those of open branches, at a time. More would not make a database faster,
 /// and after a restart of the coordinator thousands may be asked for at once.
@@ -127,8 +129,15 @@ impl<R: Resource> Operations<R> {
         );
     }
 
-    /// Does one operation for a branch. `open`: its connection, for the operations that use it up.
-    pub(super) fn run(&mut self, branch: BranchId, operation: Operation, open: Option<R::Open>) {
+    /// Does one operation for a branch. `open`: its connection, for the operations that use it up; `trace`: the span that it is
+    /// part of.
+    pub(super) fn run(
+        &mut self,
+        branch: BranchId,
+        operation: Operation,
+        open: Option<R::Open>,
+        trace: Option<TraceParent>,
+    ) {
         let (resource, name, slots) =
             (Arc::clone(&self.resource), self.name.clone(), Arc::clone(&self.slots));
         let xid = branch.xid.clone();
@@ -136,7 +145,11 @@ impl<R: Resource> Operations<R> {
         self.spawn(
             async move {
                 let xid = branch.xid.clone();
+                let span = span(&operation, &xid, trace);
                 let (done, open) = run(&*resource, &name, &slots, &branch, operation, open).await;
+                if let Some(mut span) = span {
+                    end(&mut span, &done);
+                }
                 Report::Done(xid, done, open)
             },
             move |why| Report::Done(xid, after_panic(why), None),
@@ -266,6 +279,39 @@ async fn run<R: Resource>(
         }
     };
     (done, None)
+}
+
+/// The span of what the store is asked for; `None` if it is not recorded.
+fn span(operation: &Operation, xid: &Xid, trace: Option<TraceParent>) -> Option<Span> {
+    let (name, kind) = match operation {
+        Operation::Begin(_) => ("begin", SpanKind::Internal),
+        Operation::Discard => ("rollback", SpanKind::Server),
+        Operation::Prepare(_) => ("prepare", SpanKind::Server),
+        Operation::Find => ("find", SpanKind::Internal),
+        Operation::CommitOnePhase(_) | Operation::Commit(_) => ("commit", SpanKind::Server),
+        Operation::Rollback(_) => ("rollback", SpanKind::Server),
+        Operation::Prove(_) => ("prove", SpanKind::Internal),
+    };
+    let mut span = Span::start(name, kind, trace)?;
+    span.belongs_to(xid);
+    Some(span)
+}
+
+/// Says in the span what came of it.
+fn end(span: &mut Span, done: &Done) {
+    match done {
+        Done::Begun | Done::Discarded | Done::Prepared(Ok(Prepared::Yes | Prepared::ReadOnly)) => {}
+        Done::Found(Ok(_)) | Done::Resolved(Ok(Fate::Committed | Fate::RolledBack)) => {}
+        Done::NotBegun { detail, .. } => span.fail("not_begun", detail.clone()),
+        Done::Prepared(Ok(Prepared::No(why))) => span.fail("refused", why.clone()),
+        Done::Prepared(Ok(Prepared::Hazard(why))) => span.fail("hazard", why.clone()),
+        Done::Resolved(Ok(Fate::Hazard)) => {
+            span.fail("hazard", "it can be brought to neither end".to_owned())
+        }
+        Done::Prepared(Err(why)) | Done::Found(Err(why)) | Done::Resolved(Err(why)) => {
+            span.fail("unresolved", why.0.clone());
+        }
+    }
 }
 
 async fn begin<R: Resource>(

@@ -3,8 +3,9 @@
 use std::time::Duration;
 
 use lockstep_proto::limits::{MAX_FRAME_BYTES, MAX_FRAME_MESSAGES};
-use lockstep_proto::v1;
 use lockstep_proto::v1::participant_service_client::ParticipantServiceClient;
+use lockstep_proto::wire::WireError;
+use lockstep_proto::{TraceParent, v1};
 use prost::Message as _;
 use tokio::sync::mpsc;
 use tokio::sync::mpsc::error::TrySendError;
@@ -99,12 +100,19 @@ pub(super) async fn dial(
     }
 }
 
-/// The messages of a frame.
-pub(super) fn messages(frame: v1::CoordinatorFrame) -> Result<Vec<FromCoordinator>, String> {
+/// The messages of a frame, and the spans that they are part of.
+pub(super) fn messages(
+    frame: v1::CoordinatorFrame,
+) -> Result<Vec<(FromCoordinator, Option<TraceParent>)>, String> {
     if frame.messages.len() > MAX_FRAME_MESSAGES {
         return Err(format!("the coordinator sent a frame of {} messages", frame.messages.len()));
     }
-    let converted: Result<_, _> = frame.messages.into_iter().map(from_wire).collect();
+    let convert = |message: v1::CoordinatorMessage| {
+        // One that means nothing is none: no message is refused for its trace.
+        let trace = message.traceparent.parse().ok();
+        Ok((from_wire(message)?, trace))
+    };
+    let converted: Result<_, WireError> = frame.messages.into_iter().map(convert).collect();
     converted.map_err(|error| format!("the coordinator sent a message that is not understood: {error}"))
 }
 

@@ -128,6 +128,13 @@ impl Session {
         if self.open.contains_key(&gtrid) { Ok(()) } else { self.admit(now, gtrid) }
     }
 
+    /// The transactions of which a branch is not over here.
+    #[must_use]
+    pub fn unsettled(&self) -> BTreeSet<Gtrid> {
+        let unsettled = self.branches.iter().filter(|(_, entry)| entry.is_unsettled());
+        unsettled.map(|(xid, _)| xid.gtrid).collect()
+    }
+
     /// Whether this process knows the branch, in whatever state.
     pub(super) fn knows(&self, xid: &Xid) -> bool {
         self.branches.contains_key(xid)
@@ -217,7 +224,8 @@ impl Session {
         };
         // Another resource manager's branches are never touched (P18), whatever the message says.
         if xid.bqual.resource_manager_str() != self.name.as_str() {
-            self.warn(format!("a message about {xid} was ignored: it belongs to another resource manager"));
+            let text = format!("a message about {xid} was ignored: it belongs to another resource manager");
+            self.warn_of(xid.gtrid, text);
             return;
         }
         if !self.branches.contains_key(xid) {

@@ -88,6 +88,28 @@ pub enum FromCoordinator {
     Inspect(u64, ClusterId, Option<Gtrid>),
 }
 
+impl FromCoordinator {
+    /// The one branch that it is about.
+    #[must_use]
+    pub const fn xid(&self) -> Option<&Xid> {
+        match self {
+            Self::Enlisted(xid, _)
+            | Self::EnlistRefused(xid, _)
+            | Self::Prepare(xid, _)
+            | Self::Decide(xid, ..)
+            | Self::CommitOnePhase(xid, _)
+            | Self::Refused(xid, _) => Some(xid),
+            Self::Welcome(_)
+            | Self::ReportAnswer(..)
+            | Self::ReconcileAnswer(_)
+            | Self::Sealed(_)
+            | Self::Nodes(_)
+            | Self::Drain
+            | Self::Inspect(..) => None,
+        }
+    }
+}
+
 /// A coordinator, as another one tells of it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct NodeAddress {

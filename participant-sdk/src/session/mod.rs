@@ -187,8 +187,8 @@ pub enum Effect {
     Sealed(Vec<u32>),
     /// End the stream.
     Close(Closing),
-    /// Something a person should read in the log.
-    Warn(String),
+    /// Something a person should read in the log, and the transaction that it is about, if it is about one.
+    Warn(Option<Gtrid>, String),
 }
 
 /// Why a session is ended from this side.
@@ -433,15 +433,18 @@ impl Session {
                         }
                         // It is listed again with the next report, and asked for again (P20).
                         message::BranchAnswer::StillRunning => {}
-                        message::BranchAnswer::Unknown(why) => self.warn(format!(
-                            "branch {xid} stays prepared, the coordinator cannot tell its outcome: {why}"
-                        )),
+                        message::BranchAnswer::Unknown(why) => self.warn_of(
+                            xid.gtrid,
+                            format!(
+                                "branch {xid} stays prepared, the coordinator cannot tell its outcome: {why}"
+                            ),
+                        ),
                     }
                 }
             }
             FromCoordinator::ReconcileAnswer(forget) => self.reconciled(forget),
             FromCoordinator::Refused(xid, why) => {
-                self.warn(format!("the coordinator did not act on {xid}: {why}"))
+                self.warn_of(xid.gtrid, format!("the coordinator did not act on {xid}: {why}"))
             }
             FromCoordinator::Sealed(epochs) => self.sealed(now, &epochs),
             // It begins nothing new. What it has begun may still be joined, prepared and decided until the stream ends.
@@ -460,6 +463,10 @@ impl Session {
     }
 
     fn warn(&mut self, text: String) {
-        self.effects.push(Effect::Warn(text));
+        self.effects.push(Effect::Warn(None, text));
+    }
+
+    fn warn_of(&mut self, gtrid: Gtrid, text: String) {
+        self.effects.push(Effect::Warn(Some(gtrid), text));
     }
 }

@@ -317,7 +317,7 @@ fn show_effect(effect: &Effect) -> String {
         Effect::Sealed(epochs) => format!("tell the other sessions that epochs {epochs:?} are sealed"),
         Effect::Close(why) => format!("close: {why:?}"),
         Effect::FindRoom => "store: ask for room".to_owned(),
-        Effect::Warn(text) => shorten(&format!("warn: {text}")),
+        Effect::Warn(_, text) => shorten(&format!("warn: {text}")),
     }
 }
 

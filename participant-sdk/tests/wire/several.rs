@@ -25,8 +25,12 @@ async fn called(one: Coordinator, other: Coordinator) -> (Coordinator, Coordinat
 
 fn grant(call: Call) {
     let Call::Begin(_, reply) = call else { panic!("another call") };
-    let response =
-        v1::BeginResponse { gtrid: gtrid(1).to_string(), cluster: cluster().to_string(), timeout_ms: 30_000 };
+    let response = v1::BeginResponse {
+        gtrid: gtrid(1).to_string(),
+        cluster: cluster().to_string(),
+        timeout_ms: 30_000,
+        traceparent: String::new(),
+    };
     reply.send(Ok(response)).unwrap();
 }
 

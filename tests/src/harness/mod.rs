@@ -20,9 +20,9 @@ pub mod mariadb;
 pub mod ports;
 pub mod postgres;
 pub mod process;
-pub mod promtool;
 pub mod proxy;
 pub mod roles;
+pub mod tools;
 
 /// Something that the harness needed did not work: it says what was tried and what came of it. Never a verdict on what is
 /// being tested.

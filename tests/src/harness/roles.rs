@@ -50,9 +50,8 @@ impl Roles {
         let mut words = self.under.iter().map(OsString::from).chain([self.program.clone().into_os_string()]);
         let mut command = Command::new(words.next().expect("the program at least"));
         command.args(words).arg("role").arg(role);
-        for (name, _) in
-            std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("LOCKSTEP_"))
-        {
+        let ours = |name: &str| name.starts_with("LOCKSTEP_") || name.starts_with("OTEL_");
+        for (name, _) in std::env::vars_os().filter(|(name, _)| ours(&name.to_string_lossy())) {
             command.env_remove(name);
         }
         command

@@ -4,8 +4,9 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use super::report::{Cell, Report};
+use super::runbook::{self, Page};
 use super::stage::{LEDGER, ORDERS, SHORT, Servers, World};
-use super::{pages, runbook};
+use super::pages;
 use crate::harness::coordinator::Ran;
 use crate::harness::roles::Roles;
 use crate::harness::{Failed, Result};
@@ -41,7 +42,18 @@ pub fn run(roles: &Roles) -> Result<Report> {
     heuristic(&servers, roles, &mut report)?;
     orphan(&servers, roles, &mut report, Orphaned::CommittedElsewhere)?;
     orphan(&servers, roles, &mut report, Orphaned::NotCommitted)?;
+    let all = runbook::pages().iter().map(|page| page.name).collect();
+    report.claims.insert("every page of the runbook was followed", report.followed == all);
     Ok(report)
+}
+
+/// Runs the commands of these pages.
+fn follow(world: &World<'_>, report: &mut Report, pages: &[Page], id: &str, name: &str) -> Result<()> {
+    for page in pages {
+        page.follow(world, id, name)?;
+        report.followed.insert(page.name);
+    }
+    Ok(())
 }
 
 /// What a command came to: `done`, or its code.
@@ -70,14 +82,14 @@ fn try_all(
         report.cells.push(Cell { situation, action, expected, found });
     }
     for code in refused {
-        follow(world, &code, id)?;
-        report.followed.insert(code);
+        follow_code(world, &code, id)?;
+        report.codes.insert(code);
     }
     Ok(())
 }
 
 /// Runs what the page of this code says, in the situation that it was met in. It may be refused as well; it must not be misspelt.
-fn follow(world: &World<'_>, code: &str, id: &str) -> Result<()> {
+fn follow_code(world: &World<'_>, code: &str, id: &str) -> Result<()> {
     const REFUSED: i32 = 4;
     let names = pages::Names { id, name: LEDGER, ..pages::Names::default() };
     for command in pages::commands(code, &names) {
@@ -102,7 +114,8 @@ fn undecided(servers: &Servers, roles: &Roles, report: &mut Report) -> Result<()
     let id = gtrid.as_str();
     let expected = ["LS0417", "LS0417", "LS0417", "done", "LS0415", "LS0417", "LS0419", "LS0422", "LS0422"];
     try_all(&world, report, "undecided", id, expected)?;
-    runbook::UNDECIDED.follow(&world, id, ORDERS)?;
+    follow(&world, report, &runbook::UNDECIDED_ALERTS, id, ORDERS)?;
+    follow(&world, report, &[runbook::UNDECIDED], id, ORDERS)?;
     let ended = |shown: &serde_json::Value| shown["transaction"]["outcome"] == "rolled-back";
     world.until("the rollback", &["tx", "show", id], ended)?;
     report.claims.insert("an undecided transaction is rolled back", true);
@@ -168,14 +181,16 @@ fn heuristic(servers: &Servers, roles: &Roles, report: &mut Report) -> Result<()
     let ran = world.lockstep(&["tx", "ack", id, "--dry-run"])?;
     let (situation, found) = ("heuristic, not on record yet", verdict(&ran));
     report.cells.push(Cell { situation, action: "ack", expected: "LS0433", found });
-    follow(&world, "LS0433", id)?;
-    report.followed.insert("LS0433".to_owned());
+    follow_code(&world, "LS0433", id)?;
+    report.codes.insert("LS0433".to_owned());
     world.release_the_log()?;
     until_on_record(&world, id)?;
     let expected = ["LS0421", "LS0421", "LS0421", "LS0421", "LS0421", "LS0421", "done", "LS0421", "LS0421"];
     try_all(&world, report, "heuristic", id, expected)?;
     let counted = world.metric("lockstep_unresolved_transactions{situation=\"heuristic\"}")?;
-    runbook::HEURISTIC.follow(&world, id, ORDERS)?;
+    follow(&world, report, &runbook::SLOW_LOG_ALERTS, id, ORDERS)?;
+    follow(&world, report, &runbook::HEURISTIC_ALERTS, id, ORDERS)?;
+    follow(&world, report, &[runbook::HEURISTIC], id, ORDERS)?;
     let status = world.lockstep(&["status", "--exit-code"])?;
     report.claims.insert("an acknowledged heuristic outcome is not unresolved", status.code == 0);
     let left = world.metric("lockstep_unresolved_transactions{situation=\"heuristic\"}")?;
@@ -199,9 +214,10 @@ fn until_on_record(world: &World<'_>, id: &str) -> Result<()> {
 fn lost(world: &mut World<'_>, report: &mut Report) -> Result<()> {
     let gtrid = world.commit_without_orders()?.to_string();
     let id = gtrid.as_str();
-    runbook::UNDELIVERED.follow(world, id, ORDERS)?;
+    follow(world, report, &runbook::UNDELIVERED_ALERTS, id, ORDERS)?;
+    follow(world, report, &[runbook::UNDELIVERED], id, ORDERS)?;
     until_on_record(world, id)?;
-    runbook::HEURISTIC.follow(world, id, ORDERS)?;
+    follow(world, report, &[runbook::HEURISTIC], id, ORDERS)?;
     let status = world.lockstep(&["status", "--exit-code"])?;
     report.claims.insert("a branch that is lost for good is given up, and noted", status.code == 0);
     Ok(())
@@ -263,7 +279,10 @@ fn orphan(servers: &Servers, roles: &Roles, report: &mut Report, how: Orphaned) 
         Orphaned::CommittedElsewhere => {
             act(&world, &["orphans", "resolve", id, "--commit", "--reason", "evidence", "--confirm", id])?;
         }
-        Orphaned::NotCommitted => runbook::ORPHAN.follow(&world, id, ORDERS)?,
+        Orphaned::NotCommitted => {
+            follow(&world, report, &runbook::ORPHAN_ALERTS, id, ORDERS)?;
+            follow(&world, report, &[runbook::ORPHAN], id, ORDERS)?;
+        }
     }
     let none = |scan: &serde_json::Value| scan.to_string().matches(id).count() == 0;
     world.until("no orphan", &["orphans", "scan"], none)?;

@@ -26,7 +26,9 @@ pub struct Report {
     /// What else was looked at, and whether it was as promised.
     pub claims: BTreeMap<&'static str, bool>,
     /// Codes of refusals whose pages were followed.
-    pub followed: BTreeSet<String>,
+    pub codes: BTreeSet<String>,
+    /// The pages of the runbook whose commands were run.
+    pub followed: BTreeSet<&'static str>,
 }
 
 impl Report {
@@ -36,7 +38,7 @@ impl Report {
         !self.cells.is_empty()
             && self.cells.iter().all(|cell| cell.found == cell.expected)
             && self.claims.values().all(|held| *held)
-            && super::matrix::REFUSALS.iter().all(|code| self.followed.contains(*code))
+            && super::matrix::REFUSALS.iter().all(|code| self.codes.contains(*code))
     }
 
     /// For people.
@@ -53,15 +55,17 @@ impl Report {
             .claims
             .iter()
             .map(|(claim, held)| format!("{}  {claim}\n", if *held { "ok   " } else { "WRONG" }));
-        let followed = self.followed.iter().map(String::as_str).collect::<Vec<_>>().join(" ");
-        format!("{table}\n\n{}pages followed: {followed}\n", claims.collect::<String>())
+        let codes = self.codes.iter().map(String::as_str).collect::<Vec<_>>().join(" ");
+        let followed = self.followed.iter().copied().collect::<Vec<_>>().join(" ");
+        format!("{table}\n\n{}pages followed: {codes} {followed}\n", claims.collect::<String>())
     }
 
     /// For programs.
     #[must_use]
     pub fn json(&self) -> String {
         let object = serde_json::json!({
-            "clean": self.is_clean(), "cells": self.cells, "claims": self.claims, "followed": self.followed,
+            "clean": self.is_clean(), "cells": self.cells, "claims": self.claims, "codes": self.codes,
+            "followed": self.followed,
         });
         object.to_string()
     }

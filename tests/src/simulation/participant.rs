@@ -242,7 +242,7 @@ impl World {
             Effect::Sealed(epochs) => unreachable!("epochs {epochs:?} are told to be sealed"),
             Effect::Attached(..) => self.instances[instance].attached = true,
             Effect::Close(why) => self.close(instance, &why),
-            Effect::Warn(text) => say!(self, None, "instance {instance} warns: {text}"),
+            Effect::Warn(_, text) => say!(self, None, "instance {instance} warns: {text}"),
         }
     }
 

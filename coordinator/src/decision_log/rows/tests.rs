@@ -2,7 +2,9 @@
 
 use std::collections::BTreeMap;
 
-use lockstep_proto::{Bqual, ClusterId, Epoch, Gtrid, Incarnation, ResourceManagerId, ResourceManagerName};
+use lockstep_proto::{
+    Bqual, ClusterId, Epoch, Gtrid, Incarnation, ResourceManagerId, ResourceManagerName, TraceParent,
+};
 use proptest::collection::{btree_map, vec};
 use proptest::option;
 use proptest::prelude::*;
@@ -29,7 +31,9 @@ fn bquals() -> impl Strategy<Value = Bqual> {
 
 fn abouts() -> impl Strategy<Value = About> {
     let labels = prop_oneof![Just(BTreeMap::new()), btree_map(".{0,9}", ".{0,9}", 0..5)];
-    (".{0,20}", labels).prop_map(|(name, labels)| About { name, labels })
+    let traces = option::of(any::<[u8; TraceParent::BYTES]>())
+        .prop_map(|bytes| bytes.and_then(|bytes| TraceParent::from_bytes(&bytes)));
+    (".{0,20}", labels, traces).prop_map(|(name, labels, trace)| About { name, labels, trace })
 }
 
 fn decisions() -> impl Strategy<Value = DecisionRecord> {

@@ -187,6 +187,9 @@ pub(super) fn show(shown: &TransactionShown, look: Look) -> String {
     if !transaction.detail.is_empty() {
         fact("Detail", Cell::new(printable(&transaction.detail)));
     }
+    if let Some(trace) = transaction.traceparent.split('-').nth(1) {
+        fact("Trace", Cell::new(printable(trace)));
+    }
     let times = [
         ("Began", Some(transaction.began)),
         ("Deadline", transaction.deadline),

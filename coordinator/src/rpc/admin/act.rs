@@ -5,7 +5,8 @@
 use std::time::Duration;
 
 use lockstep_proto::wire::known_enum;
-use lockstep_proto::{ResourceManagerName, limits, v1};
+use lockstep_proto::{ResourceManagerName, TraceParent, limits, v1};
+use opentelemetry::KeyValue;
 
 use super::info::wire_situation;
 use super::show::{Found, find};
@@ -19,11 +20,14 @@ use crate::protocol::branch::Branch;
 use crate::protocol::situation::{Action, Forbidden, Situation};
 use crate::rpc::Services;
 use crate::rpc::status::RequestError;
+use crate::telemetry::traces::OpenSpan;
 
 /// What is about to be done, judged and found safe.
 pub(super) struct Plan {
     /// The target, whole.
     pub(super) target: String,
+    /// The span of the transaction that it is about, if one was recorded.
+    pub(super) trace: Option<TraceParent>,
     pub(super) gtrid: Option<lockstep_proto::Gtrid>,
     pub(super) situation: Option<Situation>,
     /// How it is now.
@@ -93,6 +97,7 @@ pub(in crate::rpc) async fn act(
         after: limits::cut(&plan.steps.join("; "), limits::MAX_DETAIL_BYTES).to_owned(),
         effect: effect(&plan.deed),
     };
+    let span = span(services, &plan, &operation);
     let log = services.shared.engine.log();
     fail::fail_point!("operator-before-record");
     response.audit_id = log.operate(&operation).await.map_err(RequestError::NotRecorded)?;
@@ -100,15 +105,33 @@ pub(in crate::rpc) async fn act(
     tracing::warn!(
         audit = response.audit_id,
         action = operation.action,
+        gtrid = operation.gtrid.map(tracing::field::display),
         subject = operation.subject,
         who = operation.who,
         reason = operation.reason,
         "an operator acts"
     );
     fail::fail_point!("operator-recorded-before-act");
-    carry_out(services, plan, &operation).await?;
+    carry_out(services, plan, &operation).await.inspect_err(|error| {
+        if let Some(span) = &span {
+            span.fail("failed", &error.to_string());
+        }
+    })?;
     fail::fail_point!("operator-after-act");
     Ok(response)
+}
+
+/// A trace of the action, linked to the transaction's.
+fn span(services: &Services, plan: &Plan, operation: &Operation) -> Option<OpenSpan> {
+    let span = services.shared.engine.traces()?.operator(&operation.action, &operation.reason, plan.trace)?;
+    span.set(KeyValue::new("lockstep.subject", operation.subject.clone()));
+    if let Some(gtrid) = plan.gtrid {
+        span.set(KeyValue::new("lockstep.gtrid", gtrid.to_string()));
+    }
+    if let Some(situation) = plan.situation {
+        span.set(KeyValue::new("lockstep.situation", situation.name()));
+    }
+    Some(span)
 }
 
 /// What changes in the log together with the record.
@@ -240,6 +263,7 @@ fn transaction_plan(found: Found, action: Action, whose: &str) -> Result<Plan, R
     );
     Ok(Plan {
         target: found.gtrid.to_string(),
+        trace: found.info.traceparent.parse().ok(),
         gtrid: Some(found.gtrid),
         situation: found.standing.situation(true).filter(|_| found.info.situation != 0),
         before,
@@ -263,6 +287,7 @@ async fn retire(services: &Services, request: &v1::ActRequest) -> Result<Plan, R
     let waiting = participants::undelivered(services).await?.remove(&name).unwrap_or(0);
     Ok(Plan {
         target: name.to_string(),
+        trace: None,
         gtrid: None,
         situation: None,
         before: format!("{waiting} of its branches have not acknowledged their decision"),
@@ -284,6 +309,7 @@ fn rebind(services: &Services, request: &v1::ActRequest) -> Result<Plan, Request
         registry.refused_location(&name).ok_or_else(|| RequestError::NothingToRebind(name.clone()))?;
     Ok(Plan {
         target: name.to_string(),
+        trace: None,
         gtrid: None,
         situation: None,
         before: format!("it was at {:?}", known.location),
@@ -304,6 +330,7 @@ async fn drain(services: &Services) -> Result<Plan, RequestError> {
     let live = engine.summarize().await?.live;
     Ok(Plan {
         target: engine.log().cluster().to_string(),
+        trace: None,
         gtrid: None,
         situation: None,
         before: format!("{live} transactions are in flight"),

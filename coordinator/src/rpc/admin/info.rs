@@ -112,6 +112,7 @@ fn info(gtrid: Gtrid, about: About) -> v1::TransactionInfo {
         name: about.name,
         labels: about.labels.into_iter().collect(),
         began_ms: gtrid.unix_ms(),
+        traceparent: about.trace.map_or(String::new(), |trace| trace.to_string()),
         ..v1::TransactionInfo::default()
     }
 }

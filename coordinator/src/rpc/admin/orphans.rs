@@ -72,6 +72,7 @@ pub(super) async fn plan(
     let steps = vec![format!("{verb} the prepared branches {}", all.collect::<Vec<_>>().join(", "))];
     Ok(Plan {
         target: gtrid.to_string(),
+        trace: None,
         gtrid: Some(gtrid),
         situation: standing.situation(true),
         before: census.said,

@@ -265,9 +265,9 @@ async fn record_hazard(
     position: &LogPosition,
     why: &str,
 ) {
-    tracing::error!(%branch, "{why}");
+    tracing::error!(gtrid = %branch.xid.gtrid, %branch, "{why}");
     if let Err(unresolved) = recovery::record_hazard(own, schema, branch, position).await {
-        tracing::error!(%branch, "the evidence of this hazard could not be written: {unresolved}");
+        tracing::error!(gtrid = %branch.xid.gtrid, %branch, "the evidence of this hazard could not be written: {unresolved}");
     }
 }
 
@@ -334,7 +334,7 @@ pub(super) async fn commit_one_phase(
         // Its evidence is what the client is answered from.
         Readiness::Ready | Readiness::NothingWritten => {}
         Readiness::Unfit(why) => {
-            tracing::warn!(%branch, "the branch is rolled back instead of committed: {why}");
+            tracing::warn!(gtrid = %branch.xid.gtrid, %branch, "the branch is rolled back instead of committed: {why}");
             open.roll_back().await;
             return Ok(Fate::RolledBack);
         }

@@ -98,7 +98,7 @@ async fn finish_where_prepared(kept: &Kept, branch: &BranchId, statement: fn(&Br
     let answer = lease.run(statement(branch), OWN_ANSWER_TIMEOUT).await;
     lease.close().await;
     if let Err(failure) = &answer {
-        tracing::warn!(%branch, ?failure, "the session that prepared a branch did not finish it; another one tries");
+        tracing::warn!(gtrid = %branch.xid.gtrid, %branch, ?failure, "the session that prepared a branch did not finish it; another one tries");
     }
     answer.is_ok()
 }

@@ -162,9 +162,9 @@ async fn committed_by_service(
         Err(Failure::Refused(error)) => format!("{NOT_KNOWN}: {}", words(&error)),
         Err(Failure::Lost(why)) => format!("{NOT_KNOWN}: {why}"),
     };
-    tracing::error!(%branch, "{why}");
+    tracing::error!(gtrid = %branch.xid.gtrid, %branch, "{why}");
     if let Err(unresolved) = recovery::record_hazard(own, branch, position).await {
-        tracing::error!(%branch, "the evidence of this hazard could not be written: {unresolved}");
+        tracing::error!(gtrid = %branch.xid.gtrid, %branch, "the evidence of this hazard could not be written: {unresolved}");
     }
     Some(why)
 }
@@ -203,7 +203,7 @@ async fn not_committed(
     mut open: OpenBranch,
     error: &PgDatabaseError,
 ) -> Result<Fate, Unresolved> {
-    tracing::warn!(%branch, "the branch is rolled back instead of committed: {}", words(error));
+    tracing::warn!(gtrid = %branch.xid.gtrid, %branch, "the branch is rolled back instead of committed: {}", words(error));
     match Refusal::of(error) {
         Refusal::TooLate | Refusal::Fenced => {
             open.lease.roll_back_and_give_back();

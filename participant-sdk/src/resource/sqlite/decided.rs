@@ -193,7 +193,7 @@ impl Store {
         fail::fail_point!("sqlite-hazard-recorded");
         connection::close(connection).await;
         self.end_mark().await?;
-        tracing::error!(branch = %misfit.branch, report = %report.display(), "a branch that was to commit is lost; a person has to look");
+        tracing::error!(gtrid = %misfit.branch.xid.gtrid, branch = %misfit.branch, report = %report.display(), "a branch that was to commit is lost; a person has to look");
         Ok(())
     }
 }

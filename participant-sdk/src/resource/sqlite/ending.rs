@@ -121,13 +121,13 @@ async fn refuse(
 /// Rolls back what is left of the branch, and keeps for good that it can be brought to neither end.
 async fn record_hazard(store: &Store, open: OpenBranch, position: &LogPosition, why: &str) {
     let (branch, deadline_ms) = (open.branch().clone(), open.deadline_ms());
-    tracing::error!(%branch, "{why}");
+    tracing::error!(gtrid = %branch.xid.gtrid, %branch, "{why}");
     let (writer, turn) = open.into_parts();
     writer.close().await;
     let row =
         NewEvidence { branch: &branch, kind: Kind::Hazard, position: position_bytes(position), deadline_ms };
     if let Err(unresolved) = store.end_without_branch(&row, turn).await {
-        tracing::error!(%branch, "the evidence of this hazard could not be written: {unresolved}");
+        tracing::error!(gtrid = %branch.xid.gtrid, %branch, "the evidence of this hazard could not be written: {unresolved}");
     }
 }
 
@@ -150,7 +150,7 @@ pub(super) async fn commit_one_phase(
         }
         Err(Refused::No(why)) => {
             open.close().await;
-            tracing::warn!(%branch, %why, "a branch was rolled back instead of committed in one phase");
+            tracing::warn!(gtrid = %branch.xid.gtrid, %branch, %why, "a branch was rolled back instead of committed in one phase");
             return Ok(Fate::RolledBack);
         }
     }
@@ -165,7 +165,7 @@ pub(super) async fn commit_one_phase(
         // A deferred foreign key: SQLite has looked at it before it wrote anything.
         Err(error) if is_constraint(&error) => {
             writer.close().await;
-            tracing::warn!(%branch, %error, "a branch was rolled back instead of committed in one phase");
+            tracing::warn!(gtrid = %branch.xid.gtrid, %branch, %error, "a branch was rolled back instead of committed in one phase");
             Ok(Fate::RolledBack)
         }
         Err(error) => {

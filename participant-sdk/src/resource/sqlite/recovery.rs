@@ -53,7 +53,7 @@ impl Store {
         let kind =
             evidence::kind_of(&mut connection, &entry.branch).await.map_err(unavailable("the evidence"))?;
         if let Some(kind) = kind {
-            tracing::info!(branch = %entry.branch, ?kind, "a branch had ended, and its end mark was missing");
+            tracing::info!(gtrid = %entry.branch.xid.gtrid, branch = %entry.branch, ?kind, "a branch had ended, and its end mark was missing");
             connection::close(connection).await;
             fail::fail_point!("sqlite-recovery-ended");
             self.end_mark().await.map_err(|error| ResourceError::Unavailable(error.0))?;
@@ -95,7 +95,7 @@ impl Store {
             }
             Err(ReplayError::Misfit(reason)) => {
                 connection::close(connection).await;
-                tracing::error!(branch = %entry.branch, %reason, "a prepared branch does not fit the database any more");
+                tracing::error!(gtrid = %entry.branch.xid.gtrid, branch = %entry.branch, %reason, "a prepared branch does not fit the database any more");
                 turn.rename(format!(
                     "the prepared branch {} cannot be written again ({reason}) and waits for its decision; it",
                     entry.branch
@@ -105,7 +105,7 @@ impl Store {
             }
         }
         fail::fail_point!("sqlite-replay-written");
-        tracing::info!(branch = %entry.branch, "a prepared branch was written again and waits for its decision");
+        tracing::info!(gtrid = %entry.branch.xid.gtrid, branch = %entry.branch, "a prepared branch was written again and waits for its decision");
         let transaction = Transaction::Replayed(connection);
         Ok(Slot::prepared(entry.branch, entry.deadline_ms, transaction, turn))
     }

@@ -101,8 +101,12 @@ impl Coordinator {
     /// Answers a begin with this transaction, which lasts so long.
     pub(crate) async fn begin(&self, gtrid: Gtrid, timeout_ms: u64) -> v1::BeginRequest {
         let Call::Begin(request, reply) = self.call().await else { panic!("another call") };
-        let response =
-            v1::BeginResponse { gtrid: gtrid.to_string(), cluster: cluster().to_string(), timeout_ms };
+        let response = v1::BeginResponse {
+            gtrid: gtrid.to_string(),
+            cluster: cluster().to_string(),
+            timeout_ms,
+            traceparent: String::new(),
+        };
         reply.send(Ok(response)).unwrap();
         request
     }
@@ -190,7 +194,10 @@ impl Session {
     }
 
     pub(crate) async fn send_all(&mut self, kinds: Vec<FromKind>) {
-        let messages = kinds.into_iter().map(|kind| v1::CoordinatorMessage { kind: Some(kind) }).collect();
+        let messages = kinds
+            .into_iter()
+            .map(|kind| v1::CoordinatorMessage { kind: Some(kind), traceparent: String::new() })
+            .collect();
         self.outgoing.send(Ok(v1::CoordinatorFrame { messages })).await.unwrap();
     }
 

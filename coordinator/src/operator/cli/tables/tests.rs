@@ -113,6 +113,7 @@ fn in_doubt() -> v1::ShowTransactionResponse {
         can_change: false,
         situation: v1::Situation::Undelivered.into(),
         paused: true,
+        traceparent: "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01".into(),
         ..transaction(gtrid(1), v1::TransactionState::Committing, v1::Outcome::Committed)
     };
     v1::ShowTransactionResponse { transaction: Some(transaction), now_ms: NOW_MS, ..Default::default() }
