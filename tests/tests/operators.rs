@@ -2,7 +2,6 @@
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails there")]
 
-
 use lockstep_tests::harness::roles::Roles;
 use lockstep_tests::operators::stage::{ORDERS, Servers, World};
 use lockstep_tests::operators::{matrix, runbook};

@@ -87,10 +87,13 @@ pub fn arm_from_environment() -> Result<()> {
         let wrong = |why: &str| Failed::new(format!("{HOLD_VARIABLE}={asked}: {why}"));
         let (point, path) = asked.split_once(':').ok_or_else(|| wrong("no path"))?;
         let path = PathBuf::from(path);
+        // In place: what else this thread of the runtime has to do goes on elsewhere.
         let wait = move || {
-            while path.exists() {
-                std::thread::sleep(HOLD_LOOK);
-            }
+            tokio::task::block_in_place(|| {
+                while path.exists() {
+                    std::thread::sleep(HOLD_LOOK);
+                }
+            });
         };
         fail::cfg_callback(point, wait).map_err(|why| wrong(&why))?;
     }

@@ -3,10 +3,10 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
+use super::pages;
 use super::report::{Cell, Report};
 use super::runbook::{self, Page};
 use super::stage::{LEDGER, ORDERS, SHORT, Servers, World};
-use super::pages;
 use crate::harness::coordinator::Ran;
 use crate::harness::roles::Roles;
 use crate::harness::{Failed, Result};

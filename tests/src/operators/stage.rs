@@ -303,12 +303,16 @@ impl<'a> World<'a> {
         so: impl Fn(&serde_json::Value) -> bool,
     ) -> Result<serde_json::Value> {
         let asked = [arguments, &["--json"]].concat();
+        let mut last = None;
         let answered = wait_for(what, PATIENCE, || {
             let ran = self.lockstep(&asked)?;
             let json = serde_json::from_str::<serde_json::Value>(&ran.stdout).ok();
+            last = Some(ran);
             Ok(json.filter(|json| so(json)))
         });
-        answered.map(|(json, _)| json)
+        answered
+            .map(|(json, _)| json)
+            .map_err(|error| Failed::new(format!("{error}; the last answer to {arguments:?}: {last:?}")))
     }
 
     /// Copies the decision log as it is on disk, as a backup does.
