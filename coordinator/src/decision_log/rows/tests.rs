@@ -219,6 +219,49 @@ fn the_format_is_what_it_was() {
     assert_eq!(hex(&end), "01208c86e508011801");
 }
 
+/// The body of a decision as a version reads it that knows of no spans.
+#[derive(Clone, PartialEq, Message)]
+struct OlderDecisionBody {
+    #[prost(uint32, tag = "1")]
+    kind: u32,
+    #[prost(message, repeated, tag = "2")]
+    branches: Vec<BqualBody>,
+    #[prost(uint64, tag = "3")]
+    decided_ms: u64,
+    #[prost(message, optional, tag = "4")]
+    about: Option<OlderAboutBody>,
+}
+
+#[derive(Clone, PartialEq, Message)]
+struct OlderAboutBody {
+    #[prost(string, tag = "1")]
+    name: String,
+}
+
+#[test]
+fn a_recorded_span_is_one_field_more_and_an_older_version_passes_it_over() {
+    let plain = commit(gtrid(Epoch::new(3).unwrap(), 5, 7));
+    let about = About { name: "pay".to_owned(), ..About::default() };
+    let named = DecisionRecord { about: about.clone(), ..plain };
+    let trace = TraceParent::new([1; 16], [2; 8], true);
+    let traced = DecisionRecord { about: About { trace, ..about }, ..named.clone() };
+    let bytes = encode_decision(&traced);
+    assert_eq!(bytes.len(), encode_decision(&named).len() + 2 + TraceParent::BYTES);
+    assert_eq!(decode_decision(traced.gtrid, &bytes).as_ref(), Ok(&traced));
+    let older: OlderDecisionBody = unframe(Kind::Decision, &traced.gtrid.to_bytes(), &bytes).unwrap();
+    assert_eq!(older.about.unwrap().name, "pay");
+    assert_eq!(older.branches.len(), 2);
+}
+
+#[test]
+fn a_span_that_is_none_is_damage() {
+    let about = |trace: Vec<u8>| AboutBody { trace, ..AboutBody::default() }.about();
+    assert_eq!(about(Vec::new()).unwrap().trace, None);
+    for wrong in [vec![1; 23], vec![1; 25], vec![0; 24]] {
+        assert_eq!(about(wrong), Err(RowError::Malformed("trace")));
+    }
+}
+
 #[test]
 fn a_newer_format_is_told_from_damage() {
     let decision = commit(gtrid(Epoch::new(3).unwrap(), 5, 7));
