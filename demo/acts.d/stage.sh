@@ -31,16 +31,24 @@ show() {
 
 # Commands to look around with, and time to do so if `--step` was asked for.
 look_around() {
+  look_around_with "${@/#/coordinator lockstep }"
+}
+look_around_with() {
   printf '\nLook around meanwhile:\n'
-  printf "  $shown_compose exec coordinator lockstep %s\n" "$@"
+  printf "  $shown_compose exec %s\n" "$@"
   [[ -z ${ACTS_STEP-} ]] || read -rp 'Enter to go on: '
 }
 
-container() { compose ps -q "$1"; }
-lockstep() { compose exec -T coordinator lockstep "$@"; }
-orders_sql() { compose exec -T orders-db psql -U shop -d shop -Atc "$1"; }
+# Containers by service. Asking compose each time would take seconds.
+declare -A containers
+find_containers() { local service; for service in "${services[@]}" checker load; do containers[$service]=$(compose ps -q "$service"); done; }
+container() { echo "${containers[$1]}"; }
+inside() { docker exec -i "${containers[$1]}" "${@:2}"; }
+
+lockstep() { inside coordinator lockstep "$@" </dev/null; }
+orders_sql() { inside orders-db psql -U shop -d shop -Atc "$1" </dev/null; }
 # shellcheck disable=SC2016 # The password is read inside.
-payments_sql() { compose exec -T payments-db sh -c 'exec mariadb -u shop -p"$(cat /secrets/password)" shop -N -e "$1"' sql "$1"; }
+payments_sql() { inside payments-db sh -c 'MYSQL_PWD="$(cat /secrets/root-password)" exec mariadb -u root shop -N -e "$1"' sql "$1" </dev/null; }
 
 # The same of one database: how many branches it holds prepared.
 prepared_in_orders() { orders_sql "SELECT count(*) FROM pg_prepared_xacts WHERE gid LIKE 'lockstep:%'"; }
@@ -71,13 +79,11 @@ all_healthy() {
 
 # Whatever an act did to them: everyone runs, and is connected.
 mend() {
-  local service id
-  for service in "${services[@]}"; do
-    id=$(compose ps -q "$service" 2>/dev/null) || continue
-    [[ -n $id ]] || continue
+  local service
+  for service in "${services[@]}" load; do
+    docker unpause "$(container "$service")" >/dev/null 2>&1 || true
     reconnect "$service"
-    docker unpause "$id" >/dev/null 2>&1 || true
-    docker start "$id" >/dev/null 2>&1 || true
+    docker start "$(container "$service")" >/dev/null 2>&1 || true
   done
 }
 
@@ -91,7 +97,7 @@ unpause() { local service; for service in "$@"; do docker unpause "$(container "
 start() { local service; for service in "$@"; do docker start "$(container "$service")" >/dev/null; done; }
 
 # The checker looks into the three databases, again and again until nothing is wrong or its patience ends.
-check_books() { docker exec "$(container checker)" demo shop check --patience "${1:-60}"; }
+check_books() { inside checker demo shop check --patience "${1:-60}" </dev/null; }
 books_are_right() {
   say 'The checker looks into the three databases:'
   check_books 90 || fail 'the books are wrong'
@@ -104,7 +110,7 @@ at_till() {
   shift
   [[ ${1-} != --gift-cards ]] || orders=$2
   mkfifo "$scratch/$who.in"
-  docker exec -i "$(container checker)" demo shop buy --hold "$@" <"$scratch/$who.in" >"$scratch/$who" &
+  inside checker demo shop buy --hold "$@" <"$scratch/$who.in" >"$scratch/$who" &
   customer[$who]=$!
   exec {fd}>"$scratch/$who.in"
   till[$who]=$fd
@@ -127,6 +133,7 @@ begin() {
   printf '\n=== %s\n' "$name"
   sed -n '2,/^$/s/^# \{0,1\}//p' "$0"
   compose up -d >"$scratch/up" 2>&1 || { cat "$scratch/up" >&2; fail 'the shop did not come up'; }
+  find_containers
   trap 'mend; rm -rf "$scratch"' EXIT
   mend
   wait_until 120 'everyone is healthy' all_healthy
@@ -134,6 +141,5 @@ begin() {
 }
 
 # Without other customers, so that what an act prepares is all there is.
-close_shop() { compose stop -t 60 load >/dev/null 2>&1; }
-open_shop() { docker start "$(container_of_load)" >/dev/null; }
-container_of_load() { compose ps -q load; }
+close_shop() { docker stop -t 60 "$(container load)" >/dev/null; }
+open_shop() { start load; }
