@@ -138,6 +138,7 @@ begin() {
   mend
   wait_until 120 'everyone is healthy' all_healthy
   wait_until 60 'nothing is in doubt' is_status undelivered 0
+  wait_until 60 'no orphan is left of an earlier run (docs/runbook/orphan.md)' lockstep orphans scan --exit-code
 }
 
 # Without other customers, so that what an act prepares is all there is.

@@ -21,6 +21,9 @@ const TELL_EVERY: Duration = Duration::from_secs(10);
 /// A customer who was turned away because something is broken comes back after so long.
 const COME_BACK: Duration = Duration::from_millis(500);
 
+/// One order of so many is turned down.
+const TOO_EXPENSIVE: u32 = 20;
+
 #[derive(Debug, Args)]
 pub(super) struct Options {
     #[command(flatten)]
@@ -109,7 +112,8 @@ impl Load {
     }
 
     async fn buy(&self) -> Result<Told, Failure> {
-        let order = Order::at_random();
+        // Without Lockstep a service's own no leaves half an order too. What is shown there is what a kill does.
+        let order = Order::at_random(if self.naive { 0 } else { TOO_EXPENSIVE });
         let told = match self.naive {
             true => self.storefront.sell_naively(&order).await,
             false => self.storefront.sell(&order).await,

@@ -128,8 +128,13 @@ impl Storefront {
         let begin = self.lockstep.begin("order").label("order", &order.id).timeout(within);
         let tx = begin.start().await?;
         // Marked as the last calls: the services vote as soon as they are done, and need not be asked at the commit.
-        self.call_all(order, tx.vote()).await?;
-        Ok(tx)
+        match self.call_all(order, tx.vote()).await {
+            Ok(()) => Ok(tx),
+            Err(error) => {
+                tx.rollback("the customer did not get to the till").await?;
+                Err(error.into())
+            }
+        }
     }
 
     /// The last step. Nobody at a till waits longer than `patience`; then the outcome is not known, and has to be asked for.
@@ -166,12 +171,13 @@ fn committed(result: Result<(), CommitError>) -> Told {
 }
 
 impl Order {
-    /// What somebody wants. One in twenty wants more than the card pays.
-    pub(super) fn at_random() -> Self {
+    /// What somebody wants. One of so many wants more than the card pays; 0 for nobody.
+    pub(super) fn at_random(one_in: u32) -> Self {
         let mut random = rand::rng();
         let (item, price) = [("chair", 40), ("table", 120), ("lamp", 25)][random.random_range(0..3)];
         let customer = ["ada", "grace", "edsger", "leslie", "barbara", "jim"][random.random_range(0..6)];
-        let quantity = if random.random_ratio(1, 20) { 100 } else { random.random_range(1..=3) };
+        let quantity =
+            if one_in > 0 && random.random_ratio(1, one_in) { 100 } else { random.random_range(1..=3) };
         Self::of(customer, item, quantity, price)
     }
 
