@@ -175,6 +175,16 @@ fn with_three_coordinators_everyone_knows_all_of_them() {
     assert_eq!(are, scraped.into_iter().collect());
 }
 
+/// A file that seems to have moved is refused: it might be a copy.
+#[test]
+fn a_sqlite_file_stays_on_its_machine_when_its_container_is_made_again() {
+    for (name, service) in services() {
+        let writes_a_file =
+            service["environment"]["SHOP_DATABASE"].as_str().is_some_and(|url| url.starts_with("sqlite:"));
+        assert!(!writes_a_file || service["hostname"] == name, "{name}");
+    }
+}
+
 #[test]
 fn the_dockerfile_builds_this_workspace() {
     let dockerfile = read("deploy/Dockerfile");
