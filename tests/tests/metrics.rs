@@ -143,6 +143,17 @@ fn the_alerts_say_what_they_should_and_when() {
     assert_eq!(rules.matches("command: lockstep ").count(), alerts.len(), "each says what to run");
 }
 
+/// Its image can't be started everywhere; what it is told can be checked.
+#[test]
+fn prometheus_accepts_what_the_demo_tells_it() {
+    let directory = TempDir::new().unwrap();
+    for file in ["demo/compose/prometheus.yml", "deploy/prometheus/rules.yml"] {
+        let file = repository().join(file);
+        std::fs::copy(&file, directory.path().join(file.file_name().unwrap())).unwrap();
+    }
+    promtool(&["check", "config", "prometheus.yml"], directory.path(), "").unwrap();
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_coordinator_is_alive_and_ready_until_it_drains() {
     let mut stage = Stage::set().await;
