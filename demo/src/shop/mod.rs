@@ -106,7 +106,8 @@ struct Settings {
 
 impl Shop {
     pub(crate) fn run(self) -> ExitCode {
-        let filter = tracing_subscriber::EnvFilter::new("info");
+        // Whoever kills its own processes need not be told that they are gone.
+        let filter = tracing_subscriber::EnvFilter::new(if self.part.is_some() { "info" } else { "error" });
         tracing_subscriber::fmt()
             .with_env_filter(filter)
             .with_ansi(false)
