@@ -106,8 +106,7 @@ struct Settings {
 
 impl Shop {
     pub(crate) fn run(self) -> ExitCode {
-        // Whoever kills its own processes need not be told that they are gone.
-        let filter = tracing_subscriber::EnvFilter::new(if self.part.is_some() { "info" } else { "error" });
+        let filter = tracing_subscriber::EnvFilter::new("info");
         tracing_subscriber::fmt()
             .with_env_filter(filter)
             .with_ansi(false)
