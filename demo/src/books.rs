@@ -167,10 +167,17 @@ pub(crate) fn check(books: &Books, transfers: &BTreeMap<u32, (Transfer, Told)>) 
 
 /// Whether a branch is prepared in a bank. A bank that never took part in a transaction has no journal.
 pub(crate) fn holds_prepared_branch(dir: &Path, bank: Role) -> std::io::Result<bool> {
+    has_prepared_branch(&dir.join(format!("{bank}.db")))
+}
+
+/// Whether a branch is prepared in a SQLite file: by the head of the journal beside it.
+pub(crate) fn has_prepared_branch(database: &Path) -> std::io::Result<bool> {
     use std::io::Read as _;
 
     let mut head = [0; JOURNAL_HEAD];
-    match std::fs::File::open(dir.join(format!("{bank}.db-lockstep"))) {
+    let mut journal = database.as_os_str().to_owned();
+    journal.push("-lockstep");
+    match std::fs::File::open(journal) {
         Ok(mut journal) => journal.read_exact(&mut head)?,
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
         Err(error) => return Err(error),

@@ -13,6 +13,7 @@
 //! - [`process`]: starting, killing, reaping and stopping.
 //! - [`books`]: the checker, which looks at the files from outside.
 //! - [`report`], [`progress`]: what a person or a program reads.
+//! - [`shop`]: another demo, `demo shop`: three services on databases of three kinds, for `docker-compose.yml` and without it.
 
 mod application;
 mod bank;
@@ -25,6 +26,7 @@ mod progress;
 mod report;
 mod role;
 mod scenario;
+mod shop;
 
 use std::process::ExitCode;
 

@@ -8,7 +8,7 @@ use std::process::ExitCode;
 
 use clap::Subcommand;
 
-use crate::bank;
+use crate::{bank, shop};
 
 /// One of the three.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -56,14 +56,16 @@ pub(crate) enum Command {
     /// A bank
     #[command(hide = true)]
     Bank(bank::Args),
+    /// A shop with three services: without Docker, or one part of it
+    Shop(Box<shop::Shop>),
 }
 
 impl Command {
     /// Plays the role until SIGTERM, or until the process that started this one is gone.
     pub(crate) fn run(self) -> ExitCode {
-        end_with_parent();
         match self {
             Self::Coordinator { listen, data_dir } => {
+                end_with_parent();
                 let (listen, data_dir) = (listen.to_string().into(), data_dir.into_os_string());
                 let serve = [
                     "lockstep".into(),
@@ -75,13 +77,17 @@ impl Command {
                 ];
                 lockstep_coordinator::run(serve)
             }
-            Self::Bank(args) => match run_bank(args) {
-                Ok(()) => ExitCode::SUCCESS,
-                Err(error) => {
-                    tracing::error!("this bank cannot go on: {error}");
-                    ExitCode::FAILURE
-                }
-            },
+            Self::Bank(args) => {
+                end_with_parent();
+                run_bank(args).map_or_else(
+                    |error| {
+                        tracing::error!("this bank cannot go on: {error}");
+                        ExitCode::FAILURE
+                    },
+                    |()| ExitCode::SUCCESS,
+                )
+            }
+            Self::Shop(shop) => shop.run(),
         }
     }
 }
@@ -94,7 +100,7 @@ fn run_bank(args: bank::Args) -> Result<(), Box<dyn std::error::Error>> {
 /// Ends this process when the one that started it is gone, even if that was killed with SIGKILL. Stdin is a pipe that
 /// nothing is written to and whose other end the parent holds: it ends with the parent. (The kernel's own means, a
 /// parent's death signal, exists on Linux only, and goes by the thread that started the process.)
-fn end_with_parent() {
+pub(crate) fn end_with_parent() {
     std::thread::spawn(|| {
         let _end = std::io::stdin().lock().read_to_end(&mut Vec::new());
         std::process::exit(1);

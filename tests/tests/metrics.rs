@@ -188,6 +188,17 @@ fn every_alert_has_its_page_and_every_page_its_alert() {
     }
 }
 
+/// Its image can't be started everywhere; what it is told can be checked.
+#[test]
+fn prometheus_accepts_what_the_demo_tells_it() {
+    let directory = TempDir::new().unwrap();
+    for file in ["demo/compose/prometheus.yml", "deploy/prometheus/rules.yml"] {
+        let file = repository().join(file);
+        std::fs::copy(&file, directory.path().join(file.file_name().unwrap())).unwrap();
+    }
+    promtool(&["check", "config", "prometheus.yml"], directory.path(), "").unwrap();
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_coordinator_is_alive_and_ready_until_it_drains() {
     let mut stage = Stage::set().await;
