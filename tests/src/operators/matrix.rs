@@ -149,7 +149,7 @@ fn deciding_and_undelivered(servers: &Servers, roles: &Roles, report: &mut Repor
 
 /// Somebody rolls a prepared branch back by hand whose transaction has committed.
 fn heuristic(servers: &Servers, roles: &Roles, report: &mut Report) -> Result<()> {
-    let slow = Some(("log-before-force", Duration::from_secs(10)));
+    let slow = Some(("log-before-force", Duration::from_secs(20)));
     let mut world = World::start(servers, roles, "operators_heuristic", slow)?;
     let gtrid = world.commit_in_the_background(Duration::from_secs(60))?.to_string();
     let id = gtrid.as_str();
@@ -259,6 +259,8 @@ fn orphan(servers: &Servers, roles: &Roles, report: &mut Report, how: Orphaned) 
         let ran = world.lockstep(&["orphans", "resolve", id, "--rollback", "--dry-run"])?;
         let (situation, action) = ("orphan, one is silent", "resolve --rollback");
         report.cells.push(Cell { situation, action, expected: "LS0426", found: verdict(&ran) });
+        follow(&world, "LS0426", id)?;
+        report.followed.insert("LS0426".to_owned());
         world.attach_ledger()?;
         world.wait_until_attached()?;
     }

@@ -23,7 +23,7 @@ use crate::harness::{Failed, Result};
 /// Nothing here takes that long, on a busy machine either.
 pub const PATIENCE: Duration = Duration::from_secs(120);
 /// How long a decision's way to the log is held up where a cell needs that.
-pub const HELD_UP: Duration = Duration::from_secs(20);
+pub const HELD_UP: Duration = Duration::from_secs(60);
 /// A client's time, where a cell has the deadline pass.
 pub const SHORT: Duration = Duration::from_secs(5);
 
