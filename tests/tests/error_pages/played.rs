@@ -188,7 +188,8 @@ async fn undelivered(book: &mut Book, names: &Names<'_>, orders: &mut Played) {
     let gtrid = begin(names.server).await;
     orders.enlist(&gtrid).await;
     let mut client = CoordinatorServiceClient::new(channel(names.server).await);
-    let request = v1::CommitRequest { gtrid: gtrid.clone(), ..Default::default() };
+    let wait = v1::Wait::Decided.into();
+    let request = v1::CommitRequest { gtrid: gtrid.clone(), wait, ..Default::default() };
     let committing = tokio::spawn(async move { client.commit(request).await });
     orders.hear(|kind| matches!(kind, Kind::CommitOnePhase(_))).await;
     let of_it = Names { id: &gtrid, ..*names };
