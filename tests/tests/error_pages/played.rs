@@ -13,6 +13,7 @@ use lockstep_tests::operators::pages::Names;
 use tempfile::TempDir;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
+use tonic::Streaming;
 use tonic::transport::{Channel, Endpoint};
 use tonic_types::StatusExt as _;
 
@@ -85,20 +86,8 @@ impl Played {
         let first = stream.message().await?;
         assert!(first.is_some(), "it is welcomed or refused");
         let (tell, heard) = mpsc::unbounded_channel();
-        let weak = out.downgrade();
-        tokio::spawn(async move {
-            while let Ok(Some(frame)) = stream.message().await {
-                for kind in frame.messages.into_iter().filter_map(|message| message.kind) {
-                    let Kind::Inspect(asked) = kind else {
-                        drop(tell.send(kind));
-                        continue;
-                    };
-                    let Some(out) = weak.upgrade() else { return };
-                    let answer = v1::Inspection { question: asked.question, ..holds.clone() };
-                    send(&out, Said::Inspection(answer)).await;
-                }
-            }
-        });
+        // Weak: when the participant is dropped, its stream ends.
+        tokio::spawn(listen(stream, holds, out.downgrade(), tell));
         Ok(Self { name, out, heard })
     }
 
@@ -117,6 +106,26 @@ impl Played {
     async fn enlist(&mut self, gtrid: &str) {
         send(&self.out, Said::Enlist(v1::Enlist { xid: Some(xid(self.name, gtrid)) })).await;
         self.hear(|kind| matches!(kind, Kind::Enlisted(_))).await;
+    }
+}
+
+/// Answers inspections, and passes on what else the coordinator says.
+async fn listen(
+    mut stream: Streaming<v1::CoordinatorFrame>,
+    holds: v1::Inspection,
+    out: mpsc::WeakSender<v1::ParticipantFrame>,
+    tell: mpsc::UnboundedSender<Kind>,
+) {
+    while let Ok(Some(frame)) = stream.message().await {
+        for kind in frame.messages.into_iter().filter_map(|message| message.kind) {
+            let Kind::Inspect(asked) = kind else {
+                drop(tell.send(kind));
+                continue;
+            };
+            let Some(out) = out.upgrade() else { return };
+            let answer = v1::Inspection { question: asked.question, ..holds.clone() };
+            send(&out, Said::Inspection(answer)).await;
+        }
     }
 }
 
