@@ -1,0 +1,91 @@
+//! What a suite has measured, as a table.
+
+use comfy_table::{Table, presets};
+
+use crate::contender::Contender;
+use crate::meter::{count, median};
+use crate::suite::{Cell, Measured, Plan};
+
+/// One line for each contender and number of clients.
+#[must_use]
+pub fn table(measured: &Measured, plan: &Plan) -> String {
+    let mut table = Table::new();
+    table.load_style(presets::ASCII_MARKDOWN);
+    table.set_header([
+        "clients",
+        "contender",
+        "tx/s",
+        "lowest - highest",
+        "of (b)",
+        "of (b2)",
+        "p50 ms",
+        "p99 ms",
+        "forced: databases",
+        "coordinator",
+        "CPU us",
+        "clients",
+        "tellers",
+        "databases",
+        "coordinator",
+        "messages",
+        "in frames",
+    ]);
+    for clients in &plan.clients {
+        for contender in &plan.contenders {
+            table.add_row(row(measured, *contender, *clients));
+        }
+    }
+    table.to_string()
+}
+
+fn row(measured: &Measured, contender: Contender, clients: usize) -> Vec<String> {
+    let each = |what: &dyn Fn(&Cell) -> f64| measured.each(contender, clients, what);
+    let middle = |what: &dyn Fn(&Cell) -> f64| median(&each(what));
+    let rates = each(&|cell| cell.seen.rate());
+    let (lowest, highest) =
+        (rates.iter().copied().fold(f64::INFINITY, f64::min), rates.iter().copied().fold(0.0, f64::max));
+    let ratio = |by| number(measured.ratio(contender, by, clients, |cell| cell.seen.rate()), 2);
+    let part = |name: &str| number(middle(&|cell| cell.processor.get(name).copied().unwrap_or(f64::NAN)), 0);
+    let forced = measured.forced.iter().find(|f| f.contender == contender && f.clients == clients);
+    vec![
+        clients.to_string(),
+        contender.title().to_owned(),
+        number(median(&rates), 0),
+        format!("{} - {}", number(lowest, 0), number(highest, 0)),
+        ratio(Contender::Hand),
+        ratio(Contender::HandServices),
+        number(middle(&|cell| count(cell.seen.p50) / 1000.0), 2),
+        number(middle(&|cell| count(cell.seen.p99) / 1000.0), 2),
+        number(forced.map_or(f64::NAN, |forced| forced.databases), 2),
+        number(middle(&|cell| cell.counted.forces), 2),
+        number(middle(&|cell| cell.processor.values().sum()), 0),
+        part("clients"),
+        part("tellers"),
+        part("databases"),
+        part("coordinator"),
+        number(middle(&|cell| cell.counted.messages), 1),
+        number(middle(&|cell| cell.counted.frames), 1),
+    ]
+}
+
+fn number(value: f64, decimals: usize) -> String {
+    if value.is_finite() { format!("{value:.decimals$}") } else { "-".to_owned() }
+}
+
+/// What the table does not say.
+#[must_use]
+pub fn summary(measured: &Measured) -> String {
+    let disks: Vec<String> = measured
+        .rounds
+        .iter()
+        .map(|round| format!("{:.0}-{:.0}", round.disk_before, round.disk_after))
+        .collect();
+    format!(
+        "{} rounds count, {} are void; a forced write of 8 KiB took {} us before and after each; the books were right after each run, {} \
+         transfers in all",
+        measured.valid().count(),
+        measured.rounds.len() - measured.valid().count(),
+        disks.join(", "),
+        measured.transfers,
+    )
+}
