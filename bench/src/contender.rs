@@ -6,8 +6,8 @@ use lockstep::{Client, Context};
 use lockstep_tests::harness::{Failed, Result};
 use serde::{Deserialize, Serialize};
 use sqlx::postgres::PgPool;
-use tonic::Request;
 use tonic::transport::{Channel, Endpoint};
+use tonic::{Code, Request};
 
 use crate::teller::v1::teller_client::TellerClient;
 use crate::teller::v1::{Change, Name};
@@ -109,21 +109,22 @@ impl Mover {
     }
 
     /// One transfer: takes 1 from the account in the first database, and gives it to that in the second. Both sides of every step at
-    /// once.
+    /// once. `false`: a database had no room for it, and it was rolled back.
     ///
     /// # Errors
     /// If it did not commit, or may not have.
-    pub async fn transfer(&self, client: usize, number: u64, account: i64) -> Result<()> {
-        match self.contender {
+    pub async fn transfer(&self, client: usize, number: u64, account: i64) -> Result<bool> {
+        let done = match self.contender {
             Contender::Floor => self.by_local_commits(account).await,
             Contender::Hand => self.by_hand(&self.name(client, number), account).await,
             Contender::HandServices => {
                 self.by_hand_through_services(&self.name(client, number), account).await
             }
             Contender::Lockstep | Contender::EarlyVote | Contender::AtDecision => {
-                self.by_lockstep(account).await
+                return self.by_lockstep(account).await;
             }
-        }
+        };
+        done.map(|()| true)
     }
 
     fn name(&self, client: usize, number: u64) -> String {
@@ -171,7 +172,7 @@ impl Mover {
         self.tellers[side].clone().work(change).await.map(drop)
     }
 
-    async fn by_lockstep(&self, account: i64) -> Result<()> {
+    async fn by_lockstep(&self, account: i64) -> Result<bool> {
         let transaction =
             self.lockstep.begin("transfer").start().await.map_err(Failed::because("not begun"))?;
         let context = match self.contender {
@@ -182,7 +183,14 @@ impl Mover {
             | Contender::Hand
             | Contender::HandServices => transaction.context(),
         };
-        both(|side| self.apply(side, context, account)).await?;
+        let (first, second) = tokio::join!(self.apply(0, context, account), self.apply(1, context, account));
+        if let Err(status) = first.and(second) {
+            if status.code() != Code::ResourceExhausted {
+                return Err(Failed::new(format!("a step failed: {status}")));
+            }
+            transaction.rollback("no room").await.map_err(Failed::because("not rolled back"))?;
+            return Ok(false);
+        }
         let committed = match self.contender {
             Contender::AtDecision => transaction.commit_when_decided().await,
             Contender::EarlyVote
@@ -192,7 +200,7 @@ impl Mover {
             | Contender::HandServices => transaction.commit().await,
         };
         let committed = committed.map_err(Failed::because("not committed"))?;
-        if committed.branches == 2 { Ok(()) } else { Err(Failed::new(format!("{committed:?}"))) }
+        if committed.branches == 2 { Ok(true) } else { Err(Failed::new(format!("{committed:?}"))) }
     }
 
     async fn apply(&self, side: usize, context: Context, account: i64) -> Result<(), tonic::Status> {

@@ -11,6 +11,7 @@ use std::time::Duration;
 use lockstep_tests::harness::clock::now;
 use lockstep_tests::harness::{Failed, Result};
 use serde::{Deserialize, Serialize};
+use tokio::task::JoinHandle;
 
 use crate::contender::{Contender, Mover, Places};
 
@@ -20,12 +21,14 @@ pub const ACCOUNTS: usize = 10_000;
 pub const READY: &str = "ready";
 /// What its last line begins with.
 pub const DONE: &str = "done ";
+/// How long a client waits after it was refused, or failed.
+const REFUSED_WAIT: Duration = Duration::from_millis(10);
 /// What it is told.
 pub const BEGIN: &str = "begin";
 /// The same, at the end.
 pub const END: &str = "end";
 
-const WARMING_UP: u8 = 0;
+/// The first is 0: they do not count.
 const MEASURING: u8 = 1;
 const OVER: u8 = 2;
 
@@ -61,6 +64,8 @@ pub struct Seen {
     pub p50: u64,
     /// The same.
     pub p99: u64,
+    /// Transfers that were refused for lack of room, and rolled back.
+    pub refused: u64,
     /// Transfers that failed, and the first one's words: there must be none.
     pub failed: u64,
     /// The same.
@@ -68,9 +73,10 @@ pub struct Seen {
 }
 
 /// What one client has seen.
-#[derive(Default)]
-struct One {
+#[derive(Debug, Default)]
+pub struct One {
     all: u64,
+    refused: u64,
     latencies: Vec<u64>,
     failures: Vec<String>,
 }
@@ -86,55 +92,86 @@ pub fn run(arguments: &Arguments) -> Result<()> {
         let mover = Mover::new(*contender, places, *clients).await?;
         println!("{READY}");
         wait_for(BEGIN)?;
-        let phase = Arc::new(AtomicU8::new(WARMING_UP));
-        let tasks: Vec<_> = (0..*clients)
-            .map(|client| tokio::spawn(ask(mover.clone(), client, *clients, Arc::clone(&phase))))
-            .collect();
-        tokio::time::sleep(Duration::from_millis(*warm_up)).await;
-        let begun = now();
-        phase.store(MEASURING, Ordering::Relaxed);
-        tokio::time::sleep(Duration::from_millis(*measure)).await;
-        phase.store(OVER, Ordering::Relaxed);
-        let seconds = begun.elapsed().as_secs_f64();
-        let mut seen = Vec::new();
-        for task in tasks {
-            seen.push(task.await.map_err(Failed::because("a client panicked"))?);
-        }
-        let seen = Seen::of(seen, seconds);
+        let phases = Phases::default();
+        let ask = |client: usize| {
+            let (mover, own) = (mover.clone(), ACCOUNTS / clients);
+            ask(phases.clone(), async move |number| {
+                let account = client * own + usize::try_from(number).unwrap_or(0) % own;
+                mover.transfer(client, number, i64::try_from(account).unwrap_or(0)).await
+            })
+        };
+        let tasks: Vec<_> = (0..*clients).map(ask).map(tokio::spawn).collect();
+        let seen = phases.run(tasks, *warm_up, *measure).await?;
         println!("{DONE}{}", serde_json::to_string(&seen).expect("numbers are JSON"));
         // What this process has used is looked at before it ends.
         wait_for(END)
     })
 }
 
-fn wait_for(word: &str) -> Result<()> {
+/// Reads a line from whoever has started this process, which has to be this one.
+///
+/// # Errors
+/// If it is another one, or there is none.
+pub fn wait_for(word: &str) -> Result<()> {
     let mut line = String::new();
     std::io::stdin().lock().read_line(&mut line).map_err(Failed::because("stdin"))?;
     if line.trim() == word { Ok(()) } else { Err(Failed::new(format!("nobody says {word}"))) }
 }
 
-async fn ask(mover: Mover, client: usize, clients: usize, phase: Arc<AtomicU8>) -> One {
-    let (mut one, own) = (One::default(), ACCOUNTS / clients);
+/// What all clients go by: whether it counts yet, and whether it is over.
+#[derive(Debug, Clone, Default)]
+pub struct Phases(Arc<AtomicU8>);
+
+impl Phases {
+    /// Lets these clients ask for so many milliseconds that do not count and so many that do.
+    ///
+    /// # Errors
+    /// If one of them panicked.
+    pub async fn run(&self, tasks: Vec<JoinHandle<One>>, warm_up: u64, measure: u64) -> Result<Seen> {
+        tokio::time::sleep(Duration::from_millis(warm_up)).await;
+        let begun = now();
+        self.0.store(MEASURING, Ordering::Relaxed);
+        tokio::time::sleep(Duration::from_millis(measure)).await;
+        self.0.store(OVER, Ordering::Relaxed);
+        let seconds = begun.elapsed().as_secs_f64();
+        let mut seen = Vec::new();
+        for task in tasks {
+            seen.push(task.await.map_err(Failed::because("a client panicked"))?);
+        }
+        Ok(Seen::of(seen, seconds))
+    }
+
+    fn now(&self) -> u8 {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+/// One client: asks for one after the other until it is over.
+pub async fn ask(phases: Phases, transaction: impl AsyncFn(u64) -> Result<bool>) -> One {
+    let mut one = One::default();
     for number in 0.. {
-        if phase.load(Ordering::Relaxed) == OVER {
+        if phases.now() == OVER {
             break;
         }
-        let account = client * own + usize::try_from(number).unwrap_or(0) % own;
         let begun = now();
-        let done = mover.transfer(client, number, i64::try_from(account).unwrap_or(0)).await;
+        let done = transaction(number).await;
         let took = u64::try_from(begun.elapsed().as_micros()).unwrap_or(u64::MAX);
         match done {
-            Ok(()) => {
+            Ok(false) => {
+                one.refused += 1;
+                tokio::time::sleep(REFUSED_WAIT).await;
+            }
+            Ok(true) => {
                 one.all += 1;
                 // Ended inside the time that counts.
-                if phase.load(Ordering::Relaxed) == MEASURING {
+                if phases.now() == MEASURING {
                     one.latencies.push(took);
                 }
             }
             Err(why) => {
                 one.failures.push(why.to_string());
                 // One that keeps failing fills no memory with it.
-                tokio::time::sleep(Duration::from_millis(10)).await;
+                tokio::time::sleep(REFUSED_WAIT).await;
             }
         }
     }
@@ -147,6 +184,7 @@ impl Seen {
         let mut failures = seen.iter().flat_map(|one| &one.failures);
         let first_failure = failures.next().cloned();
         let failed = seen.iter().map(|one| one.failures.len() as u64).sum();
+        let refused = seen.iter().map(|one| one.refused).sum();
         let mut latencies: Vec<u64> = seen.into_iter().flat_map(|one| one.latencies).collect();
         latencies.sort_unstable();
         Self {
@@ -155,6 +193,7 @@ impl Seen {
             seconds,
             p50: percentile(&latencies, 50),
             p99: percentile(&latencies, 99),
+            refused,
             failed,
             first_failure,
         }

@@ -6,13 +6,18 @@
 //!
 //! - [`contender`]: who is compared. [`teller`]: the services. [`driver`]: the clients.
 //! - [`stage`]: starts everything, and checks the books. [`meter`]: what a run has cost.
+//! - [`alone`]: the coordinator without databases. [`voter`]: participants that vote at once.
+//! - [`restart`]: what is in doubt when everything is killed.
 //! - [`suite`]: runs it all. [`report`], [`plot`]: shows it.
 
+pub mod alone;
 pub mod contender;
 pub mod driver;
 pub mod meter;
 pub mod plot;
 pub mod report;
+pub mod restart;
 pub mod stage;
 pub mod suite;
 pub mod teller;
+pub mod voter;

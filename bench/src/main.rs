@@ -1,15 +1,15 @@
 //! The benchmark's command line; what it does is in the library.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
+use bench::contender::Contender;
+use bench::{alone, driver, plot, report, restart, stage, suite, teller, voter};
 use clap::{Parser, Subcommand};
 use lockstep_tests::harness::roles::{self, Roles};
 use lockstep_tests::harness::{Failed, Result};
-
-use bench::contender::Contender;
-use bench::{driver, plot, report, stage, suite, teller};
+use serde::Serialize;
 
 #[derive(Debug, Parser)]
 #[command(name = "bench", about, arg_required_else_help = true)]
@@ -22,6 +22,14 @@ struct Cli {
 enum What {
     /// Every way of moving money between two PostgreSQL servers, by turns
     Suite(Suite),
+    /// The coordinator alone: participants that vote at once, up to 512 clients, up to 64 branches
+    Coordinator(Coordinator),
+    /// Thousands of transactions in doubt at a restart, against a bare loop of COMMIT PREPARED
+    Restart {
+        /// Where the measured numbers are written as JSON
+        #[arg(long, value_name = "FILE")]
+        json: Option<PathBuf>,
+    },
     /// What a process of the benchmark plays
     #[command(hide = true)]
     Role {
@@ -55,6 +63,42 @@ struct Suite {
     seconds: Option<f64>,
 }
 
+#[derive(Debug, clap::Args)]
+struct Coordinator {
+    /// Where the measured numbers are written as JSON
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+    /// Shorter runs
+    #[arg(long)]
+    quick: bool,
+}
+
+impl Coordinator {
+    fn run(&self) -> Result<()> {
+        let measured = alone::run(&roles()?, self.quick, |line| eprintln!("{line}"))?;
+        println!("{}", report::alone(&measured));
+        write(self.json.as_deref(), &measured)
+    }
+}
+
+fn in_doubt(json: Option<&Path>) -> Result<()> {
+    let measured = restart::run(&roles()?)?;
+    let restart::Measured { branches, bare, serves, recovered, .. } = measured;
+    println!(
+        "{branches} branches in doubt: the coordinator served after {serves:.2} s, and all were committed after {recovered:.2} s, \
+         {:.2} times the {bare:.2} s of a bare loop",
+        recovered / bare
+    );
+    write(json, &measured)
+}
+
+/// As JSON, if somebody wants it.
+fn write(path: Option<&Path>, measured: &impl Serialize) -> Result<()> {
+    let Some(path) = path else { return Ok(()) };
+    let json = serde_json::to_string_pretty(measured).expect("numbers are JSON");
+    std::fs::write(path, json).map_err(Failed::because(path.display().to_string()))
+}
+
 #[derive(Debug, Subcommand)]
 enum Role {
     /// `lockstep`, with these arguments
@@ -67,6 +111,8 @@ enum Role {
     Teller(teller::Arguments),
     /// Whoever asks
     Drive(driver::Arguments),
+    /// Participants that vote at once, and whoever asks for them
+    Vote(voter::Arguments),
 }
 
 impl Suite {
@@ -87,10 +133,7 @@ impl Suite {
         let plan = self.plan()?;
         let measured = suite::run(&roles()?, &plan, |line| eprintln!("{line}"))?;
         println!("{}\n{}", report::table(&measured, &plan), report::summary(&measured));
-        if let Some(path) = &self.json {
-            let json = serde_json::to_string_pretty(&measured).expect("numbers are JSON");
-            std::fs::write(path, json).map_err(Failed::because(path.display().to_string()))?;
-        }
+        write(self.json.as_deref(), &measured)?;
         if let Some(directory) = &self.plots {
             plot::suite(&measured, &plan, directory)?;
         }
@@ -118,6 +161,7 @@ fn play(role: Role) -> Result<ExitCode> {
             teller::run(&arguments)?;
         }
         Role::Drive(arguments) => driver::run(&arguments)?,
+        Role::Vote(arguments) => voter::run(&arguments)?,
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -125,6 +169,8 @@ fn play(role: Role) -> Result<ExitCode> {
 fn main() -> ExitCode {
     let done = match Cli::parse().what {
         What::Suite(suite) => suite.run().map(|()| ExitCode::SUCCESS),
+        What::Coordinator(coordinator) => coordinator.run().map(|()| ExitCode::SUCCESS),
+        What::Restart { json } => in_doubt(json.as_deref()).map(|()| ExitCode::SUCCESS),
         What::Role { role } => play(role),
     };
     done.unwrap_or_else(|why| {

@@ -2,6 +2,7 @@
 
 use comfy_table::{Table, presets};
 
+use crate::alone;
 use crate::contender::Contender;
 use crate::meter::{count, median};
 use crate::suite::{Cell, Measured, Plan};
@@ -87,5 +88,46 @@ pub fn summary(measured: &Measured) -> String {
         measured.rounds.len() - measured.valid().count(),
         disks.join(", "),
         measured.transfers,
+    )
+}
+
+/// The coordinator alone: one line for each run.
+#[must_use]
+pub fn alone(measured: &alone::Measured) -> String {
+    let mut table = Table::new();
+    table.load_style(presets::ASCII_MARKDOWN);
+    table.set_header([
+        "clients",
+        "branches",
+        "each takes ms",
+        "tx/s",
+        "p50 ms",
+        "p99 ms",
+        "forced",
+        "records in each",
+        "CPU us",
+        "messages",
+        "in frames",
+    ]);
+    for run in measured.runs.iter().chain(&measured.growth) {
+        table.add_row([
+            run.clients.to_string(),
+            run.branches.to_string(),
+            run.takes.to_string(),
+            number(run.seen.rate(), 0),
+            number(count(run.seen.p50) / 1000.0, 2),
+            number(count(run.seen.p99) / 1000.0, 2),
+            number(run.counted.forces, 3),
+            number(run.counted.records / run.counted.forces, 1),
+            number(run.processor, 0),
+            number(run.counted.messages, 1),
+            number(run.counted.frames, 2),
+        ]);
+    }
+    let alone::Measured { disk, bytes_in_flight, bytes_afterwards, log_bytes, .. } = measured;
+    format!(
+        "{table}\na forced write of 8 KiB took {:.0} us before and {:.0} us after; memory for each transaction in flight {bytes_in_flight:.0} \
+         bytes, {bytes_afterwards:.0} when they are gone; {log_bytes:.0} bytes of log for each commit",
+        disk.0, disk.1
     )
 }

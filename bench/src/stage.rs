@@ -63,8 +63,17 @@ impl Stage {
     /// # Errors
     /// If something does not start.
     pub fn set(roles: &Roles) -> Result<Self> {
+        Self::set_with(roles, &[])
+    }
+
+    /// The same, with further settings of the servers.
+    ///
+    /// # Errors
+    /// As [`Stage::set`].
+    pub fn set_with(roles: &Roles, more: &[(&str, &str)]) -> Result<Self> {
+        let settings = [SETTINGS, more].concat();
         let directory = TempDir::with_prefix("lockstep-bench-").map_err(Failed::because("no directory"))?;
-        let servers = [PostgresServer::start_with(SETTINGS)?, PostgresServer::start_with(SETTINGS)?];
+        let servers = [PostgresServer::start_with(&settings)?, PostgresServer::start_with(&settings)?];
         for server in &servers {
             server.create_database(DATABASE)?;
             server.psql(DATABASE, &schema())?;
@@ -122,16 +131,7 @@ impl Stage {
         warm_up: Duration,
         measure: Duration,
     ) -> Result<Ran> {
-        let mut command = self.roles.command("drive");
-        command.arg("--databases").args(self.servers.each_ref().map(|server| server.url(DATABASE)));
-        let tellers = self.ports.each_ref().map(|port| format!("http://127.0.0.1:{}", port.number()));
-        command.arg("--tellers").args(tellers);
-        command.args(["--coordinator", &self.coordinator.url(), "--contender", contender.name()]);
-        command.args(["--clients", &clients.to_string()]);
-        command.args(["--warm-up", &warm_up.as_millis().to_string()]);
-        command.args(["--measure", &measure.as_millis().to_string()]);
-        let mut driver = Process::start("driver", command, &self.directory.path().join("driver.log"))?;
-        wait_for_line(&mut driver, READY)?;
+        let mut driver = self.driver(contender, clients, warm_up, measure)?;
         let before = self.processor_time(&driver);
         driver.tell(BEGIN);
         let line = wait_for_line(&mut driver, DONE)?;
@@ -148,6 +148,72 @@ impl Stage {
         }
         self.check_books(contender, seen.all)?;
         Ok(Ran { seen, processor_time: (before, after) })
+    }
+
+    fn driver(
+        &self,
+        contender: Contender,
+        clients: usize,
+        warm_up: Duration,
+        measure: Duration,
+    ) -> Result<Process> {
+        let mut command = self.roles.command("drive");
+        command.arg("--databases").args(self.servers.each_ref().map(|server| server.url(DATABASE)));
+        let tellers = self.ports.each_ref().map(|port| format!("http://127.0.0.1:{}", port.number()));
+        command.arg("--tellers").args(tellers);
+        command.args(["--coordinator", &self.coordinator.url(), "--contender", contender.name()]);
+        command.args(["--clients", &clients.to_string()]);
+        command.args(["--warm-up", &warm_up.as_millis().to_string()]);
+        command.args(["--measure", &measure.as_millis().to_string()]);
+        let mut driver = Process::start("driver", command, &self.directory.path().join("driver.log"))?;
+        wait_for_line(&mut driver, READY)?;
+        Ok(driver)
+    }
+
+    /// Clients that ask for longer than anybody waits, and are left alone.
+    ///
+    /// # Errors
+    /// If they can't be started.
+    pub fn begin_driving(&self, contender: Contender, clients: usize) -> Result<Process> {
+        let mut driver = self.driver(contender, clients, Duration::ZERO, Duration::from_hours(1))?;
+        driver.tell(BEGIN);
+        Ok(driver)
+    }
+
+    /// Where a bank's database is.
+    pub fn database(&self, side: usize) -> String {
+        self.servers[side].url(DATABASE)
+    }
+
+    /// Transactions that are prepared, on both servers together.
+    ///
+    /// # Errors
+    /// If they can't be asked.
+    pub fn prepared(&self) -> Result<usize> {
+        let count = |server: &PostgresServer| {
+            let text = server.psql(DATABASE, "SELECT count(*) FROM pg_prepared_xacts")?;
+            text.parse::<usize>().map_err(Failed::because("a count"))
+        };
+        Ok(count(&self.servers[0])? + count(&self.servers[1])?)
+    }
+
+    /// SIGKILL for all of them.
+    ///
+    /// # Errors
+    /// If one does not die.
+    pub fn kill_tellers_and_coordinator(&mut self) -> Result<()> {
+        self.coordinator.process().kill()?;
+        self.tellers = None;
+        Ok(())
+    }
+
+    /// Starts the coordinator where it was, and waits until it serves.
+    ///
+    /// # Errors
+    /// If it does not.
+    pub fn start_coordinator_again(&mut self) -> Result<()> {
+        self.coordinator.start_again(None)?;
+        self.coordinator.expect_it_serves()
     }
 
     fn processor_time(&self, driver: &Process) -> ProcessorTime {
@@ -182,8 +248,24 @@ impl Stage {
         counts.into_iter().sum()
     }
 
-    /// Nothing is prepared any more, what one bank gave of each account the other one has, and it is as much as was acknowledged.
+    /// As [`Stage::look_at_books`], and what was given is as much as was acknowledged.
     fn check_books(&mut self, contender: Contender, acknowledged: u64) -> Result<()> {
+        let last = self.moved;
+        let shown = self.look_at_books()? - last;
+        if shown == i64::try_from(acknowledged).unwrap_or(i64::MAX) {
+            return Ok(());
+        }
+        let who = contender.title();
+        Err(Failed::new(format!(
+            "the books show {shown} transfers of {who}, and {acknowledged} were acknowledged"
+        )))
+    }
+
+    /// Nothing is prepared any more, and what one bank gave of each account the other one has. How much that is, of all accounts.
+    ///
+    /// # Errors
+    /// If it is not so.
+    pub fn look_at_books(&mut self) -> Result<i64> {
         for server in &self.servers {
             wait_for("every prepared transaction to end", PATIENCE, || {
                 Ok((server.psql(DATABASE, "SELECT count(*) FROM pg_prepared_xacts")? == "0").then_some(()))
@@ -191,22 +273,15 @@ impl Stage {
         }
         let [given, taken] = self.servers.each_ref().map(balances);
         let (given, taken) = (given?, taken?);
-        let wrong =
-            |why: String| Failed::new(format!("the books are wrong after {}: {why}", contender.title()));
+        let wrong = |why: String| Failed::new(format!("the books are wrong: {why}"));
         if given.len() != ACCOUNTS || taken.len() != ACCOUNTS {
             return Err(wrong(format!("{} and {} accounts", given.len(), taken.len())));
         }
         if let Some(account) = (0..ACCOUNTS).find(|n| given[*n] + taken[*n] != 2 * OPENING_BALANCE) {
             return Err(wrong(format!("account {account} has {} and {}", given[account], taken[account])));
         }
-        let moved: i64 = given.iter().map(|balance| OPENING_BALANCE - balance).sum();
-        let (shown, last) = (moved - self.moved, std::mem::replace(&mut self.moved, moved));
-        if shown != i64::try_from(acknowledged).unwrap_or(i64::MAX) {
-            return Err(wrong(format!(
-                "{shown} transfers since {last}, and {acknowledged} were acknowledged"
-            )));
-        }
-        Ok(())
+        self.moved = given.iter().map(|balance| OPENING_BALANCE - balance).sum();
+        Ok(self.moved)
     }
 }
 
@@ -225,7 +300,10 @@ fn balances(server: &PostgresServer) -> Result<Vec<i64>> {
 }
 
 /// Waits for a line that begins so.
-fn wait_for_line(process: &mut Process, begins: &str) -> Result<String> {
+///
+/// # Errors
+/// If the process ends, or says nothing.
+pub fn wait_for_line(process: &mut Process, begins: &str) -> Result<String> {
     let what = format!("{} to say {begins:?}", process.name());
     let (line, _) = wait_for(&what, PATIENCE, || {
         let line = process.output().lines().find(|line| line.starts_with(begins)).map(str::to_owned);

@@ -6,14 +6,14 @@ use std::fmt::Display;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Mutex;
 
-use lockstep::{Context, Participant, Postgres};
+use lockstep::{Context, JoinError, Participant, Postgres};
 use lockstep_tests::harness::{Failed, Result};
 use sqlx::pool::PoolConnection;
 use sqlx::postgres::PgPoolOptions;
 use sqlx::{AssertSqlSafe, PgConnection, PgPool};
 use tokio::net::TcpListener;
-use tokio_stream::wrappers::TcpListenerStream;
 use tonic::transport::Server;
+use tonic::transport::server::TcpIncoming;
 use tonic::{Request, Response, Status};
 
 use self::v1::teller_server::{Teller, TellerServer};
@@ -68,7 +68,7 @@ struct Service {
 impl Teller for Service {
     async fn apply(&self, request: Request<Change>) -> Result<Response<Done>, Status> {
         let context = Context::from_request(&request)?;
-        let mut branch = self.participant.join(&context).await.map_err(refused)?;
+        let mut branch = self.participant.join(&context).await.map_err(not_joined)?;
         let changed = change(&mut branch, request.get_ref()).await;
         changed.map_err(|error| refused(branch.explain(&error)))?;
         branch.finish().await.map_err(refused)?;
@@ -115,6 +115,15 @@ pub fn pool(connections: u32) -> PgPoolOptions {
     PgPoolOptions::new().max_connections(connections).test_before_acquire(false)
 }
 
+/// A database with no room for another branch says so, and a client may come again.
+fn not_joined(why: JoinError) -> Status {
+    if let JoinError::NoRoom { .. } = why {
+        Status::resource_exhausted(why.to_string())
+    } else {
+        refused(why)
+    }
+}
+
 fn refused(why: impl Display) -> Status {
     Status::aborted(why.to_string())
 }
@@ -135,8 +144,9 @@ pub fn run(arguments: &Arguments) -> Result<()> {
         let listener = TcpListener::bind(address).await.map_err(Failed::because("cannot listen"))?;
         println!("{SERVES}");
         let service = Service { participant, pool, open: Mutex::default() };
-        let server = Server::builder().tcp_nodelay(true).add_service(TellerServer::new(service));
-        let incoming = TcpListenerStream::new(listener);
+        let server = Server::builder().add_service(TellerServer::new(service));
+        // Otherwise an answer waits up to 40 ms for the acknowledgement of its first packet.
+        let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
         server.serve_with_incoming(incoming).await.map_err(Failed::because("the teller ended"))
     })
 }
