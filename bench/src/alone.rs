@@ -19,8 +19,8 @@ use crate::stage::wait_for_line;
 use crate::voter::GONE;
 
 const WARM_UP: Duration = Duration::from_millis(500);
-/// Transactions that are held at the same time to see what they weigh.
-const HELD: usize = 10_000;
+/// Transactions that are held at the same time to see what they weigh: as many branches as a participant may have open.
+const HELD: usize = 1_000;
 /// Kilobytes of a page of memory.
 const PAGE_BYTES: f64 = 4096.0;
 

@@ -15,7 +15,7 @@ use serde::{Deserialize, Serialize};
 const PROBES: usize = 200;
 /// Bytes of each: a page of PostgreSQL's log.
 const PROBE_BYTES: usize = 8192;
-/// By how much the disk may change during a round.
+/// By how much the disk may change during a turn.
 pub const MOST_DRIFT: f64 = 0.25;
 /// The kernel counts processor time in hundredths of a second (`CLK_TCK` on every Linux that we know).
 const TICK: Duration = Duration::from_millis(10);

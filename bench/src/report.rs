@@ -76,17 +76,15 @@ fn number(value: f64, decimals: usize) -> String {
 /// What the table does not say.
 #[must_use]
 pub fn summary(measured: &Measured) -> String {
-    let disks: Vec<String> = measured
-        .rounds
-        .iter()
-        .map(|round| format!("{:.0}-{:.0}", round.disk_before, round.disk_after))
-        .collect();
+    let disks: Vec<f64> = measured.valid().flat_map(|turn| [turn.disk_before, turn.disk_after]).collect();
+    let (least, most) =
+        (disks.iter().copied().fold(f64::INFINITY, f64::min), disks.iter().copied().fold(0.0, f64::max));
     format!(
-        "{} rounds count, {} are void; a forced write of 8 KiB took {} us before and after each; the books were right after each run, {} \
-         transfers in all",
+        "{} turns count, {} are void; in those that count a forced write of 8 KiB took {:.0} us ({least:.0} to {most:.0}); the books were \
+         right after each run, {} transfers in all",
         measured.valid().count(),
-        measured.rounds.len() - measured.valid().count(),
-        disks.join(", "),
+        measured.turns.len() - measured.valid().count(),
+        median(&disks),
         measured.transfers,
     )
 }

@@ -1,8 +1,8 @@
 //! Every contender in turn, several times over, on the same servers in the same minute: what is compared is a ratio, because a machine is
 //! not equally fast at all times.
 //!
-//! A round is every contender at every number of clients. It is void if the disk has changed by more than a quarter meanwhile; a void
-//! round counts for nothing, and is told.
+//! A turn is every contender once, at one number of clients. It is void if the disk has changed by more than a quarter meanwhile; a void
+//! turn counts for nothing, is told, and is taken again.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -28,7 +28,7 @@ pub struct Plan {
     pub contenders: Vec<Contender>,
     /// How many clients, each of them.
     pub clients: Vec<usize>,
-    /// Rounds that have to count.
+    /// Turns that have to count, for each number of clients.
     pub rounds: usize,
     /// How long each run is measured.
     pub measure: Duration,
@@ -49,9 +49,11 @@ pub struct Cell {
     pub counted: Counted,
 }
 
-/// One round.
+/// Every contender once.
 #[derive(Debug, Clone, Serialize, Deserialize)]
-pub struct Round {
+pub struct Turn {
+    /// How many clients.
+    pub clients: usize,
     /// The disk before it: the median of a forced write, in microseconds.
     pub disk_before: f64,
     /// After it.
@@ -77,7 +79,7 @@ pub struct Forced {
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Measured {
     /// In the order in which they ran.
-    pub rounds: Vec<Round>,
+    pub turns: Vec<Turn>,
     /// Forced writes.
     pub forced: Vec<Forced>,
     /// Transfers after which the books were right.
@@ -92,17 +94,29 @@ pub fn run(roles: &Roles, plan: &Plan, told: impl Fn(&str)) -> Result<Measured> 
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let runtime = runtime.map_err(lockstep_tests::harness::Failed::because("no runtime"))?;
     let mut stage = Stage::set(roles)?;
-    let mut measured = Measured { rounds: Vec::new(), forced: Vec::new(), transfers: 0 };
+    let mut measured = Measured { turns: Vec::new(), forced: Vec::new(), transfers: 0 };
     // Plans, caches and files that grow: nobody's cost.
     for contender in &plan.contenders {
         stage.run(*contender, 8, WARM_UP, WARM_UP)?;
     }
-    while measured.valid().count() < plan.rounds && measured.rounds.len() < 2 * plan.rounds {
-        let round = round(&mut stage, plan, &runtime, &told)?;
-        if round.void {
-            told(&format!("void: the disk went from {:.0} to {:.0} us", round.disk_before, round.disk_after));
+    // A few more than needed, where the disk does not stay the same.
+    for _ in 0..2 * plan.rounds + 1 {
+        for clients in plan
+            .clients
+            .iter()
+            .filter(|clients| !measured.is_enough(**clients, plan))
+            .copied()
+            .collect::<Vec<_>>()
+        {
+            let turn = turn(&mut stage, plan, clients, &runtime, &told)?;
+            if turn.void {
+                told(&format!(
+                    "void: the disk went from {:.0} to {:.0} us",
+                    turn.disk_before, turn.disk_after
+                ));
+            }
+            measured.turns.push(turn);
         }
-        measured.rounds.push(round);
     }
     for contender in &plan.contenders {
         for clients in &plan.clients {
@@ -114,29 +128,28 @@ pub fn run(roles: &Roles, plan: &Plan, told: impl Fn(&str)) -> Result<Measured> 
             measured.transfers += ran.seen.all;
         }
     }
-    measured.transfers +=
-        measured.rounds.iter().flat_map(|round| &round.cells).map(|cell| cell.seen.all).sum::<u64>();
+    let cells = measured.turns.iter().flat_map(|turn| &turn.cells);
+    measured.transfers += cells.map(|cell| cell.seen.all).sum::<u64>();
     Ok(measured)
 }
 
-fn round(
+fn turn(
     stage: &mut Stage,
     plan: &Plan,
+    clients: usize,
     runtime: &tokio::runtime::Runtime,
     told: &impl Fn(&str),
-) -> Result<Round> {
+) -> Result<Turn> {
     let disk_before = meter::fdatasync_micros(stage.directory())?;
     let mut cells = Vec::new();
-    for clients in &plan.clients {
-        for contender in &plan.contenders {
-            let cell = cell(stage, *contender, *clients, plan.measure, runtime)?;
-            told(&format!("{:>3} clients  {:<32} {:>7.0}/s", clients, contender.title(), cell.seen.rate()));
-            cells.push(cell);
-        }
+    for contender in &plan.contenders {
+        let cell = cell(stage, *contender, clients, plan.measure, runtime)?;
+        told(&format!("{clients:>3} clients  {:<32} {:>7.0}/s", contender.title(), cell.seen.rate()));
+        cells.push(cell);
     }
     let disk_after = meter::fdatasync_micros(stage.directory())?;
     let void = (disk_after / disk_before).max(disk_before / disk_after) > 1.0 + MOST_DRIFT;
-    Ok(Round { disk_before, disk_after, void, cells })
+    Ok(Turn { clients, disk_before, disk_after, void, cells })
 }
 
 fn cell(
@@ -156,15 +169,21 @@ fn cell(
 }
 
 impl Measured {
-    /// The rounds that count.
-    pub fn valid(&self) -> impl Iterator<Item = &Round> {
-        self.rounds.iter().filter(|round| !round.void)
+    /// The turns that count.
+    pub fn valid(&self) -> impl Iterator<Item = &Turn> {
+        self.turns.iter().filter(|turn| !turn.void)
     }
 
-    /// The runs of a contender with so many clients that count, one of each round.
+    /// Whether there are as many as there have to be.
+    #[must_use]
+    pub fn is_enough(&self, clients: usize, plan: &Plan) -> bool {
+        self.valid().filter(|turn| turn.clients == clients).count() >= plan.rounds
+    }
+
+    /// The runs of a contender with so many clients that count, one of each turn.
     pub fn cells(&self, contender: Contender, clients: usize) -> Vec<&Cell> {
         let of = move |cell: &&Cell| cell.contender == contender && cell.clients == clients;
-        self.valid().flat_map(|round| &round.cells).filter(of).collect()
+        self.valid().flat_map(|turn| &turn.cells).filter(of).collect()
     }
 
     /// One number of each of those.
@@ -172,7 +191,7 @@ impl Measured {
         self.cells(contender, clients).into_iter().map(what).collect()
     }
 
-    /// The median over the rounds of a number of one contender by that of another one in the same round.
+    /// The median over the turns of a number of one contender by that of another one in the same turn.
     pub fn ratio(&self, one: Contender, by: Contender, clients: usize, what: impl Fn(&Cell) -> f64) -> f64 {
         let (one, by) = (self.each(one, clients, &what), self.each(by, clients, &what));
         let ratios: Vec<f64> = one.iter().zip(&by).map(|(one, by)| one / by).collect();
