@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
+use futures::{StreamExt as _, TryStreamExt as _};
 use lockstep::resource::{
     Attachment, BranchId, EvidenceRow, Fate, Prepared, Resource, ResourceError, Unresolved,
 };
@@ -221,17 +222,22 @@ pub fn run(arguments: &Arguments) -> Result<()> {
 async fn hold(asking: &Asking, transactions: usize) -> Result<()> {
     let mut held = Vec::with_capacity(transactions);
     while held.len() < transactions {
-        let some = (0..64.min(transactions - held.len())).map(|_| asking.begin());
+        let some = (0..AT_ONCE.min(transactions - held.len())).map(|_| asking.begin());
         held.extend(futures::future::try_join_all(some).await?);
     }
     println!("{DONE}");
     driver::wait_for(END)?;
-    for transaction in held {
-        transaction.rollback("held").await.map_err(Failed::because("not rolled back"))?;
-    }
+    let rollbacks = held.into_iter().map(|transaction| transaction.rollback("held"));
+    futures::stream::iter(rollbacks)
+        .buffer_unordered(AT_ONCE)
+        .try_collect::<()>()
+        .await
+        .map_err(Failed::because("not rolled back"))?;
     println!("{GONE}");
     driver::wait_for(END)
 }
 
+/// Transactions that are begun, or rolled back, at the same time.
+const AT_ONCE: usize = 64;
 /// What it says when all that it held is gone.
 pub const GONE: &str = "gone";
