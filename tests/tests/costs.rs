@@ -189,14 +189,17 @@ impl Stage {
     }
 }
 
+/// The statement in a line of a server's log, if it has one. What has parameters is logged under the name that the driver has given it.
+fn text_of(line: &str) -> Option<&str> {
+    if let Some((_, text)) = line.split_once("LOG:  statement: ") {
+        return Some(text);
+    }
+    Some(line.split_once("LOG:  execute ")?.1.split_once(": ")?.1)
+}
+
 /// Round trips that begin so, in what a server has logged.
 fn asked(log: &str, begin: &str) -> u64 {
-    // A statement with parameters is logged under the name that the driver has given it.
-    let with_parameters = |line| str::split_once(line, "LOG:  execute ")?.1.split_once(": ");
-    let is = |line: &&str| {
-        let text = line.split_once("LOG:  statement: ").or_else(|| with_parameters(line));
-        text.is_some_and(|(_, text)| text.starts_with(begin))
-    };
+    let is = |line: &&str| text_of(line).is_some_and(|text| text.starts_with(begin));
     log.lines().filter(is).count() as u64
 }
 
