@@ -82,6 +82,10 @@ impl Place {
         for (name, here) in &self.names {
             line = line.replace(name, here);
         }
+        if let Some((_, inside)) = line.split_once("docker-compose exec coordinator ") {
+            // The command is the same inside the container and here; the container is what the demo's acts run it in.
+            line = inside.to_owned();
+        }
         if line.contains("lockstep serve") {
             // It serves until it is told to stop, and then drains.
             line = line.replace("lockstep serve", "timeout --foreground --preserve-status 5 lockstep serve");

@@ -116,6 +116,7 @@ async fn what_happened_is_counted_once_and_what_stands_is_told_as_it_is() {
         let found = stage.metric(series).await;
         assert!((found - value).abs() < 0.5, "{series} is {found} and should be {value}");
     }
+    assert!(stage.metric("lockstep_log_free_bytes").await > 0.0);
     open.commit().await.unwrap();
 }
 

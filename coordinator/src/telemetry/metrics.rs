@@ -174,6 +174,8 @@ pub struct Gauges {
     pub queued: IntGaugeVec,
     /// Bytes of the log on disk.
     pub log_bytes: IntGauge,
+    /// Bytes free where the log is; without a value where that is not measured.
+    pub log_free_bytes: IntGaugeVec,
     /// 1 while new transactions are taken.
     pub accepting: IntGauge,
 }
@@ -202,6 +204,7 @@ impl Gauges {
                 &["resource"],
             ),
             log_bytes: made(IntGauge::with_opts(opts("log_bytes", "Bytes of the decision log on disk"))),
+            log_free_bytes: gauges("log_free_bytes", "Bytes free where the embedded log is", &[]),
             accepting: made(IntGauge::with_opts(opts(
                 "accepting",
                 "1 while new transactions may begin, else 0",
@@ -258,9 +261,17 @@ impl Metrics {
                 .const_label("version", env!("CARGO_PKG_VERSION")),
         ));
         info.set(1);
-        let Gauges { active, unresolved, unresolved_oldest_age, attached, queued, log_bytes, accepting } =
-            &self.gauges;
-        let all: [Box<dyn prometheus::core::Collector>; 19] = [
+        let Gauges {
+            active,
+            unresolved,
+            unresolved_oldest_age,
+            attached,
+            queued,
+            log_bytes,
+            log_free_bytes,
+            accepting,
+        } = &self.gauges;
+        let all: [Box<dyn prometheus::core::Collector>; 20] = [
             Box::new(info),
             Box::new(self.started.clone()),
             Box::new(self.completed.clone()),
@@ -279,6 +290,7 @@ impl Metrics {
             Box::new(attached.clone()),
             Box::new(queued.clone()),
             Box::new(log_bytes.clone()),
+            Box::new(log_free_bytes.clone()),
             Box::new(accepting.clone()),
         ];
         for metric in all {

@@ -20,6 +20,10 @@ pub async fn scrape(shared: &Shared) -> Result<String, EngineError> {
     let log = shared.engine.log().status().await?;
     Ok(shared.engine.metrics().scraped(|gauges| {
         gauges.log_bytes.set(whole(log.bytes));
+        gauges.log_free_bytes.reset();
+        if let Some(free) = shared.engine.admission().free_bytes() {
+            gauges.log_free_bytes.with_label_values::<&str>(&[]).set(whole(free));
+        }
         gauges.accepting.set(i64::from(shared.engine.may_begin().is_ok()));
         set_transactions(gauges, &summary, &log);
         gauges.attached.reset();

@@ -43,6 +43,8 @@ pub(in crate::rpc) async fn status(services: &Services) -> Result<v1::StatusResp
         draining: engine.is_draining(),
         log_behind: engine.is_behind(),
         now_ms,
+        log_bytes: numbers.bytes,
+        log_free_bytes: engine.admission().free_bytes(),
         begins_refused: engine.may_begin().map_or_else(|error| error.to_string(), |()| String::new()),
     })
 }
