@@ -30,7 +30,9 @@ fn run_by_the_acts() -> BTreeSet<String> {
     let texts = acts.map(|act| std::fs::read_to_string(act.unwrap().path()).unwrap());
     let mut run = BTreeSet::new();
     for line in texts.flat_map(|text| text.lines().map(str::to_owned).collect::<Vec<_>>()) {
-        if let Some(shown) = line.trim().strip_prefix("show ") {
+        let line = line.trim();
+        let expected = line.strip_prefix("expect ").and_then(|line| Some(line.split_once(' ')?.1));
+        if let Some(shown) = line.strip_prefix("show ").or(expected) {
             let shown = shown.split(" | ").next().unwrap();
             run.insert(command(&shown.replacen("offline ", "lockstep ", 1)));
         }

@@ -5,7 +5,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
-use lockstep_tests::harness::tools::{promtool, systemd_analyze};
+use lockstep_tests::harness::tools::{promtool, shellcheck, systemd_analyze};
 use serde_json::Value;
 use tempfile::TempDir;
 
@@ -119,6 +119,18 @@ fn the_alerts_ask_for_metrics_that_there_are() {
     for expression in expressions {
         assert!(!asked_for(expression, &documented).is_empty(), "{expression}");
     }
+}
+
+/// `stage.sh` is looked at with each of the acts that take it over.
+#[test]
+fn the_scripts_of_the_demo_have_no_known_mistake() {
+    let acts = std::fs::read_dir(repository().join("demo/acts.d")).unwrap();
+    let acts = acts.map(|act| format!("demo/acts.d/{}", act.unwrap().file_name().to_str().unwrap()));
+    let scripts: Vec<String> =
+        acts.chain(["demo/acts", "demo/compose/make-secrets", ".ci/run"].map(str::to_owned)).collect();
+    let mut arguments = vec!["--external-sources"];
+    arguments.extend(scripts.iter().map(String::as_str));
+    shellcheck(&arguments, repository()).unwrap();
 }
 
 #[test]

@@ -384,8 +384,8 @@ impl Engine {
             sum.undecided += part.undecided;
             sum.overdue += part.overdue;
             sum.undelivered += part.undelivered;
-            sum.oldest_undelivered =
-                [sum.oldest_undelivered, part.oldest_undelivered].into_iter().flatten().min();
+            sum.undelivered_since_ms =
+                [sum.undelivered_since_ms, part.undelivered_since_ms].into_iter().flatten().min();
             sum.oldest = [sum.oldest, part.oldest].into_iter().flatten().min();
             sum.begins_from_ms = sum.begins_from_ms.min(part.begins_from_ms);
             for (name, depth) in part.queued {

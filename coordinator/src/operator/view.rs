@@ -225,7 +225,7 @@ pub(super) struct StatusView {
     pub uptime_ms: u64,
     pub transactions_in_flight: u64,
     pub undelivered: u64,
-    /// When the oldest of them began.
+    /// Since when the first of them is known to be decided.
     pub undelivered_since: Option<Moment>,
     pub undecided: u64,
     pub orphans: u64,

@@ -172,8 +172,10 @@ pub struct Gauges {
     pub attached: IntGaugeVec,
     /// Decisions to deliver by `resource`.
     pub queued: IntGaugeVec,
-    /// Bytes of the log on disk.
-    pub log_bytes: IntGauge,
+    /// 1 while the log answers.
+    pub log_up: IntGauge,
+    /// Bytes of the log on disk; without a value while it does not answer.
+    pub log_bytes: IntGaugeVec,
     /// Bytes free where the log is; without a value where that is not measured.
     pub log_free_bytes: IntGaugeVec,
     /// 1 while new transactions are taken.
@@ -203,7 +205,8 @@ impl Gauges {
                 "Decisions that a resource manager has not acknowledged",
                 &["resource"],
             ),
-            log_bytes: made(IntGauge::with_opts(opts("log_bytes", "Bytes of the decision log on disk"))),
+            log_up: made(IntGauge::with_opts(opts("log_up", "1 while the decision log answers, else 0"))),
+            log_bytes: gauges("log_bytes", "Bytes of the decision log on disk", &[]),
             log_free_bytes: gauges("log_free_bytes", "Bytes free where the embedded log is", &[]),
             accepting: made(IntGauge::with_opts(opts(
                 "accepting",
@@ -267,11 +270,12 @@ impl Metrics {
             unresolved_oldest_age,
             attached,
             queued,
+            log_up,
             log_bytes,
             log_free_bytes,
             accepting,
         } = &self.gauges;
-        let all: [Box<dyn prometheus::core::Collector>; 20] = [
+        let all: [Box<dyn prometheus::core::Collector>; 21] = [
             Box::new(info),
             Box::new(self.started.clone()),
             Box::new(self.completed.clone()),
@@ -289,6 +293,7 @@ impl Metrics {
             Box::new(unresolved_oldest_age.clone()),
             Box::new(attached.clone()),
             Box::new(queued.clone()),
+            Box::new(log_up.clone()),
             Box::new(log_bytes.clone()),
             Box::new(log_free_bytes.clone()),
             Box::new(accepting.clone()),

@@ -40,8 +40,13 @@ pub const ORPHAN_ALERTS: [Page; 2] =
     [page!("alerts/LockstepOrphan.md"), page!("alerts/LockstepNotAccepting.md")];
 /// See [`UNDECIDED_ALERTS`].
 pub const HEURISTIC_ALERTS: [Page; 1] = [page!("alerts/LockstepHeuristic.md")];
-/// Of a log that is slow, or has little room left.
-pub const LOG_ALERTS: [Page; 2] = [page!("alerts/LockstepSlowLog.md"), page!("alerts/LockstepLogDiskLow.md")];
+/// Of a log that is slow, has little room left, or does not answer, and of a coordinator that does not.
+pub const LOG_ALERTS: [Page; 4] = [
+    page!("alerts/LockstepSlowLog.md"),
+    page!("alerts/LockstepLogDiskLow.md"),
+    page!("alerts/LockstepLogUnreachable.md"),
+    page!("alerts/LockstepDown.md"),
+];
 
 /// All pages.
 #[must_use]
