@@ -12,8 +12,12 @@ use tempfile::TempDir;
 /// What Prometheus adds to every series, and a histogram to its own.
 const LABELS_OF_ALL: [&str; 3] = ["instance", "job", "le"];
 
+fn repository() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap()
+}
+
 fn read(path: &str) -> String {
-    std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("..").join(path)).unwrap()
+    std::fs::read_to_string(repository().join(path)).unwrap()
 }
 
 /// Each metric of docs/metrics.md, which another test holds against what is served, with its type and its labels.
