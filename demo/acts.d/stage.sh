@@ -5,14 +5,12 @@ cd "$LOCKSTEP_DEMO/.."
 name=$(basename "$0")
 scratch=$(mktemp -d)
 
-# Compose v2 where it is there, else docker-compose.
-if docker compose version >/dev/null 2>&1; then
-  compose() { docker compose "$@"; }
-  shown_compose='docker compose'
-else
-  compose() { docker-compose "$@"; }
-  shown_compose='docker-compose'
-fi
+# Compose v2 where it is there, else docker-compose. What was started with an environment file stays as it is with the same one.
+if docker compose version >/dev/null 2>&1; then shown_compose='docker compose'; else shown_compose='docker-compose'; fi
+compose() { $shown_compose "${env_file[@]}" "$@"; }
+runs() { [[ -n $(docker ps -q --filter "label=com.docker.compose.service=$1") ]]; }
+env_file=()
+if runs jaeger; then env_file=(--env-file demo/compose/observability.env); fi
 
 say() { if [[ -t 1 ]]; then printf '\n\033[1m%s\033[0m\n' "$*"; else printf '\n-- %s\n' "$*"; fi; }
 fail() { printf '\n%s: DID NOT HOLD: %s\n' "$name" "$*" >&2; exit 1; }
@@ -27,6 +25,16 @@ show() {
     *) printf '$ %s\n' "$*" ;;
   esac
   "$@" || printf '(exit code %s)\n' "$?"
+}
+
+# The same of a command that has to end with this exit code: `expect CODE COMMAND...`.
+expect() {
+  local code=$1 result=0
+  shift
+  printf '$ %s\n' "$*"
+  "$@" || result=$?
+  ((result == 0)) || printf '(exit code %s)\n' "$result"
+  ((result == code)) || fail "$* ended with $result, not with $code"
 }
 
 # Commands to look around with, and time to do so if `--step` was asked for.
@@ -52,11 +60,17 @@ payments_sql() { inside payments-db sh -c 'MYSQL_PWD="$(cat /secrets/root-passwo
 
 # The same of one database: how many branches it holds prepared.
 prepared_in_orders() { orders_sql "SELECT count(*) FROM pg_prepared_xacts WHERE gid LIKE 'lockstep:%'"; }
-prepared_in_payments() { payments_sql 'XA RECOVER' | grep -c . || true; }
+# A database that does not answer holds an unknown number, and not 0.
+prepared_in_payments() {
+  local rows
+  rows=$(payments_sql 'XA RECOVER') || return
+  grep -c . <<<"$rows" || true
+}
 
 # One number of `lockstep status`.
 status_of() { lockstep status --json | tr -d ' \n' | sed "s/.*\"$1\":\([0-9]*\).*/\1/"; }
 is_status() { [[ $(status_of "$1") == "$2" ]]; }
+is_status_at_least() { (($(status_of "$1") >= $2)); }
 
 # wait_until SECONDS WHAT COMMAND...
 wait_until() {
@@ -74,7 +88,7 @@ services=(log-db coordinator orders-db payments-db orders payments inventory)
 
 all_healthy() {
   local service
-  for service in "${services[@]}" "$@"; do is_healthy "$service" || return 1; done
+  for service in "${services[@]}"; do is_healthy "$service" || return 1; done
 }
 
 # Whatever an act did to them: everyone runs, and is connected.
@@ -128,15 +142,19 @@ was_told() {
 }
 gone() { ! kill -0 "$1"; }
 
+# A health check may have passed some seconds ago: each database is asked now.
+all_answer() { all_healthy && lockstep participants ping --exit-code; }
+
 # The act begins: it says what it shows, and the shop is there, and nothing in doubt.
 begin() {
   printf '\n=== %s\n' "$name"
   sed -n '2,/^$/s/^# \{0,1\}//p' "$0"
+  ! runs coordinator-b || fail 'three coordinators run, and the acts are about one: docker-compose --env-file demo/compose/ha.env down'
   compose up -d >"$scratch/up" 2>&1 || { cat "$scratch/up" >&2; fail 'the shop did not come up'; }
   find_containers
   trap 'mend; rm -rf "$scratch"' EXIT
   mend
-  wait_until 120 'everyone is healthy' all_healthy
+  wait_until 120 'everyone is healthy' all_answer
   wait_until 60 'nothing is in doubt' is_status undelivered 0
   wait_until 60 'no orphan is left of an earlier run (docs/runbook/orphan.md)' lockstep orphans scan --exit-code
 }

@@ -126,9 +126,7 @@ fn what_is_mounted_is_there() {
         for volume in strings(&service["volumes"]) {
             let source = volume.split(':').next().unwrap();
             if let Some(path) = source.strip_prefix("./") {
-                // The dashboard comes with the observability of the coordinator.
-                let is_there = root().join(path).is_file() || path == "deploy/grafana/lockstep.json";
-                assert!(is_there && volume.ends_with(":ro"), "{name}: {volume}");
+                assert!(root().join(path).is_file() && volume.ends_with(":ro"), "{name}: {volume}");
             } else {
                 assert!(volumes.contains_key(source), "{name}: {source} is no named volume");
                 used.insert(source.to_owned());
@@ -163,6 +161,11 @@ fn with_three_coordinators_everyone_knows_all_of_them() {
     let are: BTreeSet<_> =
         services().into_iter().map(|(name, _)| name).filter(|name| name.starts_with("coordinator")).collect();
     assert_eq!(named, are);
+    for name in &are {
+        let (_, service) = services().into_iter().find(|(service, _)| service == name).unwrap();
+        // Listening on every address, it does not know how it is reached.
+        assert_eq!(service["environment"]["LOCKSTEP_ADVERTISE"], format!("http://{name}:7420"));
+    }
     for (name, service) in services().iter().filter(|(_, service)| service["image"] == "lockstep-shop") {
         let knows = &service["environment"]["SHOP_COORDINATORS"];
         assert!(

@@ -21,7 +21,9 @@
 //! # Take part with your own database
 //!
 //! The service keeps its own pool and its own SQL. There is no `commit()` on a branch: it is committed when the
-//! transaction is. A handler that fails, panics or is cancelled before [`Branch::finish`] rolls the transaction back.
+//! transaction is. A handler that fails, panics or is cancelled before [`Branch::finish`] rolls its branch back, and the transaction with
+//! it. Its caller is told by an error, and should not commit then: a commit that reaches the coordinator before it has heard of that
+//! branch at all commits the others' work without it.
 //!
 //! ```no_run
 //! # #[cfg(all(feature = "sqlite", feature = "axum"))] mod example {

@@ -5,15 +5,19 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
-use lockstep_tests::harness::tools::{promtool, systemd_analyze};
+use lockstep_tests::harness::tools::{promtool, shellcheck, systemd_analyze};
 use serde_json::Value;
 use tempfile::TempDir;
 
 /// What Prometheus adds to every series, and a histogram to its own.
 const LABELS_OF_ALL: [&str; 3] = ["instance", "job", "le"];
 
+fn repository() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap()
+}
+
 fn read(path: &str) -> String {
-    std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("..").join(path)).unwrap()
+    std::fs::read_to_string(repository().join(path)).unwrap()
 }
 
 /// Each metric of docs/metrics.md, which another test holds against what is served, with its type and its labels.
@@ -116,9 +120,23 @@ fn the_alerts_ask_for_metrics_that_there_are() {
     let expressions: Vec<&str> =
         rules.lines().filter_map(|line| line.trim().strip_prefix("expr: ")).collect();
     assert!(expressions.len() > 5, "{expressions:?}");
-    for expression in expressions {
+    // What Prometheus says itself of whom it scrapes.
+    let of_prometheus = |expression: &&str| words(expression).any(|word| word == "up");
+    for expression in expressions.into_iter().filter(|expression| !of_prometheus(expression)) {
         assert!(!asked_for(expression, &documented).is_empty(), "{expression}");
     }
+}
+
+/// `stage.sh` is looked at with each of the acts that take it over.
+#[test]
+fn the_scripts_of_the_demo_have_no_known_mistake() {
+    let acts = std::fs::read_dir(repository().join("demo/acts.d")).unwrap();
+    let acts = acts.map(|act| format!("demo/acts.d/{}", act.unwrap().file_name().to_str().unwrap()));
+    let scripts: Vec<String> =
+        acts.chain(["demo/acts", "demo/compose/make-secrets", ".ci/run"].map(str::to_owned)).collect();
+    let mut arguments = vec!["--external-sources"];
+    arguments.extend(scripts.iter().map(String::as_str));
+    shellcheck(&arguments, repository()).unwrap();
 }
 
 #[test]

@@ -1,12 +1,12 @@
 //! Every command that README.md and the pages of docs/ show is run by a shell, as it stands there: against a running coordinator, a log
 //! that nobody has, and real databases. Only names are other ones. (The runbook's are followed in their situations: `operators.rs`; those of
-//! the error pages too: `error_pages`.)
+//! the error pages too: `error_pages`. demo.md shows what the demo's acts run: its own tests compare them.)
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails there")]
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
@@ -38,7 +38,8 @@ fn pages() -> Vec<(String, String)> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
     let mut pages = vec![root.join("README.md")];
     let docs = fs::read_dir(root.join("docs")).unwrap().map(|entry| entry.unwrap().path());
-    pages.extend(docs.filter(|path| path.extension().is_some_and(|extension| extension == "md")));
+    let is_page = |path: &PathBuf| path.extension().is_some_and(|extension| extension == "md");
+    pages.extend(docs.filter(|path| is_page(path) && !path.ends_with("demo.md")));
     pages.sort();
     let name = |path: &Path| path.file_name().unwrap().to_str().unwrap().to_owned();
     pages.iter().map(|path| (name(path), fs::read_to_string(path).unwrap())).collect()

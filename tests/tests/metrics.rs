@@ -9,6 +9,7 @@ use std::time::Duration;
 use lockstep::{Participant, Sqlite};
 use lockstep_tests::harness::clock::wait_for;
 use lockstep_tests::harness::coordinator::Coordinator;
+use lockstep_tests::harness::postgres::PostgresServer;
 use lockstep_tests::harness::process::Reaped;
 use lockstep_tests::harness::roles::Roles;
 use lockstep_tests::harness::tools::promtool;
@@ -116,7 +117,35 @@ async fn what_happened_is_counted_once_and_what_stands_is_told_as_it_is() {
         let found = stage.metric(series).await;
         assert!((found - value).abs() < 0.5, "{series} is {found} and should be {value}");
     }
+    assert!(stage.metric("lockstep_log_free_bytes").await > 0.0);
     open.commit().await.unwrap();
+}
+
+/// That is when somebody looks: what the engine knows is told while the log is frozen, and while it is gone.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_log_that_does_not_answer_is_told_and_hides_nothing_else() {
+    let directory = TempDir::new().unwrap();
+    let mut server = PostgresServer::start().unwrap();
+    server.create_database("log").unwrap();
+    let flags = [&format!("--log={}", server.url("log")), "--migrate-log"];
+    let roles = Roles::played_by(env!("CARGO_BIN_EXE_prove"));
+    let mut coordinator = Coordinator::start(&roles, directory.path(), &flags, None).unwrap();
+    coordinator.expect_it_serves().unwrap();
+    let scraped = async || {
+        let answer = reqwest::get(format!("{}/metrics", coordinator.url())).await.unwrap();
+        assert_eq!(answer.status(), 200);
+        answer.text().await.unwrap()
+    };
+    let text = scraped().await;
+    assert!(text.contains("\nlockstep_log_up 1\n") && text.contains("\nlockstep_log_bytes "), "{text}");
+    assert!(!text.contains("\nlockstep_log_free_bytes "), "it is another machine's disk: {text}");
+    server.freeze().unwrap();
+    let frozen = tokio::time::timeout(Duration::from_secs(8), scraped()).await;
+    server.kill().unwrap();
+    for text in [frozen.expect("before a scraper has lost its patience"), scraped().await] {
+        assert!(text.contains("\nlockstep_log_up 0\n") && text.contains("\nlockstep_accepting "), "{text}");
+        assert!(!text.contains("\nlockstep_log_bytes "), "it is not known any more: {text}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -4,12 +4,13 @@
 //! between the two questions has left its record before it leaves the shard.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use lockstep_proto::{Gtrid, TraceParent};
 
 use super::input::{Act, Answer, Input, OutcomeAnswer, Summary, TransactionView, Wait};
+use super::maintenance::MIN_FREE_BYTES;
 use super::shell::{Mail, Shards, Stopped};
 use crate::decision_log::group_commit::LogWriter;
 use crate::decision_log::{AppendError, DecisionLog, LookUp, ReadError};
@@ -81,15 +82,35 @@ struct Inner {
 }
 
 /// What is measured now and then to decide whether new transactions may begin.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Admission {
-    /// MiB free in the data directory, if they are too few; else 0.
-    pub short_of_disk_mib: std::sync::atomic::AtomicU64,
+    /// Bytes free in the data directory; [`Admission::NOT_MEASURED`] for a log that is elsewhere.
+    free_bytes: AtomicU64,
     /// The log's horizon, in milliseconds since 1970.
-    pub horizon_ms: std::sync::atomic::AtomicU64,
+    horizon_ms: AtomicU64,
+}
+
+impl Default for Admission {
+    fn default() -> Self {
+        Self { free_bytes: AtomicU64::new(Self::NOT_MEASURED), horizon_ms: AtomicU64::new(0) }
+    }
 }
 
 impl Admission {
+    /// More than any disk has.
+    const NOT_MEASURED: u64 = u64::MAX;
+
+    /// So much is free now.
+    pub fn set_free_bytes(&self, bytes: u64) {
+        self.free_bytes.store(bytes, Ordering::Relaxed);
+    }
+
+    /// Bytes free in the data directory, where they are measured.
+    #[must_use]
+    pub fn free_bytes(&self) -> Option<u64> {
+        Some(self.free_bytes.load(Ordering::Relaxed)).filter(|bytes| *bytes != Self::NOT_MEASURED)
+    }
+
     /// Nothing that begins from now on is older than this, or exactly as old.
     pub fn raise_horizon(&self, unix_ms: u64) {
         self.horizon_ms.fetch_max(unix_ms, Ordering::Relaxed);
@@ -233,9 +254,8 @@ impl Engine {
         if self.is_behind() {
             return Err(BeginError::Behind);
         }
-        match self.0.admission.short_of_disk_mib.load(Ordering::Relaxed) {
-            0 => {}
-            mib => return Err(BeginError::DiskFull(mib)),
+        if let Some(free) = self.0.admission.free_bytes().filter(|free| *free < MIN_FREE_BYTES) {
+            return Err(BeginError::DiskFull(free >> 20));
         }
         if super::clock::unix_ms() <= self.0.admission.horizon_ms.load(Ordering::Relaxed) {
             return Err(BeginError::ClockBehind);
@@ -364,8 +384,8 @@ impl Engine {
             sum.undecided += part.undecided;
             sum.overdue += part.overdue;
             sum.undelivered += part.undelivered;
-            sum.oldest_undelivered =
-                [sum.oldest_undelivered, part.oldest_undelivered].into_iter().flatten().min();
+            sum.undelivered_since_ms =
+                [sum.undelivered_since_ms, part.undelivered_since_ms].into_iter().flatten().min();
             sum.oldest = [sum.oldest, part.oldest].into_iter().flatten().min();
             sum.begins_from_ms = sum.begins_from_ms.min(part.begins_from_ms);
             for (name, depth) in part.queued {

@@ -320,8 +320,8 @@ pub struct Summary {
     pub overdue: usize,
     /// Decided, and a branch has not acknowledged.
     pub undelivered: usize,
-    /// The oldest of them.
-    pub oldest_undelivered: Option<Gtrid>,
+    /// Since when the first of these is known to be decided, milliseconds since 1970.
+    pub undelivered_since_ms: Option<u64>,
     /// The oldest live transaction.
     pub oldest: Option<Gtrid>,
     /// Nothing that begins from now on carries an earlier time, whatever the clock does. Milliseconds since 1970.

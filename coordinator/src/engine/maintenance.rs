@@ -1,6 +1,5 @@
 //! What runs beside the transactions: pruning the log, and looking whether there is room for more.
 
-use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use super::clock::unix_ms;
@@ -68,12 +67,9 @@ pub async fn watch_disk(engine: Engine, free_bytes: impl Fn() -> std::io::Result
     loop {
         match free_bytes() {
             Ok(free) => {
-                let is_short = free < MIN_FREE_BYTES;
-                // 0 means enough, so a disk with nothing left counts as 1.
-                let mib = if is_short { (free >> 20).max(1) } else { 0 };
-                engine.admission().short_of_disk_mib.store(mib, Ordering::Relaxed);
-                if is_short != short {
-                    short = is_short;
+                engine.admission().set_free_bytes(free);
+                if (free < MIN_FREE_BYTES) != short {
+                    short = !short;
                     tracing::warn!(
                         free_mib = free >> 20,
                         short,

@@ -225,7 +225,7 @@ pub(super) struct StatusView {
     pub uptime_ms: u64,
     pub transactions_in_flight: u64,
     pub undelivered: u64,
-    /// When the oldest of them began.
+    /// Since when the first of them is known to be decided.
     pub undelivered_since: Option<Moment>,
     pub undecided: u64,
     pub orphans: u64,
@@ -234,6 +234,11 @@ pub(super) struct StatusView {
     pub heuristic_open: u64,
     pub draining: bool,
     pub log_behind: bool,
+    /// Why no transaction may begin now; empty if one may.
+    pub begins_refused: String,
+    pub log_bytes: u64,
+    /// Null while the log is in PostgreSQL.
+    pub log_free_bytes: Option<u64>,
     pub as_of: Moment,
     pub participants: Vec<ParticipantView>,
 }
@@ -346,6 +351,9 @@ impl TryFrom<v1::StatusResponse> for StatusView {
             heuristic_open: wire.heuristic_open,
             draining: wire.draining,
             log_behind: wire.log_behind,
+            begins_refused: wire.begins_refused,
+            log_bytes: wire.log_bytes,
+            log_free_bytes: wire.log_free_bytes,
             as_of: Moment::new(wire.now_ms, "now_ms")?,
             participants: participants.collect::<Result<_, _>>()?,
         })

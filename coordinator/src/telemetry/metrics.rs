@@ -209,8 +209,12 @@ pub struct Gauges {
     pub attached: IntGaugeVec,
     /// Decisions to deliver by `resource`.
     pub queued: IntGaugeVec,
-    /// Bytes of the log on disk.
-    pub log_bytes: IntGauge,
+    /// 1 while the log answers.
+    pub log_up: IntGauge,
+    /// Bytes of the log on disk; without a value while it does not answer.
+    pub log_bytes: IntGaugeVec,
+    /// Bytes free where the log is; without a value where that is not measured.
+    pub log_free_bytes: IntGaugeVec,
     /// 1 while new transactions are taken.
     pub accepting: IntGauge,
 }
@@ -238,7 +242,9 @@ impl Gauges {
                 "Decisions that a resource manager has not acknowledged",
                 &["resource"],
             ),
-            log_bytes: made(IntGauge::with_opts(opts("log_bytes", "Bytes of the decision log on disk"))),
+            log_up: made(IntGauge::with_opts(opts("log_up", "1 while the decision log answers, else 0"))),
+            log_bytes: gauges("log_bytes", "Bytes of the decision log on disk", &[]),
+            log_free_bytes: gauges("log_free_bytes", "Bytes free where the embedded log is", &[]),
             accepting: made(IntGauge::with_opts(opts(
                 "accepting",
                 "1 while new transactions may begin, else 0",
@@ -296,9 +302,18 @@ impl Metrics {
                 .const_label("version", env!("CARGO_PKG_VERSION")),
         ));
         info.set(1);
-        let Gauges { active, unresolved, unresolved_oldest_age, attached, queued, log_bytes, accepting } =
-            &self.gauges;
-        let all: [Box<dyn prometheus::core::Collector>; 21] = [
+        let Gauges {
+            active,
+            unresolved,
+            unresolved_oldest_age,
+            attached,
+            queued,
+            log_up,
+            log_bytes,
+            log_free_bytes,
+            accepting,
+        } = &self.gauges;
+        let all: [Box<dyn prometheus::core::Collector>; 23] = [
             Box::new(info),
             Box::new(self.started.clone()),
             Box::new(self.completed.clone()),
@@ -318,7 +333,9 @@ impl Metrics {
             Box::new(unresolved_oldest_age.clone()),
             Box::new(attached.clone()),
             Box::new(queued.clone()),
+            Box::new(log_up.clone()),
             Box::new(log_bytes.clone()),
+            Box::new(log_free_bytes.clone()),
             Box::new(accepting.clone()),
         ];
         for metric in all {

@@ -1,27 +1,31 @@
 //! What is looked up when somebody asks for the metrics, and the answer.
 
 use std::collections::BTreeSet;
-
-use lockstep_proto::Gtrid;
+use std::time::Duration;
 
 use super::metrics::Gauges;
 use crate::decision_log::LogStatus;
 use crate::engine::clock::unix_ms;
-use crate::engine::handle::EngineError;
 use crate::engine::input::Summary;
+use crate::engine::shell::Stopped;
 use crate::sessions::session::Shared;
 
-/// All metrics, as they are now, in Prometheus' text format.
+/// How long the log may take to answer: less than a scraper waits, so that it learns of a log that hangs.
+const LOG_PATIENCE: Duration = Duration::from_secs(2);
+
+/// All metrics, as they are now, in Prometheus' text format. While the log cannot be asked, what it knows is left out and everything else is
+/// told: that is when somebody looks.
 ///
 /// # Errors
-/// If the engine is ending, or the log cannot be asked: then the numbers would not be those of now.
-pub async fn scrape(shared: &Shared) -> Result<String, EngineError> {
+/// If the engine is ending.
+pub async fn scrape(shared: &Shared) -> Result<String, Stopped> {
     let summary = shared.engine.summarize().await?;
-    let log = shared.engine.log().status().await?;
+    let asked = tokio::time::timeout(LOG_PATIENCE, shared.engine.log().status()).await;
+    let log = asked.ok().and_then(Result::ok);
     Ok(shared.engine.metrics().scraped(|gauges| {
-        gauges.log_bytes.set(whole(log.bytes));
+        set_log(gauges, log.as_ref(), shared.engine.admission().free_bytes());
         gauges.accepting.set(i64::from(shared.engine.may_begin().is_ok()));
-        set_transactions(gauges, &summary, &log);
+        set_transactions(gauges, &summary);
         gauges.attached.reset();
         let mut orphans = BTreeSet::new();
         for (entry, sessions) in shared.registry.overview() {
@@ -36,24 +40,39 @@ pub async fn scrape(shared: &Shared) -> Result<String, EngineError> {
     }))
 }
 
-fn set_transactions(gauges: &Gauges, summary: &Summary, log: &LogStatus) {
+/// An old number would be taken for one of now: what is not known has no value.
+fn set_log(gauges: &Gauges, log: Option<&LogStatus>, free: Option<u64>) {
+    gauges.log_up.set(i64::from(log.is_some()));
+    gauges.log_bytes.reset();
+    gauges.log_free_bytes.reset();
+    gauges.unresolved.reset();
+    if let Some(log) = log {
+        gauges.log_bytes.with_label_values::<&str>(&[]).set(whole(log.bytes));
+        gauges.unresolved.with_label_values(&["heuristic"]).set(whole(log.heuristic_open));
+    }
+    if let Some(free) = free {
+        gauges.log_free_bytes.with_label_values::<&str>(&[]).set(whole(free));
+    }
+}
+
+fn set_transactions(gauges: &Gauges, summary: &Summary) {
     for (state, count) in [("undecided", summary.undecided), ("undelivered", summary.undelivered)] {
         gauges.active.with_label_values(&[state]).set(whole(count));
     }
+    let overdue_since = summary.oldest.filter(|_| summary.overdue > 0).map(|gtrid| gtrid.unix_ms());
     let oldest = [
-        ("undelivered", whole(summary.undelivered), summary.oldest_undelivered),
-        ("undecided", whole(summary.overdue), summary.oldest.filter(|_| summary.overdue > 0)),
+        ("undelivered", whole(summary.undelivered), summary.undelivered_since_ms),
+        ("undecided", whole(summary.overdue), overdue_since),
     ];
-    for (situation, count, oldest) in oldest {
+    for (situation, count, since_ms) in oldest {
         gauges.unresolved.with_label_values(&[situation]).set(count);
-        gauges.unresolved_oldest_age.with_label_values(&[situation]).set(oldest.map_or(0.0, age));
+        gauges.unresolved_oldest_age.with_label_values(&[situation]).set(since_ms.map_or(0.0, age));
     }
-    gauges.unresolved.with_label_values(&["heuristic"]).set(whole(log.heuristic_open));
 }
 
-/// Seconds since it was begun.
-fn age(gtrid: Gtrid) -> f64 {
-    std::time::Duration::from_millis(unix_ms().saturating_sub(gtrid.unix_ms())).as_secs_f64()
+/// Seconds since then.
+fn age(since_ms: u64) -> f64 {
+    Duration::from_millis(unix_ms().saturating_sub(since_ms)).as_secs_f64()
 }
 
 fn whole<N: TryInto<i64>>(count: N) -> i64 {

@@ -158,7 +158,9 @@ pub(super) async fn run(options: Options) -> Result<(), Failure> {
             customers.into_iter().collect::<Result<(), Failure>>()
         }
     });
-    listen(options.listen, axum::Router::new(), || true).await?;
+    // Customers go on until the shop closes: if they have ended before, something is wrong with them.
+    let shopping = customers.abort_handle();
+    listen(options.listen, axum::Router::new(), move || !shopping.is_finished()).await?;
     load.closed.store(true, Ordering::Relaxed);
     telling.abort();
     customers.await??;

@@ -6,7 +6,7 @@ use clap::Args;
 use lockstep::{Client, CommitError, Context, Gtrid, InquireError, Outcome, Transaction, TransactionError}; // lockstep
 use rand::RngExt as _;
 use reqwest::StatusCode;
-use tokio::time::{sleep, timeout};
+use tokio::time::{Instant, sleep, timeout};
 
 use super::told::Told;
 use super::{Failure, GIFT_CARD, Order};
@@ -17,6 +17,8 @@ const CALL_TIMEOUT: Duration = Duration::from_secs(10);
 const TIMEOUT: Duration = Duration::from_secs(10);
 /// How often an outcome that is not known is asked for.
 const ASK_EVERY: Duration = Duration::from_secs(1);
+/// And for how long. It may never be known again: a restored log answers for nothing from before.
+const ASK_FOR: Duration = Duration::from_secs(300);
 
 /// Where everyone is.
 #[derive(Debug, Clone, Args)]
@@ -148,7 +150,8 @@ impl Storefront {
 
     /// Asks how a transaction ended, until it is known.
     pub(super) async fn learn(&self, gtrid: Gtrid) -> Told {
-        loop {
+        let until = Instant::now() + ASK_FOR;
+        while Instant::now() < until {
             match self.lockstep.inquire(gtrid).await {
                 Ok(Outcome::Committed | Outcome::NothingToCommit) => return Told::Committed,
                 Ok(Outcome::RolledBack { detail }) => return Told::RolledBack(detail),
@@ -158,6 +161,7 @@ impl Storefront {
             }
             sleep(ASK_EVERY).await;
         }
+        Told::Unknown(gtrid.to_string())
     }
 }
 

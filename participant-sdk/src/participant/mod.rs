@@ -173,7 +173,9 @@ impl<R: Resource> ParticipantBuilder<R> {
 /// There is no way to commit here. [`Branch::finish`] says that the handler has done its work; the branch then stays open
 /// until the coordinator prepares it, unless this call was marked as the last one to the service ([`crate::Transaction::vote`])
 /// or the handler ends with [`Branch::vote`]. A branch that is dropped without either, because of an error, a panic or because
-/// the handler was cancelled, is rolled back, and the whole transaction with it.
+/// the handler was cancelled, is rolled back, and the whole transaction with it. (The coordinator learns of a branch while its
+/// handler works, and `finish` and `vote` wait until it has. A caller who is told of a failure at once and asks to commit all the same
+/// may come before that: then the transaction never had this branch.)
 #[must_use = "a branch that is dropped is rolled back"]
 pub struct Branch<R: Resource> {
     xid: Xid,

@@ -420,6 +420,14 @@ impl Drop for PostgresServer {
     }
 }
 
+/// Gives a file, such as a key that nobody else may read, to the user that servers run as.
+///
+/// # Errors
+/// If that is not possible.
+pub fn give_to_server(file: &Path) -> Result<()> {
+    Programs::find_or_install()?.give_to_server_user(file)
+}
+
 /// The one server of this process that tests share which only need a database of their own. Started when first
 /// asked for; gone with the process.
 ///

@@ -23,6 +23,14 @@ pub fn systemd_analyze(arguments: &[&str], directory: &Path) -> Result<String> {
     run("/usr/bin/systemd-analyze", "systemd", arguments, directory, "")
 }
 
+/// Runs `shellcheck` with these arguments in this directory: what it said, if it was content.
+///
+/// # Errors
+/// What it complained of, or that it is not there and cannot be installed.
+pub fn shellcheck(arguments: &[&str], directory: &Path) -> Result<String> {
+    run("/usr/bin/shellcheck", "shellcheck", arguments, directory, "")
+}
+
 fn run(program: &str, package: &str, arguments: &[&str], directory: &Path, stdin: &str) -> Result<String> {
     let is_there = || Path::new(program).exists();
     if !is_there() {

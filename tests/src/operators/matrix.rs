@@ -188,7 +188,7 @@ fn heuristic(servers: &Servers, roles: &Roles, report: &mut Report) -> Result<()
     let expected = ["LS0421", "LS0421", "LS0421", "LS0421", "LS0421", "LS0421", "done", "LS0421", "LS0421"];
     try_all(&world, report, "heuristic", id, expected)?;
     let counted = world.metric("lockstep_unresolved_transactions{situation=\"heuristic\"}")?;
-    follow(&world, report, &runbook::SLOW_LOG_ALERTS, id, ORDERS)?;
+    follow(&world, report, &runbook::LOG_ALERTS, id, ORDERS)?;
     follow(&world, report, &runbook::HEURISTIC_ALERTS, id, ORDERS)?;
     follow(&world, report, &[runbook::HEURISTIC], id, ORDERS)?;
     let status = world.lockstep(&["status", "--exit-code"])?;

@@ -29,7 +29,8 @@ pub const HEURISTIC: Page = page!("heuristic.md");
 /// For each alert, in the situation that it is about.
 pub const UNDECIDED_ALERTS: [Page; 1] = [page!("alerts/LockstepUndecided.md")];
 /// See [`UNDECIDED_ALERTS`].
-pub const UNDELIVERED_ALERTS: [Page; 3] = [
+pub const UNDELIVERED_ALERTS: [Page; 4] = [
+    page!("alerts/LockstepRecoveryStalled.md"),
     page!("alerts/LockstepUndelivered.md"),
     page!("alerts/LockstepUndeliveredForLong.md"),
     page!("alerts/LockstepResourceWithoutInstance.md"),
@@ -39,15 +40,20 @@ pub const ORPHAN_ALERTS: [Page; 2] =
     [page!("alerts/LockstepOrphan.md"), page!("alerts/LockstepNotAccepting.md")];
 /// See [`UNDECIDED_ALERTS`].
 pub const HEURISTIC_ALERTS: [Page; 1] = [page!("alerts/LockstepHeuristic.md")];
-/// Of a log that is slow.
-pub const SLOW_LOG_ALERTS: [Page; 1] = [page!("alerts/LockstepSlowLog.md")];
+/// Of a log that is slow, has little room left, or does not answer, and of a coordinator that does not.
+pub const LOG_ALERTS: [Page; 4] = [
+    page!("alerts/LockstepSlowLog.md"),
+    page!("alerts/LockstepLogDiskLow.md"),
+    page!("alerts/LockstepLogUnreachable.md"),
+    page!("alerts/LockstepDown.md"),
+];
 
 /// All pages.
 #[must_use]
 pub fn pages() -> Vec<Page> {
     let situations = [UNDECIDED, UNDELIVERED, ORPHAN, HEURISTIC];
     let alerts: [&[Page]; 5] =
-        [&UNDECIDED_ALERTS, &UNDELIVERED_ALERTS, &ORPHAN_ALERTS, &HEURISTIC_ALERTS, &SLOW_LOG_ALERTS];
+        [&UNDECIDED_ALERTS, &UNDELIVERED_ALERTS, &ORPHAN_ALERTS, &HEURISTIC_ALERTS, &LOG_ALERTS];
     [&situations[..]].into_iter().chain(alerts).flatten().copied().collect()
 }
 

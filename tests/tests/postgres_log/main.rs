@@ -13,6 +13,7 @@ mod opening;
 mod replication;
 mod settings;
 mod takeover;
+mod tls;
 mod unknown_results;
 
 use std::time::Duration;

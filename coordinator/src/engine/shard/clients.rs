@@ -107,8 +107,7 @@ impl<R> Shard<R> {
         let undecided = self.live.values().filter(|live| is_undecided(&live.transaction)).count();
         let overdue = self.live.values().filter(|live| is_overdue(live, now)).count();
         let undelivered = self.live.len() - undecided;
-        let mut decided = self.live.iter().filter(|(_, live)| !is_undecided(&live.transaction));
-        let oldest_undelivered = decided.next().map(|(gtrid, _)| *gtrid);
+        let undelivered_since_ms = self.live.values().filter_map(|live| live.undelivered_since_ms).min();
         let oldest = self.live.keys().next().copied();
         let begins_from_ms = self.begins_from_ms;
         let queued = self.deliveries.depths().map(|(name, depth)| (name.clone(), depth)).collect();
@@ -117,7 +116,7 @@ impl<R> Shard<R> {
             undecided,
             overdue,
             undelivered,
-            oldest_undelivered,
+            undelivered_since_ms,
             oldest,
             begins_from_ms,
             queued,
@@ -148,7 +147,7 @@ impl<R> Shard<R> {
 }
 
 /// Whether the outcome is still open, or may not be told yet.
-fn is_undecided(transaction: &Transaction) -> bool {
+pub(super) fn is_undecided(transaction: &Transaction) -> bool {
     match transaction.state() {
         State::Active | State::Preparing | State::Deciding(_) | State::DecisionUnknown(_) => true,
         State::RollbackOnly(_)

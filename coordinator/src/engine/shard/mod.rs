@@ -73,6 +73,8 @@ struct Live<R> {
     deadline_ms: u64,
     /// When the decision was given to the log; 0 without one.
     decided_ms: u64,
+    /// Since when it is known to be decided, by the log or by presumed abort, in milliseconds since 1970.
+    undelivered_since_ms: Option<u64>,
     waiters: Waiters<R>,
     /// When the timer for `waiters` is due.
     wait_until: Option<Monotonic>,
@@ -91,6 +93,7 @@ impl<R> Live<R> {
             deadline: None,
             deadline_ms: 0,
             decided_ms: 0,
+            undelivered_since_ms: None,
             waiters: Waiters::default(),
             wait_until: None,
             record_again: None,
@@ -261,7 +264,9 @@ impl<R> Shard<R> {
         let gtrid = record.gtrid;
         let decided_ms = record.decided_ms;
         let (transaction, effects) = Transaction::recover(record, now.unix_ms);
-        let earlier = self.live.insert(gtrid, Live { decided_ms, ..Live::new(transaction) });
+        let undelivered_since_ms = Some(decided_ms);
+        let recovered = Live { decided_ms, undelivered_since_ms, ..Live::new(transaction) };
+        let earlier = self.live.insert(gtrid, recovered);
         assert!(earlier.is_none(), "a decision is recovered once: {gtrid}");
         self.carry_out(gtrid, effects, now);
     }
@@ -353,8 +358,11 @@ impl<R> Shard<R> {
         if let Some(reply) = effects.reply {
             self.answer(gtrid, &reply, now);
         }
-        if let State::Ended(..) = self.live[&gtrid].transaction.state() {
+        let live = self.live_mut(gtrid);
+        if let State::Ended(..) = live.transaction.state() {
             self.forget(gtrid);
+        } else if !clients::is_undecided(&live.transaction) {
+            live.undelivered_since_ms.get_or_insert(now.unix_ms);
         }
     }
 

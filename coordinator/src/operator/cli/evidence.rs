@@ -64,7 +64,13 @@ fn blocked(shown: &TransactionShown, look: Look) -> String {
             ]);
         }
     }
-    if any { format!("\n{}plain reads are not blocked\n", lines(&table)) } else { String::new() }
+    let mut text =
+        if any { format!("\n{}plain reads are not blocked\n", lines(&table)) } else { String::new() };
+    for answer in shown.databases.iter().filter(|answer| !answer.blocked_unknown.is_empty()) {
+        let (name, why) = (printable(&answer.resource_manager), printable(&answer.blocked_unknown));
+        text += &format!("whom it blocks in {name} is not known: {why}\n");
+    }
+    text
 }
 
 fn done(shown: &TransactionShown, look: Look) -> String {

@@ -118,13 +118,15 @@ where
     let cli = match parsed {
         Ok(cli) => cli,
         Err(error) => {
-            // `--help` and `--version` arrive here too, and are no errors. There is nobody left to tell that neither
-            // stdout nor stderr took it.
-            let _ = error.print();
             if error.use_stderr() {
-                output::talk(&format!("docs/errors/{}.md", Code::WrongCommandLine));
+                let code = Code::WrongCommandLine;
+                let said = error.to_string().replacen("error:", &format!("error[{code}]:"), 1);
+                output::talk(&format!("{}\n  docs/errors/{code}.md", said.trim_end()));
+                return Exit::Usage.into();
             }
-            return if error.use_stderr() { Exit::Usage } else { Exit::Ok }.into();
+            // `--help` and `--version`, which are no errors. There is nobody left to tell that stdout did not take it.
+            let _ = error.print();
+            return Exit::Ok.into();
         }
     };
     warn_of_environment();

@@ -3,6 +3,7 @@
 use std::io::IsTerminal as _;
 
 use comfy_table::{Cell, Color, ColumnConstraint, ContentArrangement, Table, Width, presets};
+use indicatif::HumanBytes;
 use lockstep_proto::limits::cut;
 
 use super::cluster::NodeView;
@@ -271,6 +272,11 @@ pub(super) fn status(status: &StatusView, look: Look) -> String {
         let text = "the decision log is behind what participants have seen: nothing is presumed";
         fact("", Cell::new(text).fg(Color::Red));
     }
+    if !status.begins_refused.is_empty() && !status.draining && !status.log_behind {
+        fact("", Cell::new(printable(&status.begins_refused)).fg(Color::Red));
+    }
+    let free = status.log_free_bytes.map_or(String::new(), |free| format!(", {} free", HumanBytes(free)));
+    fact("log", Cell::new(format!("{}{free}", HumanBytes(status.log_bytes))));
     if status.participants.is_empty() {
         fact("participants", Cell::new("none was ever attached"));
     }

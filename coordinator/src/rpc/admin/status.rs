@@ -1,5 +1,7 @@
 //! The coordinator on one screen.
 
+use std::collections::BTreeSet;
+
 use lockstep_proto::v1;
 
 use super::wide;
@@ -14,7 +16,8 @@ pub(in crate::rpc) async fn status(services: &Services) -> Result<v1::StatusResp
     let log = engine.log();
     let numbers = log.status().await.map_err(EngineError::Log)?;
     let overview = services.shared.registry.overview();
-    let orphans = overview.iter().map(|(entry, _)| wide(entry.orphans.len())).sum();
+    let orphans = overview.iter().flat_map(|(entry, _)| entry.orphans.keys().map(|xid| xid.gtrid));
+    let orphans = wide(orphans.collect::<BTreeSet<_>>().len());
     let participants = overview.into_iter().map(|(entry, sessions)| v1::ParticipantInfo {
         resource_manager: entry.known.name.to_string(),
         sessions: count(sessions),
@@ -34,7 +37,7 @@ pub(in crate::rpc) async fn status(services: &Services) -> Result<v1::StatusResp
         uptime_ms: now_ms.saturating_sub(services.started_ms),
         transactions_in_flight: wide(summary.live),
         undelivered: wide(summary.undelivered),
-        undelivered_since_ms: summary.oldest_undelivered.map_or(0, |gtrid| gtrid.unix_ms()),
+        undelivered_since_ms: summary.undelivered_since_ms.unwrap_or(0),
         undecided: wide(summary.overdue),
         orphans,
         heuristic: numbers.heuristic,
@@ -43,6 +46,8 @@ pub(in crate::rpc) async fn status(services: &Services) -> Result<v1::StatusResp
         draining: engine.is_draining(),
         log_behind: engine.is_behind(),
         now_ms,
+        log_bytes: numbers.bytes,
+        log_free_bytes: engine.admission().free_bytes(),
         begins_refused: engine.may_begin().map_or_else(|error| error.to_string(), |()| String::new()),
     })
 }

@@ -226,6 +226,8 @@ fn troubled() -> v1::StatusResponse {
         draining: true,
         log_behind: true,
         begins_refused: "it is draining".into(),
+        log_bytes: 12 << 20,
+        log_free_bytes: Some(21 << 30),
         now_ms: NOW_MS,
         participants: vec![
             participant("orders-db", 2, ""),
@@ -287,7 +289,16 @@ fn the_coordinator_itself() {
         now_ms: NOW_MS,
         ..Default::default()
     };
-    golden_text("status-well.txt", &status(&status_view(well), PLAIN));
+    golden_text("status-well.txt", &status(&status_view(well.clone()), PLAIN));
+    let full = v1::StatusResponse {
+        begins_refused:
+            "only 12 MiB are free in the data directory: make room there, running transactions can still end"
+                .into(),
+        log_bytes: 1 << 20,
+        log_free_bytes: Some(12 << 20),
+        ..well
+    };
+    golden_text("status-full.txt", &status(&status_view(full), PLAIN));
 }
 
 #[test]

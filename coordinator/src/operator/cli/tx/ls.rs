@@ -9,6 +9,7 @@ use lockstep_proto::v1::{ListTransactionsRequest, Situation, TransactionState};
 use super::super::exit::{Exit, Failure};
 use super::super::remote::{AnswerTimeout, Remote, ServerArgs, waiting_time, within};
 use super::super::{output, tables};
+use crate::codes::Code;
 use crate::operator::view::TransactionList;
 
 #[derive(Debug, clap::Args)]
@@ -32,7 +33,7 @@ pub(in super::super) struct Args {
     #[arg(long, value_name = "NAME")]
     participant: Option<String>,
     /// Only transactions that began so long ago, or longer
-    #[arg(long, value_name = "DURATION", value_parser = waiting_time)]
+    #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration)]
     older_than: Option<Duration>,
     /// At most so many: 1 to 1000
     #[arg(long, value_name = "COUNT", default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..=1000))]
@@ -49,12 +50,14 @@ pub(in super::super) struct Args {
     answer: AnswerTimeout,
 }
 
-/// A situation, as it is typed. An orphan is no transaction of a list: `orphans scan` finds it.
+/// A situation, as it is typed. An orphan is no transaction of a list: `orphans scan` finds it, and whoever types it here is told.
 #[derive(Debug, Clone, Copy, ValueEnum)]
 pub(in super::super) enum WhichSituation {
     Undelivered,
     Undecided,
     Heuristic,
+    #[value(hide = true)]
+    Orphan,
 }
 
 /// A state, as it is typed.
@@ -75,9 +78,14 @@ fn label(text: &str) -> Result<(String, String), String> {
 }
 
 impl Args {
-    fn request(&self) -> ListTransactionsRequest {
+    fn request(&self) -> Result<ListTransactionsRequest, Failure> {
         let situation = match self.situation {
             None => Situation::Unspecified,
+            Some(WhichSituation::Orphan) => {
+                let why = "an orphan is a prepared branch that no transaction of this list answers for";
+                let failure = Failure::coded(Code::WrongCommandLine, Exit::Usage, why);
+                return Err(failure.remedy("`lockstep orphans scan` finds orphans"));
+            }
             Some(WhichSituation::Undelivered) => Situation::Undelivered,
             Some(WhichSituation::Undecided) => Situation::Undecided,
             Some(WhichSituation::Heuristic) => Situation::Heuristic,
@@ -95,7 +103,7 @@ impl Args {
             i32::from(state)
         };
         let min_age = self.older_than.unwrap_or_default();
-        ListTransactionsRequest {
+        Ok(ListTransactionsRequest {
             limit: self.limit,
             include_ended: self.all || self.state.iter().any(|state| matches!(state, WhichState::Ended)),
             situation: situation.into(),
@@ -104,21 +112,44 @@ impl Args {
             labels: self.label.iter().cloned().collect::<HashMap<_, _>>(),
             resource_manager: self.participant.clone().unwrap_or_default(),
             min_age_ms: u64::try_from(min_age.as_millis()).unwrap_or(u64::MAX),
-        }
+        })
     }
 }
 
 pub(super) async fn run(args: Args) -> Result<Exit, Failure> {
+    let request = args.request()?;
     let remote = Remote::new(&args.server.server, args.answer.timeout);
+    let list = list(&args, &remote, &request).await?;
+    print(&args, &list)?;
+    if let Some(pause) = args.watch {
+        return watch(&args, &remote, &request, pause).await;
+    }
+    let found = args.exit_code && !list.transactions.is_empty();
+    Ok(if found { Exit::Unresolved } else { Exit::Ok })
+}
+
+async fn list(
+    args: &Args,
+    remote: &Remote,
+    request: &ListTransactionsRequest,
+) -> Result<TransactionList, Failure> {
+    let answer = within(remote, args.answer, remote.admin().list_transactions(request.clone())).await?;
+    TransactionList::try_from(answer).map_err(|error| remote.strange(&error))
+}
+
+/// Until it is stopped: a coordinator that answered once and is away now may be starting again.
+async fn watch(
+    args: &Args,
+    remote: &Remote,
+    request: &ListTransactionsRequest,
+    pause: Duration,
+) -> Result<Exit, Failure> {
     loop {
-        let answer = within(&remote, args.answer, remote.admin().list_transactions(args.request())).await?;
-        let list = TransactionList::try_from(answer).map_err(|error| remote.strange(&error))?;
-        print(&args, &list)?;
-        let Some(pause) = args.watch else {
-            let found = args.exit_code && !list.transactions.is_empty();
-            return Ok(if found { Exit::Unresolved } else { Exit::Ok });
-        };
         tokio::time::sleep(pause).await;
+        match list(args, remote, request).await {
+            Ok(list) => print(args, &list)?,
+            Err(failure) => output::talk(&failure.to_string()),
+        }
     }
 }
 
