@@ -234,8 +234,8 @@ fn each(asked: &[(&'static str, u64)]) -> BTreeMap<&'static str, u64> {
 }
 
 /// A commit of n branches: one forced write of the coordinator and two of each database, three messages each way and branch, and six
-/// round trips of a branch to its database, of which one is the service's own. An early vote saves the prepare's message, and asks once
-/// whether there is anything to prepare.
+/// round trips of a branch to its database, of which one is the service's own. An early vote saves the prepare's message, unless the
+/// commit overtakes it, and asks once whether there is anything to prepare.
 #[tokio::test(flavor = "multi_thread")]
 async fn every_kind_of_transaction_costs_what_it_must() {
     let stage = Stage::set().await;
@@ -269,11 +269,11 @@ async fn every_kind_of_transaction_costs_what_it_must() {
             tx.commit().await.unwrap();
         })
         .await;
-    assert_eq!(
-        (early.forces, early.messages),
-        (TRANSACTIONS, (6 * TRANSACTIONS, 4 * TRANSACTIONS)),
-        "{early:?}"
-    );
+    assert_eq!(early.forces, TRANSACTIONS, "{early:?}");
+    // A commit may overtake a vote that is on its way: then the branch is asked, and votes again.
+    let (received, sent) = early.messages;
+    assert!((4 * TRANSACTIONS..=6 * TRANSACTIONS).contains(&sent), "{early:?}");
+    assert_eq!(received - 6 * TRANSACTIONS, sent - 4 * TRANSACTIONS, "{early:?}");
     assert_forced("an early vote", &early, [2, 2]);
     assert_eq!(early.asked.get("SELECT pg_current_xact_id_if_assigned()"), Some(&TRANSACTIONS));
 
