@@ -82,7 +82,8 @@ fn silence_is_a_rollback_only_where_nothing_can_be_hidden_by_it() {
     for (look_up, behind) in look_ups(&Recorded::Absent) {
         let expected = match (look_up.epoch, look_up.below_horizon, behind) {
             (EpochState::Own | EpochState::Sealed, false, false) => Some(Known::PresumedRolledBack),
-            (EpochState::Live, false, false) => Some(Known::Elsewhere),
+            // Its coordinator may still decide: also where this log has lost something (P14).
+            (EpochState::Live, false, false) | (EpochState::Live, _, true) => Some(Known::Elsewhere),
             (EpochState::Own | EpochState::Sealed | EpochState::Live | EpochState::Unknown, _, _) => None,
         };
         match (conclude(&look_up, behind), expected) {
@@ -146,7 +147,7 @@ fn a_prepared_branch_follows_the_decision_that_names_it() {
         assert_eq!(fate == Rollback, presumed, "{look_up:?}");
         assert_ne!(fate, Commit, "{look_up:?}");
         // Its coordinator will decide it, or be sealed: nothing for an operator.
-        let elsewhere = look_up.epoch == EpochState::Live && !look_up.below_horizon && !behind;
+        let elsewhere = look_up.epoch == EpochState::Live && (behind || !look_up.below_horizon);
         assert_eq!(fate == StillRunning, elsewhere, "{look_up:?}");
     }
 }

@@ -1,0 +1,156 @@
+//! What an operator asks for at the wrong moment, or at the wrong node: it is refused, and nothing comes of it.
+//!
+//! Several nodes on one log, services with databases of their own, and the command line.
+
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails there")]
+
+use std::path::Path;
+use std::time::Duration;
+
+use lockstep::{Client, Gtrid, Participant, Postgres};
+use lockstep_tests::harness::clock::wait_for;
+use lockstep_tests::harness::coordinator::{Coordinator, Ran};
+use lockstep_tests::harness::postgres::{Database, PostgresServer, fresh_database};
+use lockstep_tests::harness::roles::Roles;
+use serde_json::Value;
+use sqlx::PgPool;
+use tokio::runtime::Runtime;
+
+const PATIENCE: Duration = Duration::from_secs(60);
+const CHANGE: &str = "UPDATE account SET amount = amount - 1 WHERE id = 1";
+/// Nothing that is on its way to the log of the node `b` goes on as long as this file is there.
+const HOLD: &str = "hold";
+
+fn roles() -> Roles {
+    Roles::played_by(env!("CARGO_BIN_EXE_prove"))
+}
+
+fn node(dir: &Path, name: &str, log: &str) -> Coordinator {
+    let directory = dir.join(name);
+    std::fs::create_dir_all(&directory).unwrap();
+    let (node, log) = (format!("--node={name}"), format!("--log={log}"));
+    let flags = [node.as_str(), &log, "--migrate-log", "--lease=120s", "--report-interval=200ms"];
+    let mut coordinator = if name == "b" {
+        let held_at = ("log-before-force", dir.join(HOLD));
+        Coordinator::start_held(&roles(), &directory, &flags, held_at).unwrap()
+    } else {
+        Coordinator::start(&roles(), &directory, &flags, None).unwrap()
+    };
+    coordinator.expect_it_serves().unwrap();
+    coordinator
+}
+
+/// A service that can be stopped between any two steps, as a process is.
+struct Service {
+    runtime: Runtime,
+    participant: Participant<Postgres>,
+    database: Database,
+}
+
+impl Service {
+    fn start(name: &str, url: &str) -> Self {
+        let database = fresh_database();
+        database.psql("CREATE TABLE account (id int PRIMARY KEY, amount int NOT NULL)");
+        database.psql("INSERT INTO account VALUES (1, 100)");
+        let runtime = runtime();
+        let participant = runtime.block_on(async {
+            let pool = PgPool::connect(&database.url()).await.unwrap();
+            let attaching = Participant::builder(name, Postgres::new(pool)).coordinator(url).attach();
+            tokio::time::timeout(PATIENCE, attaching).await.unwrap().unwrap()
+        });
+        Self { runtime, participant, database }
+    }
+
+    async fn change(&self, tx: &lockstep::Transaction) {
+        let mut branch = self.participant.join(&tx.context()).await.unwrap();
+        sqlx::raw_sql(CHANGE).execute(&mut *branch).await.unwrap();
+        branch.finish().await.unwrap();
+    }
+
+    /// Whatever it is doing.
+    fn stop(self) -> Database {
+        self.runtime.shutdown_background();
+        self.database
+    }
+}
+
+fn runtime() -> Runtime {
+    tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap()
+}
+
+/// Begins a transaction in both services, and has its commit asked for in the background.
+fn commit(client: &Runtime, url: &str, services: [&Service; 2]) -> Gtrid {
+    client.block_on(async {
+        let client = Client::connect(url).await.unwrap();
+        let tx = client.begin("transfer").timeout(PATIENCE).start().await.unwrap();
+        let gtrid = tx.gtrid();
+        for service in services {
+            service.change(&tx).await;
+        }
+        tokio::spawn(async move { drop(tx.commit().await) });
+        gtrid
+    })
+}
+
+/// Asks until what is answered is so.
+fn until(node: &Coordinator, what: &str, arguments: &[&str], so: impl Fn(&Value) -> bool) -> Value {
+    let asked = [arguments, &["--json"]].concat();
+    let mut last = None;
+    let answered = wait_for(what, PATIENCE, || {
+        let ran = node.run(&asked)?;
+        let json = serde_json::from_str::<Value>(&ran.stdout).ok();
+        last = Some(ran);
+        Ok(json.filter(|json| so(json)))
+    });
+    answered.unwrap_or_else(|error| panic!("{error}: {last:?}")).0
+}
+
+fn show(node: &Coordinator, id: &str, what: &str, so: impl Fn(&Value) -> bool) -> Value {
+    until(node, what, &["tx", "show", id, "--offline"], |shown| so(&shown["transaction"]))
+}
+
+fn refused(ran: &Ran, code: &str) {
+    assert_eq!(ran.code, 4, "{ran:?}");
+    assert!(ran.stderr.contains(code), "{ran:?}");
+}
+
+/// P14, P21: also a node whose log lacks something leaves another node's transaction to that node.
+#[test]
+fn a_live_transaction_of_another_node_is_no_orphan_though_the_log_is_behind() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut server = PostgresServer::start().unwrap();
+    server.create_database("log").unwrap();
+    let log = server.url("log");
+    let [mut a, b, mut c] = ["a", "b", "c"].map(|name| node(dir.path(), name, &log));
+    let services = ["orders-db", "ledger-db"].map(|name| Service::start(name, &c.url()));
+    let [orders, ledger] = &services;
+    let client = runtime();
+    // What they have seen of the newest epoch is what the log then loses.
+    let seen = commit(&client, &c.url(), [orders, ledger]).to_string();
+    show(&c, &seen, "its end", |transaction| transaction["state"] == "ended");
+
+    std::fs::write(dir.path().join(HOLD), "").unwrap();
+    let gtrid = commit(&client, &b.url(), [orders, ledger]).to_string();
+    show(&b, &gtrid, "its votes", |transaction| transaction["state"] == "deciding");
+    c.process().kill().unwrap();
+    server
+        .psql("log", "UPDATE lockstep_log.positions SET sequence = 0 WHERE epoch = (SELECT max(number) FROM lockstep_log.epochs)")
+        .unwrap();
+    a.process().kill().unwrap();
+    a.start_again(None).unwrap();
+    a.expect_it_serves().unwrap();
+    until(&a, "both to attach", &["participants", "ls"], |list| {
+        list["participants"].as_array().unwrap().iter().all(|one| one["down_since"].is_null())
+    });
+    until(&a, "the loss to be noticed", &["status"], |status| status["log_behind"] == true);
+
+    refused(&a.run(&["orphans", "resolve", &gtrid, "--rollback", "--dry-run"]).unwrap(), "LS0428");
+    std::fs::remove_file(dir.path().join(HOLD)).unwrap();
+    let shown = show(&b, &gtrid, "its end", |transaction| transaction["state"] == "ended");
+    assert_eq!(shown["transaction"]["outcome"], "committed", "{shown}");
+    for service in services {
+        let amount = service.stop().psql("SELECT amount FROM account");
+        assert_eq!(amount.trim(), "98");
+    }
+    server.stop().unwrap();
+}
