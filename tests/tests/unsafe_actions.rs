@@ -7,13 +7,14 @@
 use std::path::Path;
 use std::time::Duration;
 
-use lockstep::{Client, Gtrid, Participant, Postgres};
+use lockstep::{Client, Gtrid, Participant, Postgres, Sqlite};
 use lockstep_tests::harness::clock::wait_for;
 use lockstep_tests::harness::coordinator::{Coordinator, Ran};
 use lockstep_tests::harness::postgres::{Database, PostgresServer, fresh_database};
 use lockstep_tests::harness::roles::Roles;
 use serde_json::Value;
-use sqlx::PgPool;
+use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode};
+use sqlx::{PgPool, SqlitePool};
 use tokio::runtime::Runtime;
 
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -114,6 +115,11 @@ fn refused(ran: &Ran, code: &str) {
     assert!(ran.stderr.contains(code), "{ran:?}");
 }
 
+fn expect_nothing_on_record(node: &Coordinator) {
+    let audit = node.ask(&["audit", "ls"]).unwrap();
+    assert_eq!(audit["entries"].as_array().unwrap().len(), 0, "{audit}");
+}
+
 /// P14, P21: also a node whose log lacks something leaves another node's transaction to that node.
 #[test]
 fn a_live_transaction_of_another_node_is_no_orphan_though_the_log_is_behind() {
@@ -153,4 +159,55 @@ fn a_live_transaction_of_another_node_is_no_orphan_though_the_log_is_behind() {
         assert_eq!(amount.trim(), "98");
     }
     server.stop().unwrap();
+}
+
+async fn serve(file: &Path, url: &str) -> Result<Participant<Sqlite>, String> {
+    let file = SqliteConnectOptions::new().filename(file).journal_mode(SqliteJournalMode::Wal);
+    let pool = SqlitePool::connect_with(file).await.unwrap();
+    let attaching = Participant::builder("bank-a", Sqlite::new(pool)).coordinator(url).attach();
+    tokio::time::timeout(PATIENCE, attaching).await.unwrap().map_err(|error| error.to_string())
+}
+
+/// P21: a copy of a database that still takes part does not take part as well.
+#[test]
+fn a_database_that_is_attached_has_not_moved() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut coordinator = Coordinator::start(&roles(), &dir.path().join("node"), &[], None).unwrap();
+    coordinator.expect_it_serves().unwrap();
+    let url = coordinator.url();
+    let [original, copy] = ["bank.db", "copy.db"].map(|name| dir.path().join(name));
+    let service = runtime();
+    let served = service.block_on(async {
+        let created = SqliteConnectOptions::new().filename(&original).create_if_missing(true);
+        let pool = SqlitePool::connect_with(created.journal_mode(SqliteJournalMode::Wal)).await.unwrap();
+        sqlx::raw_sql("CREATE TABLE kept (n INTEGER PRIMARY KEY)").execute(&pool).await.unwrap();
+        let served = serve(&original, &url).await.unwrap();
+        sqlx::raw_sql("PRAGMA wal_checkpoint(TRUNCATE)").execute(&pool).await.unwrap();
+        pool.close().await;
+        served
+    });
+    std::fs::copy(&original, &copy).unwrap();
+    let other = runtime();
+    let told = other.block_on(serve(&copy, &url)).map(drop).unwrap_err();
+    assert!(told.contains("LS0505"), "{told}");
+
+    let rebind = ["participants", "rebind", "bank-a"];
+    refused(&coordinator.run(&[&rebind[..], &["--dry-run"]].concat()).unwrap(), "LS0430");
+    let meant = ["--reason", "it has moved", "--confirm", "bank-a"];
+    refused(&coordinator.run(&[&rebind[..], &meant].concat()).unwrap(), "LS0430");
+    expect_nothing_on_record(&coordinator);
+
+    service.shutdown_background();
+    drop(served);
+    // Its session ends when its connection does.
+    let plan =
+        until(&coordinator, "its session's end", &[&rebind[..], &["--dry-run"]].concat(), |_plan| true);
+    let confirm = plan["confirm"].as_str().unwrap();
+    let meant = ["--reason", "it has moved", "--confirm", confirm];
+    let ran = coordinator.run(&[&rebind[..], &meant].concat()).unwrap();
+    assert_eq!(ran.code, 0, "{ran:?}");
+    let moved = other.block_on(serve(&copy, &url)).unwrap();
+    let told = other.block_on(serve(&original, &url)).map(drop).unwrap_err();
+    assert!(told.contains("LS0505"), "{told}");
+    drop(moved);
 }

@@ -105,7 +105,7 @@ pub enum RequestError {
     #[error("it was not carried out, because it is not known to be on record: {0}")]
     NotRecorded(AppendError),
     /// It is attached.
-    #[error("{name} has {attached} instances attached, so that it is not gone")]
+    #[error("{name} has {attached} instances attached, so that it is neither gone nor moved")]
     StillAttached {
         /// Which.
         name: ResourceManagerName,

@@ -306,6 +306,17 @@ impl Registry {
         }
     }
 
+    /// Takes over where this one's database is, which another node on the log was told. Whether it was somewhere else before.
+    pub fn learn_location(&self, known: &KnownResourceManager) -> bool {
+        let mut state = self.state();
+        let Some(entry) = state.resource_managers.get_mut(&known.name) else { return false };
+        let moved = !entry.known.location.is_empty() && entry.known.location != known.location;
+        if moved {
+            entry.known.location.clone_from(&known.location);
+        }
+        moved
+    }
+
     /// Takes over what the log knows, as far as it is not about to be told something newer.
     pub fn learn(&self, known: Vec<KnownResourceManager>) {
         let mut state = self.state();

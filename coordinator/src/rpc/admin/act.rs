@@ -273,6 +273,13 @@ fn transaction_plan(found: Found, action: Action, whose: &str) -> Result<Plan, R
     })
 }
 
+fn not_attached(services: &Services, name: &ResourceManagerName) -> Result<(), RequestError> {
+    match services.shared.registry.instances(name).len() {
+        0 => Ok(()),
+        attached => Err(RequestError::StillAttached { name: name.clone(), attached }),
+    }
+}
+
 async fn retire(services: &Services, request: &v1::ActRequest) -> Result<Plan, RequestError> {
     let name: ResourceManagerName = request.target.parse()?;
     let registry = &services.shared.registry;
@@ -280,10 +287,7 @@ async fn retire(services: &Services, request: &v1::ActRequest) -> Result<Plan, R
     if known.retired {
         return Err(RequestError::RetiredBefore(name));
     }
-    let attached = registry.instances(&name).len();
-    if attached > 0 {
-        return Err(RequestError::StillAttached { name, attached });
-    }
+    not_attached(services, &name)?;
     let waiting = participants::undelivered(services).await?.remove(&name).unwrap_or(0);
     Ok(Plan {
         target: name.to_string(),
@@ -307,6 +311,8 @@ fn rebind(services: &Services, request: &v1::ActRequest) -> Result<Plan, Request
     let known = registry.known(&name).ok_or_else(|| RequestError::NoSuchParticipant(name.to_string()))?;
     let moved =
         registry.refused_location(&name).ok_or_else(|| RequestError::NothingToRebind(name.clone()))?;
+    // Whoever serves it where it was is not gone from there: then there are two of them (P21).
+    not_attached(services, &name)?;
     Ok(Plan {
         target: name.to_string(),
         trace: None,
@@ -368,7 +374,12 @@ async fn carry_out(services: &Services, plan: Plan, operation: &Operation) -> Re
             let retired = || Mail::Input(Input::Retire { resource_manager: name.clone() });
             engine.broadcast(retired).await.map_err(EngineError::Stopped)?;
         }
-        Deed::Rebind(known) => registry.remember(known, false),
+        Deed::Rebind(known) => {
+            let name = known.name.clone();
+            registry.remember(known, false);
+            // Who has attached at its old place since it was looked at.
+            registry.disconnect(&name);
+        }
         Deed::Drain => services.shared.start_draining(),
         Deed::Orphans(resolution) => orphans::carry_out(services, resolution).await?,
     }
