@@ -161,6 +161,40 @@ fn a_live_transaction_of_another_node_is_no_orphan_though_the_log_is_behind() {
     server.stop().unwrap();
 }
 
+/// What is delivered by one node is not held back, or given up, at another one: that says so, and where to ask.
+#[test]
+fn an_action_at_a_node_that_does_not_have_the_transaction_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let log = fresh_database();
+    let [a, b] = ["a", "b"].map(|name| node(dir.path(), name, &log.url()));
+    let [orders, ledger] = ["orders-db", "ledger-db"].map(|name| Service::start(name, &b.url()));
+    std::fs::write(dir.path().join(HOLD), "").unwrap();
+    let client = runtime();
+    let gtrid = commit(&client, &b.url(), [&orders, &ledger]).to_string();
+    show(&b, &gtrid, "its votes", |transaction| transaction["state"] == "deciding");
+    let _database = orders.stop();
+    std::fs::remove_file(dir.path().join(HOLD)).unwrap();
+    show(&b, &gtrid, "the decision", |transaction| transaction["situation"] == "undelivered");
+
+    let reason = ["--reason", "its disk is lost"];
+    let pause = [&["tx", "pause", &gtrid], &reason[..]].concat();
+    let abandon = [&["tx", "abandon", &gtrid, "--resource", "orders-db", "--confirm", &gtrid], &reason[..]];
+    for action in [&pause, &abandon.concat()] {
+        let ran = a.run(action).unwrap();
+        refused(&ran, "LS0428");
+        assert!(ran.stderr.contains(&b.url()), "it says where to ask: {ran:?}");
+    }
+    expect_nothing_on_record(&a);
+    let shown = show(&b, &gtrid, "it", |_shown| true);
+    assert_eq!(shown["transaction"]["paused"], false, "{shown}");
+    assert_eq!(shown["transaction"]["situation"], "undelivered", "{shown}");
+
+    let ran = b.run(&abandon.concat()).unwrap();
+    assert_eq!(ran.code, 0, "{ran:?}");
+    show(&b, &gtrid, "its branch to be given up", |transaction| transaction["outcome"] == "heuristic");
+    drop(ledger.stop());
+}
+
 async fn serve(file: &Path, url: &str) -> Result<Participant<Sqlite>, String> {
     let file = SqliteConnectOptions::new().filename(file).journal_mode(SqliteJournalMode::Wal);
     let pool = SqlitePool::connect_with(file).await.unwrap();

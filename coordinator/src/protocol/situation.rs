@@ -13,6 +13,7 @@
 use std::fmt;
 
 use super::outcome::Outcome;
+use super::presumption::{EpochState, Known, LookUp, conclude};
 use super::record::DecisionKind;
 use super::transaction::State;
 
@@ -145,7 +146,7 @@ pub enum Standing {
     Orphan(Proof),
     /// Prepared in a database, by another cluster.
     Foreign,
-    /// Another coordinator on the same log has it, and has not been sealed.
+    /// Another coordinator on the same log has it: it may still decide it, or delivers its decision.
     Elsewhere,
 }
 
@@ -173,6 +174,21 @@ impl Standing {
             Outcome::Committed | Outcome::RolledBack | Outcome::NothingToCommit | Outcome::Unknown => {
                 Self::Ended
             }
+        }
+    }
+
+    /// Of a transaction that is not live here and whose end is not on its way to the log, by what the log says of it. `None`: the log can say nothing.
+    #[must_use]
+    pub fn of_recorded(look_up: &LookUp, behind: bool, acknowledged: bool) -> Option<Self> {
+        match conclude(look_up, behind) {
+            Known::Ended(outcome, _) => Some(Self::of_ended(outcome, acknowledged)),
+            // It is live where it is delivered: nothing that is done here would reach it.
+            Known::Committing | Known::OnePhase if look_up.epoch != EpochState::Own => Some(Self::Elsewhere),
+            Known::Committing => Some(Self::Committing),
+            Known::OnePhase => Some(Self::OnePhase),
+            Known::Elsewhere => Some(Self::Elsewhere),
+            Known::PresumedRolledBack => Some(Self::RollingBack),
+            Known::Unknown(_) => None,
         }
     }
 
@@ -400,7 +416,7 @@ impl Forbidden {
                  the branch in the database by hand: docs/runbook/orphan.md"
             }
             Self::OtherCoordinator => {
-                "ask that coordinator; when it is gone, another one takes over by itself"
+                "ask that coordinator (`--server`); when it is gone, another one takes over by itself"
             }
         }
     }
@@ -434,7 +450,7 @@ impl fmt::Display for Forbidden {
                 "not every resource manager has said what it holds of this transaction, and one of them may have committed"
             }
             Self::OtherCluster => "it belongs to another cluster, whose coordinator may still decide it",
-            Self::OtherCoordinator => "another coordinator on the same decision log has it, and may still decide it",
+            Self::OtherCoordinator => "another coordinator on the same decision log has it: that one decides it, and delivers",
         })
     }
 }

@@ -90,6 +90,12 @@ pub enum RequestError {
     /// An action without a reason.
     #[error("no reason was given, and everything that is done by hand is put on record with one")]
     NoReason,
+    /// It ended between the look at it and the action.
+    #[error("transaction {0} has ended in between")]
+    EndedBefore(Gtrid),
+    /// None of its branches could be told, or given up.
+    #[error("transaction {0} has no branch that waits for its decision, or its deliveries are held back")]
+    NothingWaits(Gtrid),
     /// A dangerous action that was not confirmed.
     #[error("{action} cannot be taken back, and was not confirmed for {confirm}")]
     NotConfirmed {
@@ -139,6 +145,9 @@ impl RequestError {
     fn remedy(&self) -> String {
         match self {
             Self::Forbidden { what, forbidden, .. } => forbidden.instead().replace("ID", what),
+            Self::EndedBefore(gtrid) | Self::NothingWaits(gtrid) => {
+                format!("look at it: `lockstep tx show {gtrid}` lists what can be done now")
+            }
             Self::NoReason => "say why: --reason TEXT".to_owned(),
             Self::NotConfirmed { confirm, .. } => {
                 format!("look at the plan with --dry-run; then add --confirm {confirm}")
@@ -208,6 +217,10 @@ fn row(error: &RequestError) -> (Code, &'static str, ErrorCode) {
             (Code::FailedPrecondition, "UNSAFE", ErrorCode::of_forbidden(*forbidden))
         }
         RequestError::NoBranchToAbandon { .. } => {
+            (Code::FailedPrecondition, "NO_SUCH_BRANCH", ErrorCode::NoBranchToAbandon)
+        }
+        RequestError::EndedBefore(_) => (Code::FailedPrecondition, "ENDED", ErrorCode::Ended),
+        RequestError::NothingWaits(_) => {
             (Code::FailedPrecondition, "NO_SUCH_BRANCH", ErrorCode::NoBranchToAbandon)
         }
         RequestError::NoReason => (Code::InvalidArgument, "NO_REASON", ErrorCode::NoReason),

@@ -9,7 +9,7 @@ use lockstep_proto::{ResourceManagerName, TraceParent, limits, v1};
 use opentelemetry::KeyValue;
 
 use super::info::wire_situation;
-use super::show::{Found, find};
+use super::show::{Found, find, whereabouts};
 use super::{orphans, participants};
 use crate::decision_log::audit::{Effect, Operation};
 use crate::engine::clock::unix_ms;
@@ -193,7 +193,11 @@ async fn plan(
     let (found, permitted) = judge(services, &request.target, action).await?;
     permitted.map_err(|forbidden| RequestError::Forbidden {
         what: found.gtrid.to_string(),
-        context: context(&found),
+        context: if forbidden == Forbidden::OtherCoordinator {
+            whereabouts(services, found.gtrid)
+        } else {
+            context(&found)
+        },
         forbidden,
     })?;
     transaction_plan(found, action, &request.resource_manager)
@@ -355,8 +359,13 @@ async fn carry_out(services: &Services, plan: Plan, operation: &Operation) -> Re
     match plan.deed {
         Deed::Act(act) => {
             let gtrid = plan.gtrid.expect("a transaction's act has one");
-            // Ended in between: then there is nothing left to do.
-            let _branches = engine.act(gtrid, act).await?;
+            // What is not held back goes on, whether or not it was before.
+            let goes_on = act == Act::Resume;
+            match engine.act(gtrid, act).await? {
+                None => return Err(RequestError::EndedBefore(gtrid)),
+                Some(0) if !goes_on => return Err(RequestError::NothingWaits(gtrid)),
+                Some(_) => {}
+            }
         }
         Deed::Rollback => {
             let gtrid = plan.gtrid.expect("a transaction's rollback has one");

@@ -11,11 +11,10 @@ use lockstep_proto::{Gtrid, ResourceManagerName, Xid, v1};
 
 use super::act::{Deed, Plan};
 use super::inspect::ask;
-use super::show::resolve;
+use super::show::{resolve, whereabouts};
 use crate::engine::handle::EngineError;
 use crate::protocol::outcome::Decision;
-use crate::protocol::presumption::{Known, conclude};
-use crate::protocol::situation::{Action, Proof, Standing};
+use crate::protocol::situation::{Action, Forbidden, Proof, Standing};
 use crate::rpc::Services;
 use crate::rpc::status::RequestError;
 
@@ -51,7 +50,11 @@ pub(super) async fn plan(
     let (standing, census) = standing(services, gtrid).await?;
     standing.permit(action).map_err(|forbidden| RequestError::Forbidden {
         what: gtrid.to_string(),
-        context: census.said.clone(),
+        context: if forbidden == Forbidden::OtherCoordinator {
+            whereabouts(services, gtrid)
+        } else {
+            census.said.clone()
+        },
         forbidden,
     })?;
     if census.prepared.is_empty() {
@@ -91,15 +94,9 @@ async fn standing(services: &Services, gtrid: Gtrid) -> Result<(Standing, Census
     }
     let look_up = engine.look_up(gtrid).await.map_err(EngineError::Log)?;
     let census = census(services, gtrid).await;
-    let standing = match conclude(&look_up, engine.is_behind()) {
-        Known::Ended(outcome, _) => Standing::of_ended(outcome, false),
-        Known::Committing => Standing::Committing,
-        Known::OnePhase => Standing::OnePhase,
-        Known::PresumedRolledBack => Standing::RollingBack,
-        Known::Elsewhere => Standing::Elsewhere,
-        Known::Unknown(_) if census.foreign => Standing::Foreign,
-        Known::Unknown(_) => Standing::Orphan(census.proof),
-    };
+    let orphan = || if census.foreign { Standing::Foreign } else { Standing::Orphan(census.proof) };
+    let acknowledged = engine.log().is_acknowledged(gtrid).await.map_err(EngineError::Log)?;
+    let standing = Standing::of_recorded(&look_up, engine.is_behind(), acknowledged).unwrap_or_else(orphan);
     Ok((standing, census))
 }
 

@@ -2,12 +2,10 @@
 
 use lockstep_proto::{Gtrid, v1};
 
-use super::info::{audit_entry, live_info, recorded_info};
-use crate::decision_log::Recorded;
+use super::info::{audit_entry, ended_info, live_info, recorded_info};
 use crate::decision_log::audit::AuditQuery;
 use crate::engine::clock::unix_ms;
 use crate::engine::handle::EngineError;
-use crate::protocol::presumption::{Known, conclude};
 use crate::protocol::situation::{Action, Standing};
 use crate::rpc::Services;
 use crate::rpc::status::RequestError;
@@ -74,15 +72,36 @@ pub(super) async fn find(services: &Services, prefix: &str) -> Result<Found, Req
         let standing = Standing::of_live(&view.state, view.overdue);
         return Ok(Found { gtrid, standing, info: live_info(view) });
     }
+    if let Some(end) = engine.writer().end_on_its_way(&gtrid) {
+        return Ok(Found {
+            gtrid,
+            standing: Standing::of_ended(end.outcome, false),
+            info: ended_info(None, end, false),
+        });
+    }
     let look_up = engine.look_up(gtrid).await.map_err(EngineError::Log)?;
     let acknowledged = engine.log().is_acknowledged(gtrid).await.map_err(EngineError::Log)?;
-    let standing = match (&look_up.recorded, conclude(&look_up, engine.is_behind())) {
-        (_, Known::Ended(outcome, _)) => Standing::of_ended(outcome, acknowledged),
-        (Recorded::Decided(_) | Recorded::Ended(..), _) => Standing::Committing,
-        (Recorded::Absent, _) => return Err(RequestError::NotFound(prefix.to_owned())),
-    };
-    let info = recorded_info(look_up.recorded, acknowledged).expect("it is on record");
-    Ok(Found { gtrid, standing, info })
+    let standing = Standing::of_recorded(&look_up, engine.is_behind(), acknowledged);
+    match (standing, recorded_info(look_up.recorded, acknowledged)) {
+        (Some(standing), Some(info)) => Ok(Found { gtrid, standing, info }),
+        _absent => Err(RequestError::NotFound(prefix.to_owned())),
+    }
+}
+
+/// Where to ask about a transaction of another coordinator, as far as this one has been told.
+pub(super) fn whereabouts(services: &Services, gtrid: Gtrid) -> String {
+    let own = services.shared.engine.log().position().epoch.get();
+    let nodes = services.shared.registry.nodes();
+    if let Some(its) = nodes.iter().find(|node| node.epoch == gtrid.epoch().get()) {
+        return format!("it is at {}", its.address);
+    }
+    let others: Vec<_> =
+        nodes.iter().filter(|node| node.epoch != own).map(|node| node.address.as_str()).collect();
+    if others.is_empty() {
+        "`lockstep cluster ls` lists the coordinators on a log".to_owned()
+    } else {
+        format!("one of these has taken it over: {}", others.join(", "))
+    }
 }
 
 /// The gtrid of the one transaction that begins so.
