@@ -189,10 +189,26 @@ fn an_action_at_a_node_that_does_not_have_the_transaction_is_refused() {
     assert_eq!(shown["transaction"]["paused"], false, "{shown}");
     assert_eq!(shown["transaction"]["situation"], "undelivered", "{shown}");
 
+    what_fails_is_on_record(&b, &gtrid);
     let ran = b.run(&abandon.concat()).unwrap();
     assert_eq!(ran.code, 0, "{ran:?}");
     show(&b, &gtrid, "its branch to be given up", |transaction| transaction["outcome"] == "heuristic");
     drop(ledger.stop());
+}
+
+/// A retry of what is held back sends nothing, which shows behind its record.
+fn what_fails_is_on_record(node: &Coordinator, gtrid: &str) {
+    assert_eq!(node.run(&["tx", "pause", gtrid, "--reason", "repair"]).unwrap().code, 0);
+    let ran = node.run(&["tx", "retry", gtrid, "--reason", "in a hurry"]).unwrap();
+    refused(&ran, "LS0429");
+    let audit = node.ask(&["audit", "ls", gtrid]).unwrap();
+    let [failure, retry, _pause] = audit["entries"].as_array().unwrap().as_slice() else {
+        panic!("three records: {audit}")
+    };
+    assert!(ran.stderr.contains(&format!("audit {}", retry["id"])), "{ran:?}");
+    assert_eq!((&failure["action"], &failure["reason"]), (&retry["action"], &retry["reason"]), "{audit}");
+    let names_it = failure["before"].as_str().unwrap().starts_with(&format!("audit {}:", retry["id"]));
+    assert!(names_it && failure["after"].as_str().unwrap().starts_with("failed: "), "{audit}");
 }
 
 async fn serve(file: &Path, url: &str) -> Result<Participant<Sqlite>, String> {

@@ -11,6 +11,7 @@ use crate::codes::Code as ErrorCode;
 use crate::decision_log::AppendError;
 use crate::engine::handle::{BeginError, EngineError};
 use crate::engine::shell::Stopped;
+use crate::protocol::outcome::Outcome;
 use crate::protocol::situation::Forbidden;
 use crate::sessions::attach::AttachError;
 
@@ -96,6 +97,24 @@ pub enum RequestError {
     /// None of its branches could be told, or given up.
     #[error("transaction {0} has no branch that waits for its decision, or its deliveries are held back")]
     NothingWaits(Gtrid),
+    /// A rollback that did not come about.
+    #[error("transaction {gtrid} was not rolled back: {}", if outcome.is_some() { "its outcome is another one" } else { "it is not decided yet" })]
+    NotRolledBack {
+        /// The transaction.
+        gtrid: Gtrid,
+        /// Its outcome, if that is known.
+        outcome: Option<Outcome>,
+    },
+    /// An action that is on record, and failed.
+    #[error("it is on record as audit {audit_id}, and failed ({noted}): {why}")]
+    NotDone {
+        /// The number of its record.
+        audit_id: u64,
+        /// Whether its failure is on record.
+        noted: String,
+        /// How it failed.
+        why: Box<RequestError>,
+    },
     /// A dangerous action that was not confirmed.
     #[error("{action} cannot be taken back, and was not confirmed for {confirm}")]
     NotConfirmed {
@@ -145,7 +164,8 @@ impl RequestError {
     fn remedy(&self) -> String {
         match self {
             Self::Forbidden { what, forbidden, .. } => forbidden.instead().replace("ID", what),
-            Self::EndedBefore(gtrid) | Self::NothingWaits(gtrid) => {
+            Self::NotDone { why, .. } => why.remedy(),
+            Self::EndedBefore(gtrid) | Self::NothingWaits(gtrid) | Self::NotRolledBack { gtrid, .. } => {
                 format!("look at it: `lockstep tx show {gtrid}` lists what can be done now")
             }
             Self::NoReason => "say why: --reason TEXT".to_owned(),
@@ -219,6 +239,14 @@ fn row(error: &RequestError) -> (Code, &'static str, ErrorCode) {
         RequestError::NoBranchToAbandon { .. } => {
             (Code::FailedPrecondition, "NO_SUCH_BRANCH", ErrorCode::NoBranchToAbandon)
         }
+        RequestError::NotDone { why, .. } => row(why),
+        RequestError::NotRolledBack { outcome, .. } => match outcome {
+            Some(Outcome::Heuristic(_)) => {
+                (Code::FailedPrecondition, "HEURISTIC", ErrorCode::HeuristicIsFinal)
+            }
+            Some(Outcome::Committed | Outcome::RolledBack | Outcome::NothingToCommit | Outcome::Unknown)
+            | None => (Code::FailedPrecondition, "NOT_DECIDED", ErrorCode::DecisionUnderWay),
+        },
         RequestError::EndedBefore(_) => (Code::FailedPrecondition, "ENDED", ErrorCode::Ended),
         RequestError::NothingWaits(_) => {
             (Code::FailedPrecondition, "NO_SUCH_BRANCH", ErrorCode::NoBranchToAbandon)

@@ -17,6 +17,7 @@ use crate::engine::handle::EngineError;
 use crate::engine::input::{Act, Input};
 use crate::engine::shell::Mail;
 use crate::protocol::branch::Branch;
+use crate::protocol::outcome::Outcome;
 use crate::protocol::situation::{Action, Forbidden, Situation};
 use crate::rpc::Services;
 use crate::rpc::status::RequestError;
@@ -112,13 +113,33 @@ pub(in crate::rpc) async fn act(
         "an operator acts"
     );
     fail::fail_point!("operator-recorded-before-act");
-    carry_out(services, plan, &operation).await.inspect_err(|error| {
+    if let Err(why) = carry_out(services, plan, &operation).await {
         if let Some(span) = &span {
-            span.fail("failed", &error.to_string());
+            span.fail("failed", &why.to_string());
         }
-    })?;
+        return Err(failed(services, operation, response.audit_id, why).await);
+    }
     fail::fail_point!("operator-after-act");
     Ok(response)
+}
+
+/// Puts on record that what was recorded under this number did not come about, or is not known to have.
+async fn failed(services: &Services, recorded: Operation, audit_id: u64, why: RequestError) -> RequestError {
+    let cut = |text: String| limits::cut(&text, limits::MAX_DETAIL_BYTES).to_owned();
+    let failure = Operation {
+        at_ms: unix_ms(),
+        before: cut(format!("audit {audit_id}: {}", recorded.after)),
+        after: cut(format!("failed: {why}")),
+        effect: Effect::None,
+        ..recorded
+    };
+    let noted = services.shared.engine.log().operate(&failure).await;
+    tracing::error!(audit = audit_id, action = failure.action, subject = failure.subject, %why, ?noted, "an operator's action failed");
+    let noted = match noted {
+        Ok(id) => format!("its failure is audit {id}"),
+        Err(error) => format!("its failure is not known to be on record: {error}"),
+    };
+    RequestError::NotDone { audit_id, noted, why: Box::new(why) }
 }
 
 /// A trace of the action, linked to the transaction's.
@@ -371,8 +392,12 @@ async fn carry_out(services: &Services, plan: Plan, operation: &Operation) -> Re
             let gtrid = plan.gtrid.expect("a transaction's rollback has one");
             let why = format!("rolled back by an operator: {}", operation.reason);
             let told = engine.rollback(gtrid, why).await?;
-            if told.outcome == Some(crate::protocol::outcome::Outcome::Committed) {
-                return Err(RequestError::AlreadyCommitted(gtrid));
+            match told.outcome {
+                Some(Outcome::RolledBack | Outcome::NothingToCommit) => {}
+                Some(Outcome::Committed) => return Err(RequestError::AlreadyCommitted(gtrid)),
+                other @ (Some(Outcome::Heuristic(_) | Outcome::Unknown) | None) => {
+                    return Err(RequestError::NotRolledBack { gtrid, outcome: other });
+                }
             }
         }
         Deed::Acknowledge => {}
