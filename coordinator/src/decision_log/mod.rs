@@ -177,6 +177,14 @@ pub trait DecisionLog: Send + Sync + 'static {
     /// The highest timeline stays; another identity under its name is refused (P21).
     fn remember<'a>(&'a self, known: &'a KnownResourceManager) -> BoxFuture<'a, Result<(), AppendError>>;
 
+    /// Remembers a known resource manager's floor, and leaves everything else as the log has it: an operator may have changed that in
+    /// between. Forced, if it is new.
+    fn remember_floor<'a>(
+        &'a self,
+        name: &'a ResourceManagerName,
+        floor: Gtrid,
+    ) -> BoxFuture<'a, Result<(), AppendError>>;
+
     /// The epochs that this log has given out, as it is now.
     fn epochs(&self) -> BoxFuture<'_, Result<Epochs, ReadError>>;
 

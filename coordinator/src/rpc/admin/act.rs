@@ -403,14 +403,14 @@ async fn carry_out(services: &Services, plan: Plan, operation: &Operation) -> Re
         Deed::Acknowledge => {}
         Deed::Retire(known) => {
             let name = known.name.clone();
-            registry.remember(known, false);
+            registry.remember(known);
             registry.disconnect(&name);
             let retired = || Mail::Input(Input::Retire { resource_manager: name.clone() });
             engine.broadcast(retired).await.map_err(EngineError::Stopped)?;
         }
         Deed::Rebind(known) => {
             let name = known.name.clone();
-            registry.remember(known, false);
+            registry.remember(known);
             // Who has attached at its old place since it was looked at.
             registry.disconnect(&name);
         }
