@@ -318,7 +318,9 @@ impl Registry {
             match state.resource_managers.get_mut(&known.name) {
                 Some(entry) => {
                     let floor = if entry.new_floor { entry.known.floor } else { known.floor };
-                    entry.known = KnownResourceManager { floor, ..known };
+                    // Nobody takes a retirement back: what says otherwise was read before.
+                    let retired = entry.known.retired || known.retired;
+                    entry.known = KnownResourceManager { floor, retired, ..known };
                 }
                 None => {
                     let entry = Entry::new(known);

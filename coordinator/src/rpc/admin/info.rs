@@ -6,7 +6,7 @@ use crate::decision_log::Recorded;
 use crate::decision_log::audit::AuditRecord;
 use crate::engine::input::{BranchView, TransactionView};
 use crate::protocol::outcome::{BranchEnd, Outcome};
-use crate::protocol::record::{About, DecisionRecord, EndRecord};
+use crate::protocol::record::{About, DecisionKind, DecisionRecord, EndRecord};
 use crate::protocol::situation::{Situation, Standing};
 use crate::protocol::transaction::State;
 use crate::rpc::wire_outcome;
@@ -94,11 +94,17 @@ pub(super) fn ended_info(
     }
 }
 
-/// Recorded and not live: seen only in the moment between a transaction's end and its record's, and in an export.
+/// Recorded and not live here: at another node, in an export, or in the log of a coordinator that is stopped.
 pub(super) fn decided_info(decision: DecisionRecord) -> v1::TransactionInfo {
+    let (state, outcome, can_change) = match decision.kind {
+        DecisionKind::Commit => (v1::TransactionState::Committing, Some(Outcome::Committed), false),
+        // Whether its only branch has committed stands in its database alone (P10).
+        DecisionKind::OnePhaseIntent => (v1::TransactionState::CommittingOnePhase, None, true),
+    };
     v1::TransactionInfo {
-        state: v1::TransactionState::Committing.into(),
-        outcome: v1::Outcome::Committed.into(),
+        state: state.into(),
+        outcome: wire_outcome(outcome).into(),
+        can_change,
         decided_ms: decision.decided_ms,
         situation: v1::Situation::Undelivered.into(),
         branches: decision.branches.iter().map(|bqual| branch_info(bqual, "delivering")).collect(),
@@ -166,5 +172,27 @@ pub(crate) fn audit_entry(record: AuditRecord) -> v1::AuditEntry {
         reason: operation.reason,
         before: operation.before,
         after: operation.after,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{About, Bqual, DecisionKind, DecisionRecord, Gtrid, decided_info, v1};
+
+    fn decision(kind: DecisionKind) -> DecisionRecord {
+        let gtrid = Gtrid::new(lockstep_proto::Epoch::new(1).expect("not 0"), 1, [1; 10]);
+        let bqual = Bqual::new(&"orders-db".parse().expect("a name"), 1);
+        DecisionRecord { gtrid, kind, branches: vec![bqual], decided_ms: 2, about: About::default() }
+    }
+
+    /// P10: an intent is no commit; nobody may read one out of it.
+    #[test]
+    fn an_intent_on_record_is_shown_as_undecided() {
+        let intent = decided_info(decision(DecisionKind::OnePhaseIntent));
+        assert_eq!(intent.state(), v1::TransactionState::CommittingOnePhase);
+        assert_eq!((intent.outcome(), intent.can_change), (v1::Outcome::Unspecified, true));
+        let commit = decided_info(decision(DecisionKind::Commit));
+        assert_eq!(commit.state(), v1::TransactionState::Committing);
+        assert_eq!((commit.outcome(), commit.can_change), (v1::Outcome::Committed, false));
     }
 }
