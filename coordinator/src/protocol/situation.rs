@@ -12,8 +12,10 @@
 
 use std::fmt;
 
+use lockstep_proto::Bqual;
+
 use super::outcome::Outcome;
-use super::presumption::{EpochState, Known, LookUp, conclude};
+use super::presumption::{EpochState, Known, LookUp, PreparedFate, conclude, prepared_fate};
 use super::record::DecisionKind;
 use super::transaction::State;
 
@@ -144,6 +146,8 @@ pub enum Standing {
     },
     /// Prepared in a database of this cluster, and the log cannot tell what becomes of it.
     Orphan(Proof),
+    /// Prepared in a database, and its record is a one-phase commit that was given up: it does not tell what the branch did.
+    Intended(Proof),
     /// Prepared in a database, by another cluster.
     Foreign,
     /// Another coordinator on the same log has it: it may still decide it, or delivers its decision.
@@ -177,6 +181,34 @@ impl Standing {
         }
     }
 
+    /// Of a transaction whose end is on its way to the log.
+    #[must_use]
+    pub fn of_unrecorded(outcome: Outcome) -> Self {
+        match Self::of_ended(outcome, false) {
+            Self::Heuristic { .. } => Self::Recording,
+            ended => ended,
+        }
+    }
+
+    /// Of a transaction that is not live here, and of which databases hold these branches prepared. `proof`: what they all say of it; `None` if
+    /// it is another cluster's.
+    #[must_use]
+    pub fn of_prepared<'a>(
+        look_up: &LookUp,
+        behind: bool,
+        acknowledged: bool,
+        mut prepared: impl Iterator<Item = &'a Bqual>,
+        proof: Option<Proof>,
+    ) -> Self {
+        let open = |bqual: &Bqual| matches!(prepared_fate(look_up, behind, bqual), PreparedFate::Unknown(_));
+        match (Self::of_recorded(look_up, behind, acknowledged), proof) {
+            (Some(_), Some(proof)) if prepared.any(open) => Self::Intended(proof),
+            (Some(standing), _) => standing,
+            (None, Some(proof)) => Self::Orphan(proof),
+            (None, None) => Self::Foreign,
+        }
+    }
+
     /// Of a transaction that is not live here and whose end is not on its way to the log, by what the log says of it. `None`: the log can say nothing.
     #[must_use]
     pub fn of_recorded(look_up: &LookUp, behind: bool, acknowledged: bool) -> Option<Self> {
@@ -200,7 +232,7 @@ impl Standing {
             Self::Deciding if overdue => Some(Situation::Undecided),
             Self::Committing | Self::OnePhase | Self::RollingBack => Some(Situation::Undelivered),
             Self::Recording | Self::Heuristic { acknowledged: false } => Some(Situation::Heuristic),
-            Self::Orphan(_) | Self::Foreign => Some(Situation::Orphan),
+            Self::Orphan(_) | Self::Intended(_) | Self::Foreign => Some(Situation::Orphan),
             Self::Open { overdue: false }
             | Self::Deciding
             | Self::Ended
@@ -250,6 +282,7 @@ impl Standing {
             Self::Heuristic { acknowledged: true } => heuristic(Err(Forbidden::AcknowledgedBefore), action),
             Self::Heuristic { acknowledged: false } => heuristic(Ok(()), action),
             Self::Orphan(proof) => orphan(proof, action),
+            Self::Intended(proof) => intended(proof, action),
             Self::Foreign => Err(Forbidden::OtherCluster),
             Self::Elsewhere => Err(Forbidden::OtherCoordinator),
         }
@@ -299,6 +332,22 @@ fn orphan(proof: Proof, action: Action) -> Result<(), Forbidden> {
             | Action::Acknowledge,
             Proof::Committed | Proof::NotCommitted | Proof::Incomplete,
         ) => Err(Forbidden::IsOrphan),
+    }
+}
+
+/// P10: the intent names this branch alone, and one that turns out to be prepared is answered commit. Nobody was told so, though: it may
+/// be rolled back as well, if it has not committed.
+fn intended(proof: Proof, action: Action) -> Result<(), Forbidden> {
+    match action {
+        Action::CommitOrphan => Ok(()),
+        Action::Retry
+        | Action::Pause
+        | Action::Resume
+        | Action::Rollback
+        | Action::Commit
+        | Action::Abandon
+        | Action::Acknowledge
+        | Action::RollbackOrphan => orphan(proof, action),
     }
 }
 

@@ -17,7 +17,7 @@ use crate::engine::handle::EngineError;
 use crate::engine::input::{Act, Input};
 use crate::engine::shell::Mail;
 use crate::protocol::branch::Branch;
-use crate::protocol::outcome::Outcome;
+use crate::protocol::outcome::{Decision, Outcome};
 use crate::protocol::situation::{Action, Forbidden, Situation};
 use crate::rpc::Services;
 use crate::rpc::status::RequestError;
@@ -197,11 +197,9 @@ async fn plan(
         v1::OperatorAction::Commit => Action::Commit,
         v1::OperatorAction::Abandon => Action::Abandon,
         v1::OperatorAction::Acknowledge => Action::Acknowledge,
-        v1::OperatorAction::CommitOrphan => {
-            return orphans::plan(services, request, Action::CommitOrphan).await;
-        }
+        v1::OperatorAction::CommitOrphan => return orphans::plan(services, request, Decision::Commit).await,
         v1::OperatorAction::RollbackOrphan => {
-            return orphans::plan(services, request, Action::RollbackOrphan).await;
+            return orphans::plan(services, request, Decision::Rollback).await;
         }
         v1::OperatorAction::Retire => return retire(services, request).await,
         v1::OperatorAction::Rebind => return rebind(services, request),
@@ -209,7 +207,7 @@ async fn plan(
         v1::OperatorAction::Unspecified => unreachable!("known_enum refuses it"),
     };
     if services.shared.registry.has_orphan_of(&request.target) {
-        return orphans::plan(services, request, action).await;
+        orphans::refuse(services, &request.target, action).await?;
     }
     let (found, permitted) = judge(services, &request.target, action).await?;
     permitted.map_err(|forbidden| RequestError::Forbidden {

@@ -14,6 +14,7 @@ use super::inspect::ask;
 use super::show::{resolve, whereabouts};
 use crate::engine::handle::EngineError;
 use crate::protocol::outcome::Decision;
+use crate::protocol::presumption::{PreparedFate, prepared_fate};
 use crate::protocol::situation::{Action, Forbidden, Proof, Standing};
 use crate::rpc::Services;
 use crate::rpc::status::RequestError;
@@ -41,36 +42,18 @@ struct Census {
 pub(super) async fn plan(
     services: &Services,
     request: &v1::ActRequest,
-    action: Action,
+    decision: Decision,
 ) -> Result<Plan, RequestError> {
-    let gtrid = match request.target.parse::<Gtrid>() {
-        Ok(whole) => whole,
-        Err(_beginning) => resolve(services, &request.target).await?,
-    };
+    let gtrid = whole(services, &request.target).await?;
     let (standing, census) = standing(services, gtrid).await?;
-    standing.permit(action).map_err(|forbidden| RequestError::Forbidden {
-        what: gtrid.to_string(),
-        context: if forbidden == Forbidden::OtherCoordinator {
-            whereabouts(services, gtrid)
-        } else {
-            census.said.clone()
-        },
-        forbidden,
-    })?;
+    let (action, verb) = match decision {
+        Decision::Commit => (Action::CommitOrphan, "commit"),
+        Decision::Rollback => (Action::RollbackOrphan, "roll back"),
+    };
+    permit(services, gtrid, standing, &census, action)?;
     if census.prepared.is_empty() {
         return Err(RequestError::NotFound(gtrid.to_string()));
     }
-    let (decision, verb) = match action {
-        Action::CommitOrphan => (Decision::Commit, "commit"),
-        Action::RollbackOrphan
-        | Action::Retry
-        | Action::Pause
-        | Action::Resume
-        | Action::Rollback
-        | Action::Commit
-        | Action::Abandon
-        | Action::Acknowledge => (Decision::Rollback, "roll back"),
-    };
     let all = census.prepared.values().flatten().map(|xid| xid.bqual.as_str());
     let steps = vec![format!("{verb} the prepared branches {}", all.collect::<Vec<_>>().join(", "))];
     Ok(Plan {
@@ -85,6 +68,41 @@ pub(super) async fn plan(
     })
 }
 
+async fn whole(services: &Services, target: &str) -> Result<Gtrid, RequestError> {
+    match target.parse::<Gtrid>() {
+        Ok(whole) => Ok(whole),
+        Err(_beginning) => resolve(services, target).await,
+    }
+}
+
+fn permit(
+    services: &Services,
+    gtrid: Gtrid,
+    standing: Standing,
+    census: &Census,
+    action: Action,
+) -> Result<(), RequestError> {
+    standing.permit(action).map_err(|forbidden| RequestError::Forbidden {
+        what: gtrid.to_string(),
+        context: if forbidden == Forbidden::OtherCoordinator {
+            whereabouts(services, gtrid)
+        } else {
+            census.said.clone()
+        },
+        forbidden,
+    })
+}
+
+/// What a transaction's own command is refused with if nobody but an operator answers for the transaction.
+pub(super) async fn refuse(services: &Services, target: &str, action: Action) -> Result<(), RequestError> {
+    let gtrid = whole(services, target).await?;
+    let (standing, census) = standing(services, gtrid).await?;
+    if matches!(standing, Standing::Orphan(_) | Standing::Foreign) {
+        return permit(services, gtrid, standing, &census, action);
+    }
+    Ok(())
+}
+
 /// Where an orphan stands. One that this coordinator can answer for is none.
 async fn standing(services: &Services, gtrid: Gtrid) -> Result<(Standing, Census), RequestError> {
     let engine = &services.shared.engine;
@@ -93,10 +111,17 @@ async fn standing(services: &Services, gtrid: Gtrid) -> Result<(Standing, Census
         return Ok((Standing::of_live(&view.state, view.overdue), Census::none()));
     }
     let look_up = engine.look_up(gtrid).await.map_err(EngineError::Log)?;
-    let census = census(services, gtrid).await;
-    let orphan = || if census.foreign { Standing::Foreign } else { Standing::Orphan(census.proof) };
+    let mut census = census(services, gtrid).await;
     let acknowledged = engine.log().is_acknowledged(gtrid).await.map_err(EngineError::Log)?;
-    let standing = Standing::of_recorded(&look_up, engine.is_behind(), acknowledged).unwrap_or_else(orphan);
+    let prepared = census.prepared.values().flatten().map(|xid| &xid.bqual);
+    let proof = (!census.foreign).then_some(census.proof);
+    let standing = Standing::of_prepared(&look_up, engine.is_behind(), acknowledged, prepared, proof);
+    // What the log tells the end of is told to its participant without anybody's help, and is nobody's choice.
+    let open = |xid: &Xid| {
+        matches!(prepared_fate(&look_up, engine.is_behind(), &xid.bqual), PreparedFate::Unknown(_))
+    };
+    census.prepared.values_mut().for_each(|xids| xids.retain(open));
+    census.prepared.retain(|_, xids| !xids.is_empty());
     Ok((standing, census))
 }
 

@@ -75,7 +75,7 @@ pub(super) async fn find(services: &Services, prefix: &str) -> Result<Found, Req
     if let Some(end) = engine.writer().end_on_its_way(&gtrid) {
         return Ok(Found {
             gtrid,
-            standing: Standing::of_ended(end.outcome, false),
+            standing: Standing::of_unrecorded(end.outcome),
             info: ended_info(None, end, false),
         });
     }
