@@ -189,6 +189,9 @@ fn an_action_at_a_node_that_does_not_have_the_transaction_is_refused() {
     assert_eq!(shown["transaction"]["paused"], false, "{shown}");
     assert_eq!(shown["transaction"]["situation"], "undelivered", "{shown}");
 
+    let retire = ["participants", "retire", "orders-db", "--dry-run"];
+    let plan = until(&a, "its session's end", &retire, |_plan| true);
+    assert!(plan["plan"].to_string().contains(&b.url()), "it says who else is to be asked: {plan}");
     what_fails_is_on_record(&b, &gtrid);
     let ran = b.run(&abandon.concat()).unwrap();
     assert_eq!(ran.code, 0, "{ran:?}");

@@ -9,7 +9,7 @@ use lockstep_proto::{ResourceManagerName, TraceParent, limits, v1};
 use opentelemetry::KeyValue;
 
 use super::info::wire_situation;
-use super::show::{Found, find, whereabouts};
+use super::show::{Found, find, others, whereabouts};
 use super::{orphans, participants};
 use crate::decision_log::audit::{Effect, Operation};
 use crate::engine::clock::unix_ms;
@@ -35,8 +35,8 @@ pub(super) struct Plan {
     pub(super) before: String,
     /// What will be done: a sentence each.
     pub(super) steps: Vec<String>,
-    /// It cannot be taken back.
-    pub(super) dangerous: bool,
+    /// What has to be confirmed, because it cannot be taken back.
+    pub(super) confirm: Option<String>,
     pub(super) deed: Deed,
 }
 
@@ -69,7 +69,7 @@ pub(in crate::rpc) async fn act(
         }
     }
     let plan = plan(services, asked, &request).await?;
-    let confirm = if plan.dangerous { plan.target.clone() } else { String::new() };
+    let confirm = plan.confirm.clone().unwrap_or_default();
     let mut response = v1::ActResponse {
         target: plan.target.clone(),
         situation: plan.situation.map_or(v1::Situation::Unspecified, wire_situation).into(),
@@ -84,7 +84,7 @@ pub(in crate::rpc) async fn act(
     if request.reason.trim().is_empty() {
         return Err(RequestError::NoReason);
     }
-    if plan.dangerous && request.confirm != plan.target {
+    if plan.confirm.as_ref().is_some_and(|confirm| request.confirm != *confirm) {
         return Err(RequestError::NotConfirmed { action: name(asked), confirm });
     }
     let operation = Operation {
@@ -291,7 +291,7 @@ fn transaction_plan(found: Found, action: Action, whose: &str) -> Result<Plan, R
         situation: found.standing.situation(true).filter(|_| found.info.situation != 0),
         before,
         steps,
-        dangerous: action.is_dangerous(),
+        confirm: action.is_dangerous().then(|| found.gtrid.to_string()),
         deed,
     })
 }
@@ -303,6 +303,17 @@ fn not_attached(services: &Services, name: &ResourceManagerName) -> Result<(), R
     }
 }
 
+/// What is said of the other nodes on the log: they do the same, and nobody has looked what it comes to there.
+fn not_asked(services: &Services, name: &ResourceManagerName) -> Option<String> {
+    let others = others(services);
+    let ask = format!(
+        "the same at the other nodes on this log, which were not asked what is attached or waits there: \
+         `lockstep participants show {name}` with --server {}",
+        others.join(", --server ")
+    );
+    (!others.is_empty()).then_some(ask)
+}
+
 async fn retire(services: &Services, request: &v1::ActRequest) -> Result<Plan, RequestError> {
     let name: ResourceManagerName = request.target.parse()?;
     let registry = &services.shared.registry;
@@ -312,18 +323,20 @@ async fn retire(services: &Services, request: &v1::ActRequest) -> Result<Plan, R
     }
     not_attached(services, &name)?;
     let waiting = participants::undelivered(services).await?.remove(&name).unwrap_or(0);
+    let mut steps = vec![
+        format!("{waiting} branches end as abandoned, and their transactions' outcomes become heuristic"),
+        "nothing waits for it any more: neither pruning, nor an orphan's rollback".to_owned(),
+        "its identity is refused for ever, whatever it is called".to_owned(),
+    ];
+    steps.extend(not_asked(services, &name));
     Ok(Plan {
         target: name.to_string(),
         trace: None,
         gtrid: None,
         situation: None,
         before: format!("{waiting} of its branches have not acknowledged their decision"),
-        steps: vec![
-            format!("{waiting} branches end as abandoned, and their transactions' outcomes become heuristic"),
-            "nothing waits for it any more: neither pruning, nor an orphan's rollback".to_owned(),
-            "its identity is refused for ever, whatever it is called".to_owned(),
-        ],
-        dangerous: true,
+        steps,
+        confirm: Some(name.to_string()),
         deed: Deed::Retire(crate::decision_log::KnownResourceManager { retired: true, ..known }),
     })
 }
@@ -336,20 +349,23 @@ fn rebind(services: &Services, request: &v1::ActRequest) -> Result<Plan, Request
         registry.refused_location(&name).ok_or_else(|| RequestError::NothingToRebind(name.clone()))?;
     // Whoever serves it where it was is not gone from there: then there are two of them (P21).
     not_attached(services, &name)?;
+    let mut steps = vec![
+        format!("from now on it is at {moved:?}, and attaches there"),
+        format!(
+            "nothing may be left at {:?}: a copy there would be refused, and could write all the same",
+            known.location
+        ),
+    ];
+    steps.extend(not_asked(services, &name));
     Ok(Plan {
         target: name.to_string(),
         trace: None,
         gtrid: None,
         situation: None,
         before: format!("it was at {:?}", known.location),
-        steps: vec![
-            format!("from now on it is at {moved:?}, and attaches there"),
-            format!(
-                "nothing may be left at {:?}: a copy there would be refused, and could write all the same",
-                known.location
-            ),
-        ],
-        dangerous: true,
+        steps,
+        // Not its name: another attach may have been refused since the dry run, from another place.
+        confirm: Some(moved.clone()),
         deed: Deed::Rebind(crate::decision_log::KnownResourceManager { location: moved, ..known }),
     })
 }
@@ -367,7 +383,7 @@ async fn drain(services: &Services) -> Result<Plan, RequestError> {
             "say that it is not ready, then begin nothing new until it is started again".to_owned(),
             "what is in flight goes on to its end".to_owned(),
         ],
-        dangerous: false,
+        confirm: None,
         deed: Deed::Drain,
     })
 }

@@ -63,7 +63,7 @@ pub(super) async fn plan(
         situation: standing.situation(true),
         before: census.said,
         steps,
-        dangerous: true,
+        confirm: Some(gtrid.to_string()),
         deed: Deed::Orphans(Resolution { gtrid, decision, branches: census.prepared }),
     })
 }

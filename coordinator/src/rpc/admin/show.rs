@@ -88,15 +88,20 @@ pub(super) async fn find(services: &Services, prefix: &str) -> Result<Found, Req
     }
 }
 
+/// The other nodes on the same log, as far as this one has been told.
+pub(super) fn others(services: &Services) -> Vec<String> {
+    let own = services.shared.engine.log().position().epoch.get();
+    let others = services.shared.registry.nodes().into_iter().filter(|node| node.epoch != own);
+    others.map(|node| node.address).collect()
+}
+
 /// Where to ask about a transaction of another coordinator, as far as this one has been told.
 pub(super) fn whereabouts(services: &Services, gtrid: Gtrid) -> String {
-    let own = services.shared.engine.log().position().epoch.get();
     let nodes = services.shared.registry.nodes();
     if let Some(its) = nodes.iter().find(|node| node.epoch == gtrid.epoch().get()) {
         return format!("it is at {}", its.address);
     }
-    let others: Vec<_> =
-        nodes.iter().filter(|node| node.epoch != own).map(|node| node.address.as_str()).collect();
+    let others = others(services);
     if others.is_empty() {
         "`lockstep cluster ls` lists the coordinators on a log".to_owned()
     } else {
