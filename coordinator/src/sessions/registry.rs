@@ -224,14 +224,6 @@ impl Registry {
         }
     }
 
-    /// The orphans of this resource manager, by branch.
-    #[must_use]
-    pub fn orphans(&self, name: &ResourceManagerName) -> BTreeMap<String, Orphan> {
-        let state = self.state();
-        let orphans = state.resource_managers.get(name).into_iter().flat_map(|entry| &entry.orphans);
-        orphans.map(|(xid, orphan)| (xid.bqual.to_string(), orphan.clone())).collect()
-    }
-
     /// The transactions of orphans whose text, or hex digits, begin so.
     #[must_use]
     pub fn orphans_beginning(&self, prefix: &str) -> Vec<Gtrid> {
