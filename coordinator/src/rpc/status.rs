@@ -190,6 +190,15 @@ impl RequestError {
             Self::NotRecorded(_) => {
                 "`lockstep health` says whether the decision log answers; then try again".to_owned()
             }
+            Self::Engine(EngineError::Log(_) | EngineError::NotDurable(_)) => {
+                "`lockstep health` says whether the decision log answers; what is live can be told again when it does".to_owned()
+            }
+            Self::Ambiguous { .. } => "name more of it: `lockstep tx ls` prints whole ids".to_owned(),
+            Self::AlreadyCommitted(gtrid) => format!("look at it: `lockstep tx show {gtrid}`"),
+            Self::OrphanNotEnded(_) => {
+                "`lockstep orphans scan` lists what is still prepared; then ask again: `lockstep orphans resolve ID --dry-run`"
+                    .to_owned()
+            }
             Self::Id(_)
             | Self::ForeignCluster { .. }
             | Self::Timeout(_)
@@ -197,12 +206,9 @@ impl RequestError {
             | Self::Labels(_)
             | Self::Label(_)
             | Self::Field(_)
-            | Self::AlreadyCommitted(_)
-            | Self::Ambiguous { .. }
             | Self::TooLong(_)
-            | Self::OrphanNotEnded(_)
             | Self::Begin(_)
-            | Self::Engine(_)
+            | Self::Engine(EngineError::Stopped(_))
             | Self::Stopped(_) => String::new(),
         }
     }
