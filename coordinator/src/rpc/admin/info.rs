@@ -5,6 +5,7 @@ use lockstep_proto::{Bqual, Gtrid, v1};
 use crate::decision_log::Recorded;
 use crate::decision_log::audit::AuditRecord;
 use crate::engine::input::{BranchView, TransactionView};
+use crate::protocol::branch::Branch;
 use crate::protocol::outcome::{BranchEnd, Outcome};
 use crate::protocol::record::{About, DecisionKind, DecisionRecord, EndRecord};
 use crate::protocol::situation::{Situation, Standing};
@@ -15,6 +16,7 @@ use crate::rpc::wire_outcome;
 pub(super) fn live_info(view: TransactionView) -> v1::TransactionInfo {
     let standing = Standing::of_live(&view.state, view.overdue);
     let (situation, paused) = (situation(standing, view.overdue), view.paused);
+    let committed = standing == Standing::Committing;
     let (outcome, detail, can_change) = match &view.state {
         State::Active
         | State::Preparing
@@ -32,7 +34,7 @@ pub(super) fn live_info(view: TransactionView) -> v1::TransactionInfo {
         detail,
         deadline_ms: view.deadline_ms,
         decided_ms: view.decided_ms,
-        branches: view.branches.into_iter().map(live_branch).collect(),
+        branches: view.branches.into_iter().map(|branch| live_branch(branch, committed)).collect(),
         can_change,
         situation: situation.into(),
         paused,
@@ -40,9 +42,11 @@ pub(super) fn live_info(view: TransactionView) -> v1::TransactionInfo {
     }
 }
 
-/// How a branch in this state has voted, as far as its state tells.
-fn vote(state: &str) -> &'static str {
+/// How a branch in this state has voted, as far as its state tells, and that its transaction is `committed` in two phases: then whoever was told so
+/// had voted for it.
+fn vote(state: &str, committed: bool) -> &'static str {
     match state {
+        Branch::DELIVERING if committed => "commit",
         "prepared" | "committed" => "commit",
         "read-only" => "read-only",
         "rolled-back" => "rollback",
@@ -50,13 +54,13 @@ fn vote(state: &str) -> &'static str {
     }
 }
 
-fn live_branch(branch: BranchView) -> v1::BranchInfo {
+fn live_branch(branch: BranchView, committed: bool) -> v1::BranchInfo {
     let next = branch.delivery.next_in.unwrap_or_default();
     v1::BranchInfo {
         attempts: branch.delivery.attempts,
         next_attempt_in_ms: u64::try_from(next.as_millis()).unwrap_or(u64::MAX),
         last_error: branch.delivery.last_error,
-        vote: vote(branch.state).to_owned(),
+        vote: vote(branch.state, committed).to_owned(),
         ..branch_info(&branch.bqual, branch.state)
     }
 }
@@ -101,13 +105,17 @@ pub(super) fn decided_info(decision: DecisionRecord) -> v1::TransactionInfo {
         // Whether its only branch has committed stands in its database alone (P10).
         DecisionKind::OnePhaseIntent => (v1::TransactionState::CommittingOnePhase, None, true),
     };
+    let delivering = |bqual: &Bqual| v1::BranchInfo {
+        vote: vote(Branch::DELIVERING, !can_change).to_owned(),
+        ..branch_info(bqual, Branch::DELIVERING)
+    };
     v1::TransactionInfo {
         state: state.into(),
         outcome: wire_outcome(outcome).into(),
         can_change,
         decided_ms: decision.decided_ms,
         situation: v1::Situation::Undelivered.into(),
-        branches: decision.branches.iter().map(|bqual| branch_info(bqual, "delivering")).collect(),
+        branches: decision.branches.iter().map(delivering).collect(),
         ..info(decision.gtrid, decision.about)
     }
 }
@@ -133,7 +141,7 @@ fn branch_info(bqual: &Bqual, state: &str) -> v1::BranchInfo {
 }
 
 fn ended_branch(bqual: &Bqual, how: BranchEnd) -> v1::BranchInfo {
-    v1::BranchInfo { vote: vote(how.name()).to_owned(), ..branch_info(bqual, how.name()) }
+    v1::BranchInfo { vote: vote(how.name(), false).to_owned(), ..branch_info(bqual, how.name()) }
 }
 
 /// From its record; `None` if there is none.
@@ -190,9 +198,11 @@ mod tests {
     fn an_intent_on_record_is_shown_as_undecided() {
         let intent = decided_info(decision(DecisionKind::OnePhaseIntent));
         assert_eq!(intent.state(), v1::TransactionState::CommittingOnePhase);
-        assert_eq!((intent.outcome(), intent.can_change), (v1::Outcome::Unspecified, true));
+        assert_eq!((intent.outcome(), intent.can_change), (v1::Outcome::Undecided, true));
+        assert_eq!(intent.branches[0].vote, "");
         let commit = decided_info(decision(DecisionKind::Commit));
         assert_eq!(commit.state(), v1::TransactionState::Committing);
         assert_eq!((commit.outcome(), commit.can_change), (v1::Outcome::Committed, false));
+        assert_eq!(commit.branches[0].vote, "commit", "a durable commit proves it");
     }
 }
