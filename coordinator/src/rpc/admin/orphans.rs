@@ -131,6 +131,11 @@ impl Census {
     }
 }
 
+/// What the databases say of an orphan: for people.
+pub(super) async fn said(services: &Services, gtrid: Gtrid) -> String {
+    census(services, gtrid).await.said
+}
+
 /// Asks every resource manager that is not retired.
 async fn census(services: &Services, gtrid: Gtrid) -> Census {
     let overview = services.shared.registry.overview().into_iter();

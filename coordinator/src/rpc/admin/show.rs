@@ -3,10 +3,11 @@
 use lockstep_proto::{Gtrid, v1};
 
 use super::info::{audit_entry, ended_info, live_info, recorded_info};
+use super::orphans;
 use crate::decision_log::audit::AuditQuery;
 use crate::engine::clock::unix_ms;
 use crate::engine::handle::EngineError;
-use crate::protocol::situation::{Action, Standing};
+use crate::protocol::situation::{Action, Forbidden, Standing};
 use crate::rpc::Services;
 use crate::rpc::status::RequestError;
 
@@ -84,8 +85,22 @@ pub(super) async fn find(services: &Services, prefix: &str) -> Result<Found, Req
     let standing = Standing::of_recorded(&look_up, engine.is_behind(), acknowledged);
     match (standing, recorded_info(look_up.recorded, acknowledged)) {
         (Some(standing), Some(info)) => Ok(Found { gtrid, standing, info }),
-        _absent => Err(RequestError::NotFound(prefix.to_owned())),
+        (standing, _) => Err(absent(services, gtrid, standing).await),
     }
+}
+
+/// Why there is nothing to tell here of a transaction without a record, and where there is.
+async fn absent(services: &Services, gtrid: Gtrid, standing: Option<Standing>) -> RequestError {
+    let what = gtrid.to_string();
+    if standing == Some(Standing::Elsewhere) {
+        let context = whereabouts(services, gtrid);
+        return RequestError::Forbidden { what, context, forbidden: Forbidden::OtherCoordinator };
+    }
+    if standing.is_none() && services.shared.registry.has_orphan_of(&what) {
+        let context = orphans::said(services, gtrid).await;
+        return RequestError::Forbidden { what, context, forbidden: Forbidden::IsOrphan };
+    }
+    RequestError::NotFound(what)
 }
 
 /// The other nodes on the same log, as far as this one has been told.
@@ -126,7 +141,8 @@ pub(super) async fn resolve(services: &Services, prefix: &str) -> Result<Gtrid, 
     found.sort_unstable();
     found.dedup();
     match found.as_slice() {
-        [] => Err(RequestError::NotFound(prefix.to_owned())),
+        // One that is whole may be at another node, without a record yet.
+        [] => prefix.parse().map_err(|_beginning| RequestError::NotFound(prefix.to_owned())),
         [one] => Ok(*one),
         several => {
             let candidates = several.iter().take(CANDIDATES).map(ToString::to_string).collect();
