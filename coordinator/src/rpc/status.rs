@@ -97,6 +97,19 @@ pub enum RequestError {
     /// None of its branches could be told, or given up.
     #[error("transaction {0} has no branch that waits for its decision, or its deliveries are held back")]
     NothingWaits(Gtrid),
+    /// An orphan's rollback without a word on who may have taken part.
+    #[error("transaction {0} is rolled back only if everyone was asked, and it was not said who there is")]
+    NotAllNamed(Gtrid),
+    /// Some resource manager was not asked, because this log has never met it.
+    #[error(
+        "refused: {names} was not asked what it holds of {gtrid}, and may have committed: this decision log has never met it"
+    )]
+    NeverMet {
+        /// The orphan.
+        gtrid: Gtrid,
+        /// Who was not asked.
+        names: String,
+    },
     /// A rollback that did not come about.
     #[error("transaction {gtrid} was not rolled back: {}", if outcome.is_some() { "its outcome is another one" } else { "it is not decided yet" })]
     NotRolledBack {
@@ -164,6 +177,11 @@ impl RequestError {
     fn remedy(&self) -> String {
         match self {
             Self::Forbidden { what, forbidden, .. } => forbidden.instead().replace("ID", what),
+            Self::NotAllNamed(_) => {
+                "look at the plan with --dry-run; then name every resource manager that may have taken part: --all NAME,NAME"
+                    .to_owned()
+            }
+            Self::NeverMet { names, .. } => format!("attach an instance of each of {names} first, and ask again"),
             Self::NotDone { why, .. } => why.remedy(),
             Self::EndedBefore(gtrid) | Self::NothingWaits(gtrid) | Self::NotRolledBack { gtrid, .. } => {
                 format!("look at it: `lockstep tx show {gtrid}` lists what can be done now")
@@ -244,6 +262,10 @@ fn row(error: &RequestError) -> (Code, &'static str, ErrorCode) {
         }
         RequestError::NoBranchToAbandon { .. } => {
             (Code::FailedPrecondition, "NO_SUCH_BRANCH", ErrorCode::NoBranchToAbandon)
+        }
+        RequestError::NotAllNamed(_) => (Code::FailedPrecondition, "NOT_ALL_NAMED", ErrorCode::NotConfirmed),
+        RequestError::NeverMet { .. } => {
+            (Code::FailedPrecondition, "NEVER_MET", ErrorCode::NotEveryoneAnswered)
         }
         RequestError::NotDone { why, .. } => row(why),
         RequestError::NotRolledBack { outcome, .. } => match outcome {

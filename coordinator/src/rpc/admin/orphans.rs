@@ -35,6 +35,8 @@ struct Census {
     proof: Proof,
     /// Who said what: for people.
     said: String,
+    /// Who was asked.
+    asked: String,
     prepared: BTreeMap<ResourceManagerName, Vec<Xid>>,
     foreign: bool,
 }
@@ -51,11 +53,17 @@ pub(super) async fn plan(
         Decision::Rollback => (Action::RollbackOrphan, "roll back"),
     };
     permit(services, gtrid, standing, &census, action)?;
+    if decision == Decision::Rollback {
+        met_all(services, gtrid, request)?;
+    }
     if census.prepared.is_empty() {
         return Err(RequestError::NotFound(gtrid.to_string()));
     }
     let all = census.prepared.values().flatten().map(|xid| xid.bqual.as_str());
-    let steps = vec![format!("{verb} the prepared branches {}", all.collect::<Vec<_>>().join(", "))];
+    let mut steps = vec![format!("{verb} the prepared branches {}", all.collect::<Vec<_>>().join(", "))];
+    if decision == Decision::Rollback && request.resource_manager.is_empty() {
+        steps.push(format!("but first name every resource manager that may have taken part, with --all; asked were {}, and one that this log has never met, because it first attached after the backup, was not", census.asked));
+    }
     Ok(Plan {
         target: gtrid.to_string(),
         trace: None,
@@ -66,6 +74,18 @@ pub(super) async fn plan(
         confirm: Some(gtrid.to_string()),
         deed: Deed::Orphans(Resolution { gtrid, decision, branches: census.prepared }),
     })
+}
+
+/// P14 asks every resource manager, and a log that was restored knows only those of before its backup: a person says who there is.
+fn met_all(services: &Services, gtrid: Gtrid, request: &v1::ActRequest) -> Result<(), RequestError> {
+    let named = request.resource_manager.split(',').map(str::trim).filter(|name| !name.is_empty());
+    let named: Vec<ResourceManagerName> = named.map(str::parse).collect::<Result<_, _>>()?;
+    if named.is_empty() && !request.dry_run {
+        return Err(RequestError::NotAllNamed(gtrid));
+    }
+    let strange = named.into_iter().filter(|name| services.shared.registry.known(name).is_none());
+    let strange: Vec<String> = strange.map(|name| name.to_string()).collect();
+    if strange.is_empty() { Ok(()) } else { Err(RequestError::NeverMet { gtrid, names: strange.join(", ") }) }
 }
 
 async fn whole(services: &Services, target: &str) -> Result<Gtrid, RequestError> {
@@ -127,7 +147,13 @@ async fn standing(services: &Services, gtrid: Gtrid) -> Result<(Standing, Census
 
 impl Census {
     fn none() -> Self {
-        Self { proof: Proof::Incomplete, said: String::new(), prepared: BTreeMap::new(), foreign: false }
+        Self {
+            proof: Proof::Incomplete,
+            said: String::new(),
+            asked: String::new(),
+            prepared: BTreeMap::new(),
+            foreign: false,
+        }
     }
 }
 
@@ -142,7 +168,8 @@ async fn census(services: &Services, gtrid: Gtrid) -> Census {
     let names: Vec<_> =
         overview.filter(|(entry, _)| !entry.known.retired).map(|(entry, _)| entry.known.name).collect();
     let ours = services.shared.engine.log().cluster().to_string();
-    let mut census = Census { proof: Proof::NotCommitted, ..Census::none() };
+    let asked = names.iter().map(ResourceManagerName::as_str).collect::<Vec<_>>().join(", ");
+    let mut census = Census { asked, proof: Proof::NotCommitted, ..Census::none() };
     let (mut said, mut theirs, mut own) = (Vec::new(), 0, 0);
     for answer in ask(services, &names, Some(gtrid)).await {
         let name = answer.resource_manager;
