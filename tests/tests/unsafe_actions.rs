@@ -151,9 +151,17 @@ fn a_live_transaction_of_another_node_is_no_orphan_though_the_log_is_behind() {
     until(&a, "the loss to be noticed", &["status"], |status| status["log_behind"] == true);
 
     refused(&a.run(&["orphans", "resolve", &gtrid, "--rollback", "--dry-run"]).unwrap(), "LS0428");
+    let shown = a.run(&["tx", "show", &gtrid]).unwrap();
+    refused(&shown, "LS0428");
+    assert!(shown.stderr.contains(&b.url()), "it says where it is: {shown:?}");
     std::fs::remove_file(dir.path().join(HOLD)).unwrap();
     let shown = show(&b, &gtrid, "its end", |transaction| transaction["state"] == "ended");
     assert_eq!(shown["transaction"]["outcome"], "committed", "{shown}");
+    let listed = b.ask(&["tx", "ls", "--all"]).unwrap();
+    assert!(
+        listed["transactions"].as_array().unwrap().iter().all(|one| !one["decided"].is_null()),
+        "{listed}"
+    );
     for service in services {
         let amount = service.stop().psql("SELECT amount FROM account");
         assert_eq!(amount.trim(), "98");
@@ -174,7 +182,10 @@ fn an_action_at_a_node_that_does_not_have_the_transaction_is_refused() {
     show(&b, &gtrid, "its votes", |transaction| transaction["state"] == "deciding");
     let _database = orders.stop();
     std::fs::remove_file(dir.path().join(HOLD)).unwrap();
-    show(&b, &gtrid, "the decision", |transaction| transaction["situation"] == "undelivered");
+    let shown = show(&b, &gtrid, "the decision", |transaction| transaction["situation"] == "undelivered");
+    for branch in shown["transaction"]["branches"].as_array().unwrap() {
+        assert_eq!(branch["vote"], "commit", "{shown}");
+    }
 
     let reason = ["--reason", "its disk is lost"];
     let pause = [&["tx", "pause", &gtrid], &reason[..]].concat();
@@ -225,7 +236,7 @@ async fn serve(file: &Path, url: &str) -> Result<Participant<Sqlite>, String> {
 #[test]
 fn a_database_that_is_attached_has_not_moved() {
     let dir = tempfile::tempdir().unwrap();
-    let mut coordinator = Coordinator::start(&roles(), &dir.path().join("node"), &[], None).unwrap();
+    let mut coordinator = Coordinator::start(&roles(), dir.path(), &[], None).unwrap();
     coordinator.expect_it_serves().unwrap();
     let url = coordinator.url();
     let [original, copy] = ["bank.db", "copy.db"].map(|name| dir.path().join(name));
