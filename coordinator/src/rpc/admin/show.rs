@@ -73,17 +73,14 @@ pub(super) async fn find(services: &Services, prefix: &str) -> Result<Found, Req
         let standing = Standing::of_live(&view.state, view.overdue);
         return Ok(Found { gtrid, standing, info: live_info(view) });
     }
-    if let Some(end) = engine.writer().end_on_its_way(&gtrid) {
-        return Ok(Found {
-            gtrid,
-            standing: Standing::of_unrecorded(end.outcome),
-            info: ended_info(None, end, false),
-        });
-    }
+    let end = engine.writer().end_on_its_way(&gtrid);
     let look_up = engine.look_up(gtrid).await.map_err(EngineError::Log)?;
     let acknowledged = engine.log().is_acknowledged(gtrid).await.map_err(EngineError::Log)?;
-    let standing = Standing::of_recorded(&look_up, engine.is_behind(), acknowledged);
-    match (standing, recorded_info(look_up.recorded, acknowledged)) {
+    let on_its_way = end.as_ref().map(|end| Standing::of_unrecorded(end.outcome));
+    let standing = on_its_way.or_else(|| Standing::of_recorded(&look_up, engine.is_behind(), acknowledged));
+    // It is shown as it is on record, while there is a record: what is shown to have ended stays so over a crash.
+    let info = recorded_info(look_up.recorded, acknowledged);
+    match (standing, info.or_else(|| Some(ended_info(None, end?, false)))) {
         (Some(standing), Some(info)) => Ok(Found { gtrid, standing, info }),
         (standing, _) => Err(absent(services, gtrid, standing).await),
     }
