@@ -184,9 +184,11 @@ impl Standing {
     /// Of a transaction whose end is on its way to the log.
     #[must_use]
     pub fn of_unrecorded(outcome: Outcome) -> Self {
-        match Self::of_ended(outcome, false) {
-            Self::Heuristic { .. } => Self::Recording,
-            ended => ended,
+        match outcome {
+            Outcome::Heuristic(_) => Self::Recording,
+            Outcome::Committed | Outcome::RolledBack | Outcome::NothingToCommit | Outcome::Unknown => {
+                Self::Ended
+            }
         }
     }
 

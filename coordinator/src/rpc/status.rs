@@ -263,18 +263,12 @@ fn row(error: &RequestError) -> (Code, &'static str, ErrorCode) {
         RequestError::NoBranchToAbandon { .. } => {
             (Code::FailedPrecondition, "NO_SUCH_BRANCH", ErrorCode::NoBranchToAbandon)
         }
+        RequestError::NotDone { why, .. } => row(why),
+        RequestError::NotRolledBack { outcome, .. } => not_rolled_back(*outcome),
         RequestError::NotAllNamed(_) => (Code::FailedPrecondition, "NOT_ALL_NAMED", ErrorCode::NotConfirmed),
         RequestError::NeverMet { .. } => {
             (Code::FailedPrecondition, "NEVER_MET", ErrorCode::NotEveryoneAnswered)
         }
-        RequestError::NotDone { why, .. } => row(why),
-        RequestError::NotRolledBack { outcome, .. } => match outcome {
-            Some(Outcome::Heuristic(_)) => {
-                (Code::FailedPrecondition, "HEURISTIC", ErrorCode::HeuristicIsFinal)
-            }
-            Some(Outcome::Committed | Outcome::RolledBack | Outcome::NothingToCommit | Outcome::Unknown)
-            | None => (Code::FailedPrecondition, "NOT_DECIDED", ErrorCode::DecisionUnderWay),
-        },
         RequestError::EndedBefore(_) => (Code::FailedPrecondition, "ENDED", ErrorCode::Ended),
         RequestError::NothingWaits(_) => {
             (Code::FailedPrecondition, "NO_SUCH_BRANCH", ErrorCode::NoBranchToAbandon)
@@ -292,22 +286,34 @@ fn row(error: &RequestError) -> (Code, &'static str, ErrorCode) {
             (Code::FailedPrecondition, "NOTHING_TO_REBIND", ErrorCode::NothingToRebind)
         }
         RequestError::OrphanNotEnded(_) => (Code::Aborted, "ORPHAN_NOT_ENDED", ErrorCode::OrphanNotEnded),
-        RequestError::Begin(cause) => match cause {
-            BeginError::Full(_) => {
-                (Code::ResourceExhausted, "TRANSACTION_LIMIT", ErrorCode::TransactionLimit)
-            }
-            BeginError::Draining => (Code::Unavailable, "DRAINING", ErrorCode::Draining),
-            BeginError::Behind => (Code::FailedPrecondition, "LOG_BEHIND", ErrorCode::LogBehind),
-            BeginError::DiskFull(_) => (Code::ResourceExhausted, "DISK_FULL", ErrorCode::DiskFull),
-            BeginError::ClockBehind => (Code::FailedPrecondition, "CLOCK_BEHIND", ErrorCode::ClockBehind),
-            BeginError::Stopped(_) => (Code::Unavailable, "UNAVAILABLE", ErrorCode::Stopping),
-        },
+        RequestError::Begin(cause) => begin_row(cause),
         RequestError::Engine(EngineError::Log(_) | EngineError::NotDurable(_)) => {
             (Code::Unavailable, "LOG_UNAVAILABLE", ErrorCode::LogUnavailable)
         }
         RequestError::Engine(EngineError::Stopped(_)) | RequestError::Stopped(_) => {
             (Code::Unavailable, "UNAVAILABLE", ErrorCode::Stopping)
         }
+    }
+}
+
+/// The same of a transaction that was not begun.
+fn begin_row(error: &BeginError) -> (Code, &'static str, ErrorCode) {
+    match error {
+        BeginError::Full(_) => (Code::ResourceExhausted, "TRANSACTION_LIMIT", ErrorCode::TransactionLimit),
+        BeginError::Draining => (Code::Unavailable, "DRAINING", ErrorCode::Draining),
+        BeginError::Behind => (Code::FailedPrecondition, "LOG_BEHIND", ErrorCode::LogBehind),
+        BeginError::DiskFull(_) => (Code::ResourceExhausted, "DISK_FULL", ErrorCode::DiskFull),
+        BeginError::ClockBehind => (Code::FailedPrecondition, "CLOCK_BEHIND", ErrorCode::ClockBehind),
+        BeginError::Stopped(_) => (Code::Unavailable, "UNAVAILABLE", ErrorCode::Stopping),
+    }
+}
+
+/// The same of a rollback that did not come about.
+fn not_rolled_back(outcome: Option<Outcome>) -> (Code, &'static str, ErrorCode) {
+    match outcome {
+        Some(Outcome::Heuristic(_)) => (Code::FailedPrecondition, "HEURISTIC", ErrorCode::HeuristicIsFinal),
+        Some(Outcome::Committed | Outcome::RolledBack | Outcome::NothingToCommit | Outcome::Unknown)
+        | None => (Code::FailedPrecondition, "NOT_DECIDED", ErrorCode::DecisionUnderWay),
     }
 }
 
