@@ -15,7 +15,7 @@ use lockstep_proto::{Epoch, Gtrid, ResourceManagerName, v1};
 use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
 
 use crate::decision_log::postgres::{NodeAddress, PostgresLog, Renewal};
-use crate::decision_log::{AppendError, DecisionLog as _, ReadError};
+use crate::decision_log::{AppendError, DecisionLog as _, KnownResourceManager, ReadError};
 use crate::engine::handle::Engine;
 use crate::engine::input::Input;
 use crate::engine::shell::{Mail, Stopped};
@@ -90,25 +90,35 @@ impl Keeper {
                 tracing::warn!(%error, "nothing was taken over; it is tried again");
                 self.reached_since = None;
             }
-            if let Err(error) = self.retire().await {
-                tracing::warn!(%error, "whether another node has retired anybody is not known; it is asked again");
+            if let Err(error) = self.learn().await {
+                tracing::warn!(%error, "whether another node has retired or rebound anybody is not known; it is asked again");
             }
         }
     }
 
-    /// Whom an operator has retired at another node is retired here too: nothing waits for it, and its identity is refused (P28).
-    async fn retire(&mut self) -> Result<(), AdoptError> {
-        let known = self.log.resource_managers().await?;
-        for gone in known.into_iter().filter(|known| known.retired) {
-            if self.retired.contains(&gone.name) {
-                continue;
+    /// What an operator has had another node do with a resource manager.
+    async fn learn(&mut self) -> Result<(), AdoptError> {
+        for known in self.log.resource_managers().await? {
+            if known.retired {
+                self.retire(&known).await?;
+            } else if self.registry.learn_location(&known) {
+                // What is attached is where it was (P21).
+                self.registry.disconnect(&known.name);
             }
-            self.registry.learn_retired(&gone);
-            self.registry.disconnect(&gone.name);
-            let retired = || Mail::Input(Input::Retire { resource_manager: gone.name.clone() });
-            self.engine.broadcast(retired).await?;
-            self.retired.insert(gone.name.clone());
         }
+        Ok(())
+    }
+
+    /// Whom an operator has retired at another node is retired here too: nothing waits for it, and its identity is refused (P28).
+    async fn retire(&mut self, gone: &KnownResourceManager) -> Result<(), Stopped> {
+        if self.retired.contains(&gone.name) {
+            return Ok(());
+        }
+        self.registry.learn_retired(gone);
+        self.registry.disconnect(&gone.name);
+        let retired = || Mail::Input(Input::Retire { resource_manager: gone.name.clone() });
+        self.engine.broadcast(retired).await?;
+        self.retired.insert(gone.name.clone());
         Ok(())
     }
 

@@ -794,6 +794,12 @@ pub async fn resource_managers_are_remembered<S: Store>() {
     let other = KnownResourceManager { identity: ResourceManagerId::from_bytes([8; 16]), ..stock };
     let refused = log.remember(&other).await;
     assert!(matches!(&refused, Err(AppendError::Refused(why)) if why.contains("stock-db")), "{refused:?}");
+    // A floor that was reported before it was moved takes nothing back.
+    let floor = gtrid(own(&log), 6, 0);
+    log.remember_floor(&moved.name, floor).await.unwrap();
+    let moved = KnownResourceManager { floor: Some(floor), ..moved };
+    let strange = log.remember_floor(&"strange".parse().unwrap(), floor).await;
+    assert!(matches!(strange, Err(AppendError::Refused(_))), "{strange:?}");
     drop(log);
     let log = store.open().await;
     assert_eq!(log.resource_managers().await.unwrap(), [manager("ledger", None), moved]);

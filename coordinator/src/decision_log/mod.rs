@@ -153,8 +153,8 @@ pub trait DecisionLog: Send + Sync + 'static {
     /// least so far; or it is of before a restore that an operator has dealt with. If not, the log has lost its tail, or is another one, and nothing may be presumed from it (P8).
     fn reaches(&self, position: LogPosition) -> BoxFuture<'_, Result<bool, ReadError>>;
 
-    /// Notes in the log that a participant has seen more than it has. From now on [`DecisionLog::look_up`] calls every epoch unknown, here, at
-    /// every other node and after every restart, until an operator has dealt with it ([`restore`]). Forced.
+    /// Notes in the log that a participant has seen more than it has. From now on [`DecisionLog::look_up`] calls every epoch unknown
+    /// but that of another node which may still decide, here, at every other node and after every restart, until an operator has dealt with it ([`restore`]). Forced.
     fn note_behind(&self) -> BoxFuture<'_, Result<(), AppendError>>;
 
     /// Decisions without an end, in the order of their gtrids, from behind `after`, at most `limit`.
@@ -176,6 +176,14 @@ pub trait DecisionLog: Send + Sync + 'static {
     /// Remembers a resource manager as it is now: a new one, or a new location, timeline or floor. Forced, if anything is new.
     /// The highest timeline stays; another identity under its name is refused (P21).
     fn remember<'a>(&'a self, known: &'a KnownResourceManager) -> BoxFuture<'a, Result<(), AppendError>>;
+
+    /// Remembers a known resource manager's floor, and leaves everything else as the log has it: an operator may have changed that in
+    /// between. Forced, if it is new.
+    fn remember_floor<'a>(
+        &'a self,
+        name: &'a ResourceManagerName,
+        floor: Gtrid,
+    ) -> BoxFuture<'a, Result<(), AppendError>>;
 
     /// The epochs that this log has given out, as it is now.
     fn epochs(&self) -> BoxFuture<'_, Result<Epochs, ReadError>>;

@@ -34,7 +34,7 @@ use std::time::Duration;
 
 use futures::FutureExt;
 use futures::future::BoxFuture;
-use lockstep_proto::{ClusterId, Epoch, Gtrid, LogPosition};
+use lockstep_proto::{ClusterId, Epoch, Gtrid, LogPosition, ResourceManagerName};
 use sqlx::PgPool;
 use tokio::sync::{Mutex, MutexGuard};
 
@@ -165,6 +165,16 @@ impl PostgresLog {
         let mut connection = writer.line.lend().await.map_err(Failure::from)?;
         upkeep::remember(&mut connection, &writer.own, known).await?;
         fail::fail_point!("log-shared-remember-after-commit");
+        writer.line.give_back(connection);
+        Ok(())
+    }
+
+    async fn remember_floor_now(&self, name: &ResourceManagerName, floor: Gtrid) -> Result<(), AppendError> {
+        let mut guard = self.writer.lock().await;
+        self.goes_on()?;
+        let writer = open_writer(&mut guard)?;
+        let mut connection = writer.line.lend().await.map_err(Failure::from)?;
+        upkeep::remember_floor(&mut connection, &writer.own, name, floor).await?;
         writer.line.give_back(connection);
         Ok(())
     }
@@ -361,6 +371,14 @@ impl DecisionLog for PostgresLog {
 
     fn remember<'a>(&'a self, known: &'a KnownResourceManager) -> BoxFuture<'a, Result<(), AppendError>> {
         self.remember_now(known).boxed()
+    }
+
+    fn remember_floor<'a>(
+        &'a self,
+        name: &'a ResourceManagerName,
+        floor: Gtrid,
+    ) -> BoxFuture<'a, Result<(), AppendError>> {
+        self.remember_floor_now(name, floor).boxed()
     }
 
     fn epochs(&self) -> BoxFuture<'_, Result<Epochs, ReadError>> {

@@ -170,9 +170,15 @@ impl Marks {
     }
 
     /// What absence of this transaction is judged by: its epoch, and whether it is below the horizon.
+    /// Another node that has not been sealed still decides, and is to be left to it: also where the log is behind.
     pub(super) fn weigh(&self, gtrid: &Gtrid, epoch: EpochState, below_horizon: bool) -> (EpochState, bool) {
         if self.behind {
-            return (EpochState::Unknown, below_horizon);
+            return match epoch {
+                EpochState::Live => (EpochState::Live, false),
+                EpochState::Own | EpochState::Sealed | EpochState::Unknown => {
+                    (EpochState::Unknown, below_horizon)
+                }
+            };
         }
         match self.restored_above(gtrid.epoch()) {
             None => (epoch, below_horizon),
@@ -239,6 +245,25 @@ impl Order {
             None => Ok(false),
             Some(typed) if *typed == cluster.to_string() => Ok(true),
             Some(typed) => Err(RestoreError::OtherCluster { ours: cluster, typed: typed.clone() }),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Epoch, EpochState, Gtrid, Marks};
+
+    /// An operator's rollback goes through the owner or after the seal (P14): who is live is not hidden by what the log lacks.
+    #[test]
+    fn a_log_that_is_behind_still_tells_who_is_live() {
+        let behind = Marks { behind: true, restored: None };
+        let gtrid = Gtrid::new(Epoch::new(7).expect("not 0"), 1, [1; 10]);
+        for below_horizon in [false, true] {
+            let weigh = |epoch| behind.weigh(&gtrid, epoch, below_horizon);
+            assert_eq!(weigh(EpochState::Live), (EpochState::Live, false));
+            for epoch in [EpochState::Own, EpochState::Sealed, EpochState::Unknown] {
+                assert_eq!(weigh(epoch), (EpochState::Unknown, below_horizon), "{epoch:?}");
+            }
         }
     }
 }

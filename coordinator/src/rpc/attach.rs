@@ -10,7 +10,7 @@ use tokio::sync::mpsc;
 use tonic::{Status, Streaming};
 
 use crate::decision_log::Epochs;
-use crate::sessions::attach::{AttachError, Hello, admit};
+use crate::sessions::attach::{AttachError, Hello, admit, compare};
 use crate::sessions::outbox::{Outbox, frames};
 use crate::sessions::registry::Attached;
 use crate::sessions::session::{Session, Shared};
@@ -38,7 +38,7 @@ pub(super) async fn attach(
 
     let stop = shared.shutdown.child_token();
     let (outbox, receivers) = Outbox::new(stop.clone());
-    let (instance, resource_manager) = (hello.instance, hello.resource_manager);
+    let (instance, resource_manager) = (hello.instance, hello.resource_manager.clone());
     outbox.answer(v1::coordinator_message::Kind::Welcome(welcome(shared, epochs)));
     let attached = Attached {
         instance,
@@ -47,6 +47,11 @@ pub(super) async fn attach(
         stop: stop.clone(),
     };
     let id = shared.registry.enter(attached);
+    // An operator may have rebound or retired it since it was admitted. Now that its session can be seen, the next one is told.
+    if let Err(refused) = compare(&hello, shared.registry.known(&resource_manager).as_ref()) {
+        shared.registry.leave(id);
+        return Err(refused.into());
+    }
     tracing::info!(%resource_manager, %instance, session = id.0, "participant attached");
 
     let session = Session {

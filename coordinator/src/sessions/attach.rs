@@ -200,7 +200,7 @@ pub async fn admit(hello: &Hello, engine: &Engine, registry: &Registry) -> Resul
     })?;
     if known.as_ref() != Some(&next) {
         engine.log().remember(&next).await?;
-        registry.remember(next, false);
+        registry.remember(next);
     }
     let ahead = match &hello.seen {
         Some(seen) => !engine.log().reaches(*seen).await?,
