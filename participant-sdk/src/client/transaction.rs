@@ -16,7 +16,7 @@ use tokio::runtime::Handle;
 use tonic::{Code, Status};
 
 use super::nodes::Coordinator;
-use super::{COMMIT_TURN, Client, Outcome, outcome};
+use super::{COMMIT_TURN, Client, Outcome, TURN, outcome};
 use crate::clock;
 use crate::context::Context;
 use crate::error::{CommitError, RollbackError};
@@ -233,9 +233,16 @@ async fn send_rollback(
         cluster: context.cluster().to_string(),
         reason: cut(why, MAX_REASON_BYTES).to_owned(),
     };
+    // Any but its own can only tell what the log says, which is nothing before one of them has taken over: it is asked again.
     let answer = client.repeat(Some(home), clock::now() + client.shared.patience, |mut rpc| {
         let request = request.clone();
-        async move { rpc.rollback(request).await }
+        client.in_turn(TURN, async move {
+            let response = rpc.rollback(request).await?;
+            match outcome(response.get_ref().outcome, String::new()) {
+                Some(Outcome::Undecided) => Err(Status::unavailable(response.into_inner().detail)),
+                _ended_or_unknown => Ok(response),
+            }
+        })
     });
     let (response, _who) = answer.await.map_err(|status| rollback_error(gtrid, &status))?;
     let unconfirmed = |detail: String| RollbackError::Unconfirmed { gtrid, detail };

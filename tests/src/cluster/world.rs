@@ -202,6 +202,14 @@ impl World {
         sqlx::query_scalar(sqlx::AssertSqlSafe(sql)).fetch_one(&mut connection).await.map_err(cannot())
     }
 
+    /// Runs SQL on the log, from outside. What comes back, as psql prints it.
+    ///
+    /// # Errors
+    /// If it fails.
+    pub fn psql(&self, sql: &str) -> Result<String> {
+        Ok(self.log_server.psql(LOG, sql)?)
+    }
+
     /// SIGTERM to a node, and waits until it has ended.
     ///
     /// # Errors

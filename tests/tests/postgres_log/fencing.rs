@@ -157,3 +157,29 @@ async fn what_is_read_waits_for_a_write_behind_it() {
     assert_eq!(found[0].recorded, Recorded::Decided(decision));
     assert!(database.psql(passed).parse::<i64>().unwrap() > before);
 }
+
+/// A log that has lost the whole epoch, as after a failover to a standby that lacked it, was not taken over from. Else the node takes the
+/// same number again, and presumes of the transactions of the lost one that they were rolled back (P8).
+#[tokio::test]
+async fn an_epoch_that_the_log_has_lost_is_not_taken_for_a_sealed_one() {
+    for by in ["a write", "a renewal", "a look"] {
+        let database = fresh_database();
+        let log = open(&leased(&database.url(), "a")).await;
+        for row in
+            ["epochs WHERE number", "leases WHERE epoch", "positions WHERE epoch", "barriers WHERE epoch"]
+        {
+            database.psql(&format!("DELETE FROM lockstep_log.{row} = {}", own(&log)));
+        }
+        let told = match by {
+            "a write" => decide(&log, &commit(gtrid(own(&log), 0, 1))).await.unwrap_err().to_string(),
+            "a renewal" => log.renew(Renewal { floor_ms: 1, live: 0 }).await.unwrap_err().to_string(),
+            _look => log.epochs().await.unwrap_err().to_string(),
+        };
+        assert!(told.contains("lockstep restore"), "by {by}: {told}");
+        let over = decide(&log, &commit(gtrid(own(&log), 0, 2))).await.unwrap_err();
+        assert!(matches!(over, AppendError::Unknown(_)), "by {by}: {over}");
+        let next = open(&leased(&database.url(), "a")).await;
+        assert_eq!(own(&next), own(&log), "the same number is given out again");
+        assert!(next.status().await.unwrap().behind, "by {by}");
+    }
+}

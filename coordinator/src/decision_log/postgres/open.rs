@@ -1,4 +1,5 @@
-//! Opening the log: the schema, a new epoch with a lease, and the epochs whose lease has run out.
+//! Opening the log: the schema, a new epoch with a lease, and the epochs that were given up, or that this node left. Whether another node is
+//! gone, one that has just started cannot know: after an outage of the log all leases have run out.
 
 use std::str::FromStr;
 use std::time::Duration;
@@ -273,7 +274,7 @@ pub(super) async fn known_cluster(connection: &mut PgConnection) -> Result<Clust
 }
 
 impl PostgresLog {
-    /// Opens the log under a new epoch, and seals and adopts those whose lease has run out.
+    /// Opens the log under a new epoch, and seals and adopts those that were given up, or that an earlier life of this node left.
     ///
     /// # Errors
     /// [`OpenError`]. An epoch that was taken is left to its lease.
@@ -290,7 +291,8 @@ impl PostgresLog {
         let own = opening.take_epoch(&mut connection, options).await?;
         let log = Self::new(cluster, own, &opening.connector, options);
         fail::fail_point!("log-shared-open-before-seal");
-        let adopted = log.take_over().await.map_err(|error| opening.failed("adopt in", &error))?;
+        let adopted =
+            log.take_over_what_was_given_up().await.map_err(|error| opening.failed("adopt in", &error))?;
         fail::fail_point!("log-shared-open-after-seal");
         let accepted = options.accepted.to_string();
         let durability = if accepted.is_empty() {

@@ -124,6 +124,14 @@ pub(super) async fn note_behind(executor: impl PgExecutor<'_>) -> Result<(), Fai
     answer(PATIENCE, note.execute(executor)).await.map(drop)
 }
 
+/// The same by a node that has found it out by itself. Said in the log before its life ends, so that the next one, and every other node,
+/// presumes nothing; if that fails, the participants will tell.
+pub(super) async fn leave_word(executor: impl PgExecutor<'_>) {
+    if let Err(error) = note_behind(executor).await {
+        tracing::error!(%error, "that the decision log has lost something could not be noted in it");
+    }
+}
+
 /// Writes what is new of a resource manager. Its identity is fixed, and the highest timeline stays.
 pub(super) async fn remember(
     connection: &mut PgConnection,
