@@ -49,6 +49,8 @@ enum AdoptError {
     #[error(transparent)]
     Read(#[from] ReadError),
     #[error(transparent)]
+    NotCovered(#[from] AppendError),
+    #[error(transparent)]
     Stopped(#[from] Stopped),
 }
 
@@ -140,6 +142,7 @@ impl Keeper {
             if !self.adopted.contains(&epoch) {
                 let decisions = self.unfinished_of(epoch).await?;
                 tracing::warn!(%epoch, decisions = decisions.len(), "adopted: its decisions are delivered from here");
+                self.engine.cover([epoch]).await?;
                 self.hand_out(decisions).await?;
                 self.adopted.insert(epoch);
                 // Behind the seal: what they list as prepared from now on can be answered.

@@ -48,7 +48,7 @@ pub use self::schema::SchemaError;
 use self::append::Changes;
 use self::barrier::Barrier;
 use self::connect::{Connector, Failure};
-use self::epochs::{Own, Sealed};
+use self::epochs::{Own, Sealed, Taken};
 use self::writer::{Line, WriteError, Writer};
 use super::audit::{AuditQuery, AuditRecord, Operation};
 use super::{
@@ -65,6 +65,8 @@ pub struct PostgresLog {
     cluster: ClusterId,
     /// Where this life began: sequence 0.
     start: Own,
+    /// Earlier epochs that were not sealed yet when this one was taken.
+    beside: Vec<Epoch>,
     /// The newest forced batch.
     sequence: AtomicU64,
     /// Why nothing more is written or read here, once that is so. The first reason stays.
@@ -81,11 +83,13 @@ pub struct PostgresLog {
 }
 
 impl PostgresLog {
-    fn new(cluster: ClusterId, own: Own, connector: &Connector, options: &Options) -> Self {
+    fn new(cluster: ClusterId, taken: Taken, connector: &Connector, options: &Options) -> Self {
+        let Taken { own, beside } = taken;
         let writer = Writer::new(connector.named(&own.session_name()), own, options.patience);
         Self {
             cluster,
             start: own,
+            beside,
             sequence: AtomicU64::new(0),
             over: OnceLock::new(),
             writer: Mutex::new(Some(writer)),
@@ -185,16 +189,27 @@ impl PostgresLog {
     /// they are reached: at most [`lockstep_proto::limits::MAX_NODES`].
     ///
     /// # Errors
-    /// [`AppendError::Sealed`] if another node has taken over: this life is over. [`AppendError::Refused`] if the server did not
+    /// [`AppendError::Sealed`] if another node has taken over, and [`AppendError::Unknown`] if the log has lost what this node has
+    /// written: this life is over. [`AppendError::Refused`] if the server did not
     /// answer: try again.
     pub async fn renew(&self, renewal: Renewal) -> Result<Vec<NodeAddress>, AppendError> {
         let mut guard = self.keeper.lock().await;
         self.goes_on()?;
         let keeper = open_keeper(&mut guard)?;
         let mut connection = keeper.lend().await.map_err(Failure::from)?;
-        let nodes = epochs::renew(&mut connection, &self.start, self.lease, renewal).await?;
+        // Read before the log is asked: what was acknowledged by now, it has to have.
+        let acknowledged = self.sequence.load(Ordering::Acquire);
+        let renewed = epochs::renew(&mut connection, &self.start, self.lease, renewal).await?;
+        let Some(renewed) = renewed else {
+            keeper.give_back(connection);
+            return Err(self.end_sealed());
+        };
+        if renewed.sequence < acknowledged {
+            let what = writer::lost_tail(&mut connection, acknowledged).await;
+            return Err(self.end(AppendError::Unknown(what)));
+        }
         keeper.give_back(connection);
-        nodes.ok_or_else(|| self.end_sealed())
+        Ok(renewed.nodes)
     }
 
     /// Seals and adopts every epoch whose lease has run out. Every epoch that this node owns then, its own not among
@@ -325,6 +340,10 @@ impl DecisionLog for PostgresLog {
 
     fn reaches(&self, position: LogPosition) -> BoxFuture<'_, Result<bool, ReadError>> {
         async move { read::reaches(self.readers()?, position).await }.boxed()
+    }
+
+    fn has_all_of(&self, epoch: Epoch) -> bool {
+        epoch < self.start.epoch && !self.beside.contains(&epoch)
     }
 
     fn note_behind(&self) -> BoxFuture<'_, Result<(), AppendError>> {

@@ -46,14 +46,24 @@ fn session_name(epoch: Epoch, incarnation: &[u8]) -> String {
     format!("lockstep epoch {epoch} {digits}")
 }
 
+/// An epoch that was taken.
+#[derive(Debug)]
+pub(super) struct Taken {
+    /// It.
+    pub(super) own: Own,
+    /// Earlier ones that were not sealed in the snapshot from which it was taken. All others are, in any copy of the log that has it.
+    pub(super) beside: Vec<Epoch>,
+}
+
 /// Takes the next epoch, with a lease that runs out unless it is renewed. `None`: another node took that number at the same moment.
 pub(super) async fn take(
     connection: &mut PgConnection,
     options: &Options,
     floor_ms: i64,
-) -> Result<Option<Own>, Failure> {
+) -> Result<Option<Taken>, Failure> {
     let incarnation = Incarnation::from_bytes(rand::random());
-    let statement = sqlx::query_scalar(
+    // One statement, and so one snapshot: what it lists as unsealed is complete below the number that it takes.
+    let statement = sqlx::query_as(
         "WITH taken AS ( \
              INSERT INTO lockstep_log.epochs (number, incarnation) \
              SELECT coalesce(max(number), 0) + 1, $1 FROM lockstep_log.epochs RETURNING number \
@@ -63,19 +73,22 @@ pub(super) async fn take(
              INSERT INTO lockstep_log.leases (epoch, node, address, expires_at, floor_ms) \
              SELECT number, $2, $3, clock_timestamp() + $4 * interval '1 millisecond', $5 FROM taken \
          ) \
-         SELECT number FROM taken",
+         SELECT number, ARRAY(SELECT number FROM lockstep_log.epochs WHERE NOT sealed) FROM taken",
     )
     .bind(incarnation.as_bytes().as_slice())
     .bind(&options.node)
     .bind(options.address.as_deref().unwrap_or_default())
     .bind(millis(options.lease))
     .bind(floor_ms);
-    let numbers: Vec<i64> = match answer(PATIENCE, statement.fetch_all(connection)).await {
+    let rows: Vec<(i64, Vec<i64>)> = match answer(PATIENCE, statement.fetch_all(connection)).await {
         Err(failure) if failure.is(Failure::DUPLICATE_KEY) => return Ok(None),
         taken => taken?,
     };
-    let epoch = numbers.first().and_then(|number| epoch(*number));
-    Ok(epoch.map(|epoch| Own { epoch, incarnation, generation: 1, sequence: 0 }))
+    let taken = |(number, unsealed): (i64, Vec<i64>)| {
+        let own = Own { epoch: epoch(number)?, incarnation, generation: 1, sequence: 0 };
+        Some(Taken { own, beside: unsealed.into_iter().filter_map(epoch).collect() })
+    };
+    Ok(rows.into_iter().next().and_then(taken))
 }
 
 /// The epoch of this number. The table holds no others than there are.
@@ -139,14 +152,22 @@ pub struct NodeAddress {
     pub address: String,
 }
 
-/// Renews the own lease. Who shares the log, newest first, so that after many short lives the living are among those that are told of; `None`
-/// if the own epoch is sealed.
+/// What a renewal has found.
+#[derive(Debug)]
+pub(super) struct Renewed {
+    /// Who shares the log, newest first, so that after many short lives the living are among those that are told of.
+    pub(super) nodes: Vec<NodeAddress>,
+    /// The newest forced batch of the own epoch, as the log has it (P8).
+    pub(super) sequence: u64,
+}
+
+/// Renews the own lease. `None` if the own epoch is sealed.
 pub(super) async fn renew(
     connection: &mut PgConnection,
     own: &Own,
     lease: Duration,
     renewal: Renewal,
-) -> Result<Option<Vec<NodeAddress>>, Failure> {
+) -> Result<Option<Renewed>, Failure> {
     let column = |number: u64| i64::try_from(number).unwrap_or(i64::MAX);
     // Not forced: a lease that a crash of the server forgets was only shorter.
     let statement = sqlx::query_as(
@@ -159,7 +180,9 @@ pub(super) async fn renew(
              WHERE NOT e.sealed AND l.address <> '' AND l.expires_at <> '-infinity' ORDER BY e.number DESC LIMIT $6 \
          ) \
          SELECT ARRAY(SELECT number FROM listed ORDER BY number DESC), \
-             ARRAY(SELECT address FROM listed ORDER BY number DESC), set_config('synchronous_commit', 'off', true) \
+             ARRAY(SELECT address FROM listed ORDER BY number DESC), \
+             (SELECT sequence FROM lockstep_log.positions WHERE epoch = $1), \
+             set_config('synchronous_commit', 'off', true) \
          FROM lockstep_log.epochs AS e WHERE e.number = $1 AND e.incarnation = $5 AND NOT e.sealed",
     )
     .bind(i64::from(own.epoch.get()))
@@ -168,11 +191,12 @@ pub(super) async fn renew(
     .bind(column(renewal.live))
     .bind(own.incarnation.as_bytes().as_slice())
     .bind(i64::try_from(MAX_NODES).expect("a few"));
-    let rows: Vec<(Vec<i64>, Vec<String>, String)> =
+    let rows: Vec<(Vec<i64>, Vec<String>, Option<i64>, String)> =
         answer(PATIENCE, statement.fetch_all(connection)).await?;
-    let Some((numbers, addresses, _set)) = rows.into_iter().next() else { return Ok(None) };
+    let Some((numbers, addresses, sequence, _set)) = rows.into_iter().next() else { return Ok(None) };
     let node = |(number, address)| epoch(number).map(|epoch| NodeAddress { epoch, address });
-    Ok(Some(numbers.into_iter().zip(addresses).filter_map(node).collect()))
+    let nodes = numbers.into_iter().zip(addresses).filter_map(node).collect();
+    Ok(Some(Renewed { nodes, sequence: sequence.unwrap_or(0).cast_unsigned() }))
 }
 
 /// Tells the other nodes that nothing which is live here, or will be, is older than this (P7).

@@ -113,7 +113,8 @@ impl Writer {
                 match self.settle(&mut connection, &changes, sent).await {
                     Ok(Settled::Sealed) => return Err(WriteError::Sealed),
                     Ok(Settled::TailLost) => {
-                        return Err(lost_tail(&mut connection, self.own.sequence).await);
+                        let what = lost_tail(&mut connection, self.own.sequence).await;
+                        return Err(WriteError::Contradiction(what));
                     }
                     Ok(Settled::Written) => {
                         self.line.give_back(connection);
@@ -134,7 +135,7 @@ impl Writer {
                 Ok(Appended::Written(sequence)) => {
                     let before = self.own.sequence;
                     if sequence < before + u64::from(forced) {
-                        return Err(lost_tail(&mut connection, before).await);
+                        return Err(WriteError::Contradiction(lost_tail(&mut connection, before).await));
                     }
                     self.own.sequence = sequence;
                     self.settled(connection);
@@ -198,14 +199,14 @@ enum Settled {
 
 /// The log has fewer batches of this epoch than were acknowledged (P8): it is on another server by now, or was put back. Said in the log
 /// itself before this life ends, so that the next one, and every other node, presumes nothing.
-async fn lost_tail(connection: &mut PgConnection, acknowledged: u64) -> WriteError {
+pub(super) async fn lost_tail(connection: &mut PgConnection, acknowledged: u64) -> String {
     if let Err(error) = upkeep::note_behind(&mut *connection).await {
         tracing::error!(%error, "that the decision log has lost its tail could not be noted in it");
     }
-    WriteError::Contradiction(format!(
+    format!(
         "the decision log lacks batches that it had acknowledged (up to number {acknowledged}): its server has failed over to a \
          standby that did not have them, or was restored from a backup. Stop every coordinator and run `lockstep restore`"
-    ))
+    )
 }
 
 /// Whether the log has every decision of these. Ends alone may be written again without harm.
