@@ -89,6 +89,8 @@ enum AdoptError {
     #[error(transparent)]
     Read(#[from] ReadError),
     #[error(transparent)]
+    NotCovered(#[from] AppendError),
+    #[error(transparent)]
     Stopped(#[from] Stopped),
 }
 
@@ -224,6 +226,7 @@ impl Others {
             if !self.adopted.contains(&epoch) {
                 let decisions = self.unfinished_of(epoch).await?;
                 tracing::warn!(%epoch, decisions = decisions.len(), "adopted: its decisions are delivered from here");
+                self.engine.cover([epoch]).await?;
                 self.hand_out(decisions).await?;
                 self.adopted.insert(epoch);
                 // Behind the seal: what they list as prepared from now on can be answered.

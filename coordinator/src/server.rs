@@ -340,6 +340,8 @@ impl Parts {
             let page = log.unfinished(after, RECOVER_AT_ONCE).await?;
             let Some(last) = page.last() else { break };
             after = Some(last.gtrid);
+            let covered = self.shared.engine.cover(page.iter().map(|record| record.gtrid.epoch())).await;
+            covered.map_err(|error| ReadError::Unavailable(error.to_string()))?;
             for record in page {
                 recovered.count(&record);
                 let shard = self.shared.engine.shards().of(&record.gtrid);

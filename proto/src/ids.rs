@@ -402,7 +402,8 @@ random_id! {
 
 /// A place in the decision log: the newest forced batch that someone knows of.
 ///
-/// Participants remember the highest one they have seen. A log that is behind it has lost its tail (protocol.md, P8).
+/// Participants remember the highest one of each epoch ([`crate::Positions`]). A log that is behind any of them has lost its tail
+/// (protocol.md, P8).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct LogPosition {
     /// The epoch that forced the batch.

@@ -12,6 +12,7 @@
 pub mod ids;
 pub mod limits;
 pub mod museum;
+pub mod positions;
 pub mod trace;
 pub mod wire;
 
@@ -35,4 +36,5 @@ pub use ids::{
     Bqual, ClusterId, Epoch, Gtrid, Incarnation, InstanceId, LogPosition, ParseIdError, ResourceManagerId,
     ResourceManagerName, Xid,
 };
+pub use positions::Positions;
 pub use trace::{TRACE_PARENT_HEADER, TraceParent};

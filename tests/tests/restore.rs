@@ -7,7 +7,8 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use lockstep_tests::harness::books::Books;
+use lockstep_tests::cluster::world::{Setup, World as Cluster};
+use lockstep_tests::harness::books::{Books, Database};
 use lockstep_tests::harness::client::{Plan, Told};
 use lockstep_tests::harness::clock::{now, wait_for};
 use lockstep_tests::harness::crash_points::Fuse;
@@ -180,6 +181,63 @@ fn restored(place: impl FnOnce(&PostgresServer) -> LogPlace, online: bool) {
     // What was committed after the backup is unknown for ever; it must not be anything else.
     seen.forgets = true;
     assert_eq!(seen.contradictions(), Vec::<String>::new());
+}
+
+/// Two nodes share the log, and what is lost is the tail of the lower one's epoch. Both banks have seen the newest of the other one.
+#[test]
+fn a_lost_tail_of_a_lower_epoch_is_noticed_while_a_newer_one_has_all_of_its() {
+    let directory = tempfile::tempdir().unwrap();
+    let roles = Roles::played_by(env!("CARGO_BIN_EXE_prove"));
+    let (lower, newer) = (0, 1);
+    let setup = Setup { nodes: 2, named: None, lease: Duration::from_secs(3), banks: Database::Postgres };
+    let mut world = Cluster::start_idle(&roles, directory.path(), setup).unwrap();
+    // Which was first is not said.
+    let (lower, newer) = match world.epoch_of(lower).unwrap() < world.epoch_of(newer).unwrap() {
+        true => (lower, newer),
+        false => (newer, lower),
+    };
+    world.commit_at(newer, 2, PATIENCE).unwrap();
+    let dump = world.dump_the_log().unwrap();
+
+    // The first bank commits what the lower epoch decides, the second one dies when it hears of it.
+    let fuse = Fuse { point: "sdk-decision-received".into(), nth: 1, marker: directory.path().join("fuse") };
+    world.bank(1).process().kill().unwrap();
+    world.bank(1).start_again(Some(&fuse)).unwrap();
+    world.start_client_at(lower).unwrap();
+    wait_for("the second bank to die", PATIENCE, || world.bank(1).process().try_reap()).unwrap();
+    let gtrid_of = |name: &String| name.split(':').nth(2).unwrap_or_default().to_owned();
+    let (half, _) = wait_for("a transaction that is done by half", PATIENCE, || {
+        let first: Vec<String> = world.prepared_at(0)?.iter().map(gtrid_of).collect();
+        Ok(world.prepared_at(1)?.iter().map(gtrid_of).find(|gtrid| !first.contains(gtrid)))
+    })
+    .unwrap();
+    world.kill_the_clients().unwrap();
+    for node in [lower, newer] {
+        world.coordinators[node].process().kill().unwrap();
+    }
+    world.put_the_log_back(&dump).unwrap();
+    assert!(!world.is_behind().unwrap());
+
+    world.coordinators[lower].start_again(None).unwrap();
+    world.coordinators[lower].expect_it_serves().unwrap();
+    let noticed = wait_for("the first bank to tell what it has seen", PATIENCE, || {
+        Ok(world.is_behind()?.then_some(()))
+    });
+    noticed.unwrap_or_else(|error| panic!("{error}\n{}", world.logs()));
+    world.bank(1).start_again(None).unwrap();
+    let from = now();
+    while from.elapsed() < SOME_LISTINGS {
+        let there = world.prepared_at(1).unwrap();
+        assert!(there.iter().any(|name| name.contains(&half)), "{half} was ended: {there:?}");
+        std::thread::sleep(Duration::from_millis(100));
+    }
+    let told = world.block_on(async {
+        let client = lockstep::Client::connect(world.coordinators[lower].url()).await.unwrap();
+        let refused = client.begin("try").start().await.map(drop).unwrap_err().to_string();
+        assert!(refused.contains("lockstep restore"), "{refused}");
+        Told::from(client.inquire(half.parse().unwrap()).await.unwrap())
+    });
+    assert_eq!(told, Told::Unknown);
 }
 
 /// Nobody has said anything to the coordinator: a participant does, and nothing is presumed from then on. Leaves it stopped.

@@ -59,6 +59,7 @@ macro_rules! decision_log_contract {
             every_opening_takes_a_new_epoch_and_seals_the_others
             each_forced_batch_has_the_next_number
             positions_of_a_lost_tail_are_not_reached
+            an_epoch_that_was_sealed_before_the_own_one_began_is_all_there
             a_log_that_is_behind_presumes_nothing_whoever_opens_it
             a_restored_log_presumes_nothing_of_what_was_before
             a_restore_is_done_only_as_it_was_confirmed
@@ -468,6 +469,22 @@ pub async fn positions_of_a_lost_tail_are_not_reached<S: Store>() {
     let other = LogPosition { incarnation: Incarnation::from_bytes([0; 16]), ..position };
     for ahead in [later, future, other, LogPosition { sequence: 1, ..log.position() }] {
         assert!(!log.reaches(ahead).await.unwrap(), "{ahead:?}");
+    }
+}
+
+pub async fn an_epoch_that_was_sealed_before_the_own_one_began_is_all_there<S: Store>() {
+    let store = S::create().await;
+    let mut epochs = Vec::new();
+    for _life in 0..2 {
+        let log = store.open().await;
+        epochs.push(log.position().epoch);
+        shut(log).await;
+    }
+    // The second one was sealed by it: before or behind the moment in which it took its own.
+    let log = store.open().await;
+    assert!(log.has_all_of(epochs[0]));
+    for own_or_later in [log.position().epoch, Epoch::new(99).unwrap()] {
+        assert!(!log.has_all_of(own_or_later), "{own_or_later}");
     }
 }
 

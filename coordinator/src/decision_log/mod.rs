@@ -153,6 +153,10 @@ pub trait DecisionLog: Send + Sync + 'static {
     /// least so far; or it is of before a restore that an operator has dealt with. If not, the log has lost its tail, or is another one, and nothing may be presumed from it (P8).
     fn reaches(&self, position: LogPosition) -> BoxFuture<'_, Result<bool, ReadError>>;
 
+    /// Whether this epoch was sealed when the own one began: a log that has the own one has all of that one, whatever its tail has
+    /// lost ([`lockstep_proto::positions`]).
+    fn has_all_of(&self, epoch: Epoch) -> bool;
+
     /// Notes in the log that a participant has seen more than it has. From now on [`DecisionLog::look_up`] calls every epoch unknown
     /// but that of another node which may still decide, here, at every other node and after every restart, until an operator has dealt with it ([`restore`]). Forced.
     fn note_behind(&self) -> BoxFuture<'_, Result<(), AppendError>>;

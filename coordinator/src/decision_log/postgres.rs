@@ -50,7 +50,7 @@ pub use self::schema::SchemaError;
 use self::append::Changes;
 use self::barrier::Barrier;
 use self::connect::{Connector, Failure};
-use self::epochs::{Own, Standing};
+use self::epochs::{Own, Standing, Taken};
 use self::writer::{Line, WriteError, Writer};
 use super::audit::{AuditQuery, AuditRecord, Operation};
 use super::{
@@ -67,6 +67,8 @@ pub struct PostgresLog {
     cluster: ClusterId,
     /// Where this life began: sequence 0.
     start: Own,
+    /// Earlier epochs that were not sealed yet when this one was taken.
+    beside: Vec<Epoch>,
     /// The newest forced batch.
     sequence: AtomicU64,
     /// Why nothing more is written or read here, once that is so. The first reason stays.
@@ -87,13 +89,15 @@ pub struct PostgresLog {
 }
 
 impl PostgresLog {
-    fn new(cluster: ClusterId, own: Own, connector: &Connector, options: &Options) -> Self {
+    fn new(cluster: ClusterId, taken: Taken, connector: &Connector, options: &Options) -> Self {
+        let Taken { own, beside } = taken;
         let name = own.session_name();
         let line = |name: &str, patience| Line::new(connector.named(name).answering_within(patience));
         let writer = Writer::new(line(&name, options.patience), own, options.patience);
         Self {
             cluster,
             start: own,
+            beside,
             sequence: AtomicU64::new(0),
             over: OnceLock::new(),
             writer: Mutex::new(Some(writer)),
@@ -272,6 +276,10 @@ impl DecisionLog for PostgresLog {
 
     fn reaches(&self, position: LogPosition) -> BoxFuture<'_, Result<bool, ReadError>> {
         async move { read::reaches(self.readers()?, position).await }.boxed()
+    }
+
+    fn has_all_of(&self, epoch: Epoch) -> bool {
+        epoch < self.start.epoch && !self.beside.contains(&epoch)
     }
 
     fn note_behind(&self) -> BoxFuture<'_, Result<(), AppendError>> {

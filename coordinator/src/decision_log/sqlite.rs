@@ -37,7 +37,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use futures::FutureExt;
 use futures::future::BoxFuture;
-use lockstep_proto::{ClusterId, Gtrid, LogPosition, ResourceManagerName};
+use lockstep_proto::{ClusterId, Epoch, Gtrid, LogPosition, ResourceManagerName};
 use sqlx::{Connection, SqliteConnection, SqlitePool};
 use tokio::sync::{Mutex, MutexGuard, Notify};
 use tokio::task::JoinHandle;
@@ -378,6 +378,11 @@ impl DecisionLog for SqliteLog {
 
     fn reaches(&self, position: LogPosition) -> BoxFuture<'_, Result<bool, ReadError>> {
         async move { read::reaches(self.readers()?, position).await }.boxed()
+    }
+
+    /// The own epoch was taken in the transaction that sealed all others.
+    fn has_all_of(&self, epoch: Epoch) -> bool {
+        epoch < self.start.epoch
     }
 
     fn note_behind(&self) -> BoxFuture<'_, Result<(), AppendError>> {

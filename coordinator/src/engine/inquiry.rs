@@ -66,9 +66,14 @@ pub async fn answer_prepared(engine: &Engine, xids: &[Xid]) -> Result<Vec<Branch
     let from_shard =
         |answer: Option<PreparedAnswer>| answer.map_or(BranchAnswer::StillRunning, BranchAnswer::from);
     let mut answers: Vec<BranchAnswer> = live.into_iter().map(from_shard).collect();
+    let mut committed = Vec::new();
     for (index, look_up) in unknown.into_iter().zip(&look_ups) {
         answers[index] = prepared_fate(look_up, behind, &xids[index].bqual).into();
+        if answers[index] == BranchAnswer::Commit {
+            committed.push(xids[index].gtrid.epoch());
+        }
     }
+    engine.cover(committed).await?;
     Ok(answers)
 }
 

@@ -5,7 +5,7 @@ use std::task::Poll;
 use std::time::Duration;
 
 use futures::{Stream, StreamExt};
-use lockstep_proto::{limits, v1};
+use lockstep_proto::{Epoch, limits, v1};
 use tokio::sync::mpsc;
 use tonic::{Status, Streaming};
 
@@ -31,15 +31,16 @@ pub(super) async fn attach(
     let hello = Hello::from_frame(first)?;
     // In a task of its own: it writes to the log, and a participant that goes away must not break that off halfway.
     let own = shared.clone();
-    let admitting =
-        tokio::spawn(async move { admit(&hello, &own.engine, &own.registry).await.map(|()| hello) });
-    let hello = admitting.await.map_err(|panic| Status::internal(panic.to_string()))??;
+    let admitting = tokio::spawn(async move {
+        admit(&hello, &own.engine, &own.registry).await.map(|settled| (hello, settled))
+    });
+    let (hello, settled) = admitting.await.map_err(|panic| Status::internal(panic.to_string()))??;
     let epochs = shared.engine.log().epochs().await.map_err(AttachError::from)?;
 
     let stop = shared.shutdown.child_token();
     let (outbox, receivers) = Outbox::new(stop.clone());
     let (instance, resource_manager) = (hello.instance, hello.resource_manager.clone());
-    outbox.answer(v1::coordinator_message::Kind::Welcome(welcome(shared, epochs)));
+    outbox.answer(v1::coordinator_message::Kind::Welcome(welcome(shared, epochs, &settled)));
     let attached = Attached {
         instance,
         resource_manager: resource_manager.clone(),
@@ -75,7 +76,7 @@ pub(super) async fn attach(
     Ok(Box::pin(until_the_end(frames, faults)))
 }
 
-fn welcome(shared: &Shared, epochs: Epochs) -> v1::Welcome {
+fn welcome(shared: &Shared, epochs: Epochs, settled: &[Epoch]) -> v1::Welcome {
     let position = shared.engine.writer().position();
     v1::Welcome {
         protocol_version: limits::PROTOCOL_VERSION,
@@ -85,6 +86,7 @@ fn welcome(shared: &Shared, epochs: Epochs) -> v1::Welcome {
         sealed_below: epochs.sealed_below.get(),
         newest_epoch: epochs.newest.get(),
         report_interval_ms: millis(shared.terms.report_interval),
+        settled: settled.iter().map(|epoch| epoch.get()).collect(),
     }
 }
 

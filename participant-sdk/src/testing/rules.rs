@@ -138,6 +138,9 @@ rules! {
     SeenOutlivesEvidence "seen-outlives-evidence"
         "The newest log position is reported also when the evidence that held it was forgotten."
         evidence::seen_after_forget;
+    SeenOfEachEpoch "seen-of-each-epoch"
+        "The newest log position of each epoch is reported, in whatever order they came, after a restart and without their evidence too."
+        evidence::seen_of_each_epoch;
 
     CrashWhileAttaching "crash-while-attaching"
         "A process that is killed while it attaches loses neither the identity nor a prepared branch."

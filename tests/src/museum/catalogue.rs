@@ -340,6 +340,11 @@ pub const BUGS: &[Bug] = &[
         Layer::Store(&[Rule::SeenOutlivesEvidence]),
     ),
     bug(
+        "P8-one-position-for-all-epochs",
+        "the newest log position of one epoch hides that of another one, which is open at the same time",
+        Layer::Store(&[Rule::SeenOfEachEpoch]),
+    ),
+    bug(
         "P19-evidence-is-old-at-once",
         "evidence is let go before the retention is over",
         Layer::Store(&[Rule::OldEvidenceIsListed]),

@@ -16,7 +16,7 @@ use lockstep_coordinator::protocol::record::About;
 use lockstep_coordinator::sessions::attach::{Hello, compare};
 use lockstep_proto::limits::PROTOCOL_VERSION;
 use lockstep_proto::{
-    Bqual, ClusterId, Epoch, Gtrid, Incarnation, InstanceId, LogPosition, ResourceManagerId,
+    Bqual, ClusterId, Epoch, Gtrid, Incarnation, InstanceId, LogPosition, Positions, ResourceManagerId,
     ResourceManagerName, Xid,
 };
 
@@ -126,7 +126,7 @@ fn hello(identity: u8, timeline: u32) -> Hello {
         identity: ResourceManagerId::from_bytes([identity; 16]),
         instance: InstanceId::from_bytes([3; 16]),
         cluster: None,
-        seen: None,
+        seen: Positions::new(),
         location: String::new(),
         // Of another database, it is not the timeline that gives it away.
         timeline: timeline + u32::from(identity),
@@ -145,6 +145,7 @@ fn welcome(epoch: u32, cluster: u32) -> Welcome {
         newest_epoch: 2,
         sealed_below: epoch.get(),
         report_interval: Duration::from_secs(60),
+        settled: Vec::new(),
     }
 }
 
@@ -154,7 +155,7 @@ fn refuses(welcomes: &[Welcome]) -> bool {
     let attachment = Attachment {
         identity: ResourceManagerId::from_bytes([1; 16]),
         cluster: Some(ClusterId::from_random(1)),
-        seen: None,
+        seen: Positions::new(),
         location: String::new(),
         timeline: 0,
     };

@@ -6,7 +6,9 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use lockstep::resource::{Attachment, BranchId, EvidenceRow, Fate, Prepared, Room, Unresolved};
-use lockstep_proto::{ClusterId, Gtrid, LogPosition, ResourceManagerId, ResourceManagerName, Xid};
+use lockstep_proto::{
+    ClusterId, Epoch, Gtrid, LogPosition, Positions, ResourceManagerId, ResourceManagerName, Xid,
+};
 
 use super::history::{History, Local, branch_number};
 use super::queue::Time;
@@ -84,7 +86,7 @@ pub struct Store {
     identity: ResourceManagerId,
     cluster: Option<ClusterId>,
     timeline: u32,
-    seen: Option<LogPosition>,
+    seen: Positions,
     /// A prepared branch is bound to the connection that prepared it as long as that lives.
     pub is_xa: bool,
     /// Grows with each restart and each failover: what spans one was cut off.
@@ -110,7 +112,7 @@ impl Store {
             identity,
             cluster: None,
             timeline: 1,
-            seen: None,
+            seen: Positions::new(),
             is_xa,
             restarts: 0,
             open: BTreeMap::new(),
@@ -126,7 +128,7 @@ impl Store {
         Attachment {
             identity: self.identity,
             cluster: self.cluster,
-            seen: self.seen,
+            seen: self.seen.clone(),
             location: String::new(),
             timeline: self.timeline,
         }
@@ -332,8 +334,7 @@ impl Store {
         at: Time,
         two_phase: bool,
     ) {
-        let newer = |seen: &LogPosition| (seen.epoch, seen.sequence) >= (position.epoch, position.sequence);
-        self.seen = Some(self.seen.filter(newer).unwrap_or(position));
+        self.seen.see(position);
         let xid = branch.xid.clone();
         let row = Row { xid, committed, hazard: false, position, deadline, at, two_phase };
         self.evidence.insert(branch_number(&branch.xid.bqual), row);
@@ -389,6 +390,12 @@ impl Store {
         let old = self.evidence.values().filter(|row| row.deadline + retention <= now).take(limit);
         old.map(|row| EvidenceRow { branch: BranchId { cluster, xid: row.xid.clone() }, fate: row.fate() })
             .collect()
+    }
+
+    /// Keeps the position, and lets go of what was seen of these epochs.
+    pub fn settle(&mut self, position: LogPosition, epochs: &[Epoch]) {
+        self.seen.see(position);
+        self.seen.forget(epochs);
     }
 
     /// Deletes these rows.

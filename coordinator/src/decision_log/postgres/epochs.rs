@@ -66,14 +66,24 @@ fn session_name(epoch: Epoch, incarnation: &[u8]) -> String {
     format!("lockstep epoch {epoch} {digits}")
 }
 
+/// An epoch that was taken.
+#[derive(Debug)]
+pub(super) struct Taken {
+    /// It.
+    pub(super) own: Own,
+    /// Earlier ones that were not sealed in the snapshot from which it was taken. All others are, in any copy of the log that has it.
+    pub(super) beside: Vec<Epoch>,
+}
+
 /// Takes the next epoch, with a lease that runs out unless it is renewed. `None`: another node took that number at the same moment.
 pub(super) async fn take(
     connection: &mut PgConnection,
     options: &Options,
     floor_ms: i64,
-) -> Result<Option<Own>, Failure> {
+) -> Result<Option<Taken>, Failure> {
     let incarnation = Incarnation::from_bytes(rand::random());
-    let statement = sqlx::query_scalar(
+    // One statement, and so one snapshot: what it lists as unsealed is complete below the number that it takes.
+    let statement = sqlx::query_as(
         "WITH taken AS ( \
              INSERT INTO lockstep_log.epochs (number, incarnation) \
              SELECT coalesce(max(number), 0) + 1, $1 FROM lockstep_log.epochs RETURNING number \
@@ -83,19 +93,22 @@ pub(super) async fn take(
              INSERT INTO lockstep_log.leases (epoch, node, address, expires_at, floor_ms) \
              SELECT number, $2, $3, clock_timestamp() + $4 * interval '1 millisecond', $5 FROM taken \
          ) \
-         SELECT number FROM taken",
+         SELECT number, ARRAY(SELECT number FROM lockstep_log.epochs WHERE NOT sealed) FROM taken",
     )
     .bind(incarnation.as_bytes().as_slice())
     .bind(&options.node)
     .bind(options.address.as_deref().unwrap_or_default())
     .bind(millis(options.lease))
     .bind(floor_ms);
-    let numbers: Vec<i64> = match answer(PATIENCE, statement.fetch_all(connection)).await {
+    let rows: Vec<(i64, Vec<i64>)> = match answer(PATIENCE, statement.fetch_all(connection)).await {
         Err(failure) if failure.is(Failure::DUPLICATE_KEY) => return Ok(None),
         taken => taken?,
     };
-    let epoch = numbers.first().and_then(|number| epoch(*number));
-    Ok(epoch.map(|epoch| Own { epoch, incarnation, generation: 1, sequence: 0 }))
+    let taken = |(number, unsealed): (i64, Vec<i64>)| {
+        let own = Own { epoch: epoch(number)?, incarnation, generation: 1, sequence: 0 };
+        Some(Taken { own, beside: unsealed.into_iter().filter_map(epoch).collect() })
+    };
+    Ok(rows.into_iter().next().and_then(taken))
 }
 
 /// The epoch of this number. The table holds no others than there are.
@@ -177,15 +190,18 @@ pub struct NodeAddress {
     pub address: String,
 }
 
-/// What a renewal found: who shares the log, newest first, so that after many short lives the living are among those that are told of; and
-/// what the server's settings are now.
+/// What a renewal found.
 pub(super) struct Renewed {
+    /// Who shares the log, newest first, so that after many short lives the living are among those that are told of.
     pub(super) nodes: Vec<NodeAddress>,
+    /// The newest forced batch of the own epoch, as the log has it (P8).
+    pub(super) sequence: u64,
+    /// What the server's settings are now.
     pub(super) settings: [(Setting, String); 2],
 }
 
-/// Sealed, numbers and addresses of nodes, `fsync`, `full_page_writes`; what was set.
-type RenewedRow = (bool, Vec<i64>, Vec<String>, String, String, String);
+/// Sealed, numbers and addresses of nodes, the newest batch, `fsync`, `full_page_writes`; what was set.
+type RenewedRow = (bool, Vec<i64>, Vec<String>, Option<i64>, String, String, String);
 
 /// Renews the own lease, unless it was given up.
 pub(super) async fn renew(
@@ -211,6 +227,7 @@ pub(super) async fn renew(
          ) \
          SELECT sealed, ARRAY(SELECT number FROM listed ORDER BY number DESC), \
              ARRAY(SELECT address FROM listed ORDER BY number DESC), \
+             (SELECT sequence FROM lockstep_log.positions WHERE epoch = $1), \
              current_setting('fsync'), current_setting('full_page_writes'), set_config('synchronous_commit', 'off', true) \
          FROM own",
     )
@@ -221,13 +238,15 @@ pub(super) async fn renew(
     .bind(own.incarnation.as_bytes().as_slice())
     .bind(i64::try_from(MAX_NODES).expect("a few"));
     let rows: Vec<RenewedRow> = answer(within, statement.fetch_all(connection)).await?;
-    let Some((sealed, numbers, addresses, fsync, full_page_writes, _set)) = rows.into_iter().next() else {
+    let Some((sealed, numbers, addresses, sequence, fsync, full_page_writes, _set)) = rows.into_iter().next()
+    else {
         return Ok(Standing::Gone);
     };
     let node = |(number, address)| epoch(number).map(|epoch| NodeAddress { epoch, address });
     let nodes = numbers.into_iter().zip(addresses).filter_map(node).collect();
+    let sequence = sequence.unwrap_or(0).cast_unsigned();
     let settings = [(Setting::Fsync, fsync), (Setting::FullPageWrites, full_page_writes)];
-    Ok(if sealed { Standing::Sealed } else { Standing::Unsealed(Renewed { nodes, settings }) })
+    Ok(if sealed { Standing::Sealed } else { Standing::Unsealed(Renewed { nodes, sequence, settings }) })
 }
 
 /// Tells the other nodes that nothing which is live here, or will be, is older than this (P7).

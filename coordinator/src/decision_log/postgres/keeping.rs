@@ -1,5 +1,6 @@
 //! This node among the others on the log: it keeps its own lease, seals and adopts what others have left (P5), and gives its lease up when it goes.
 
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use lockstep_proto::Epoch;
@@ -7,7 +8,7 @@ use sqlx::PgConnection;
 
 use super::connect::Failure;
 use super::epochs::{self, Expired, NodeAddress, Renewal, Sealed, Standing};
-use super::{PostgresLog, durability, open_line};
+use super::{PostgresLog, durability, open_line, upkeep, writer};
 use crate::decision_log::{AppendError, ReadError};
 
 /// Attempts to renew a lease before it has run out, if the first one gets no answer.
@@ -30,8 +31,8 @@ impl PostgresLog {
     /// they are reached: at most [`lockstep_proto::limits::MAX_NODES`].
     ///
     /// # Errors
-    /// [`AppendError::Sealed`] if another node has taken over: this life is over. [`AppendError::Unknown`] if the log has lost this epoch, or its
-    /// server was told that it may lose what it acknowledges: the process has to end. [`AppendError::Refused`] if the server did not answer in
+    /// [`AppendError::Sealed`] if another node has taken over: this life is over. [`AppendError::Unknown`] if the log has lost this epoch or
+    /// batches of it, or its server was told that it may lose what it acknowledges: the process has to end. [`AppendError::Refused`] if the server did not answer in
     /// time: try again, on another connection.
     pub async fn renew(&self, renewal: Renewal) -> Result<Vec<NodeAddress>, AppendError> {
         let patience = patience(self.lease);
@@ -39,9 +40,15 @@ impl PostgresLog {
         self.goes_on()?;
         let keeper = open_line(&mut guard)?;
         let connected = tokio::time::timeout(patience, keeper.lend()).await;
+        // Read before the log is asked: what was acknowledged by now, it has to have.
+        let acknowledged = self.sequence.load(Ordering::Acquire);
         let late = |_elapsed| Failure::Lost(format!("no connection within {patience:?}"));
         let mut connection = connected.map_err(late)?.map_err(Failure::from)?;
         match epochs::renew(&mut connection, patience, &self.start, self.lease, renewal).await? {
+            Standing::Unsealed(renewed) if renewed.sequence < acknowledged => {
+                upkeep::leave_word(&mut connection).await;
+                Err(self.end(AppendError::Unknown(writer::tail_lost(acknowledged))))
+            }
             Standing::Unsealed(renewed) => {
                 keeper.give_back(connection);
                 durability::judge(renewed.settings, self.connector.accepted())

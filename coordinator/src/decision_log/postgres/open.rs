@@ -10,7 +10,7 @@ use sqlx::postgres::PgConnectOptions;
 
 use super::connect::{ConnectFailure, Connector, Failure, answer};
 use super::durability::{Accepted, Unfit};
-use super::epochs::{self, Own, PATIENCE};
+use super::epochs::{self, PATIENCE, Taken};
 use super::nodes::Node;
 use super::schema::{self, SchemaError};
 use super::{PostgresLog, read};
@@ -207,12 +207,12 @@ impl Opening {
         Err(OpenError::Clock { place: self.place.clone(), off_s: off.as_secs() })
     }
 
-    async fn take_epoch(&self, connection: &mut PgConnection, options: &Options) -> Result<Own, OpenError> {
+    async fn take_epoch(&self, connection: &mut PgConnection, options: &Options) -> Result<Taken, OpenError> {
         let floor_ms = rows::column_ms(options.now_ms);
         for _attempt in 0..ATTEMPTS {
             let taken = epochs::take(connection, options, floor_ms).await;
-            if let Some(own) = taken.map_err(|failure| self.failed("take an epoch in", &failure))? {
-                return Ok(own);
+            if let Some(taken) = taken.map_err(|failure| self.failed("take an epoch in", &failure))? {
+                return Ok(taken);
             }
         }
         Err(self.failed("take an epoch in", &"too many others took one at the same moment"))
@@ -288,8 +288,9 @@ impl PostgresLog {
         opening.check_clock(&mut connection, options.now_ms).await?;
         let cluster = cluster(&mut connection).await.map_err(|error| opening.failed("read", &error))?;
         fail::fail_point!("log-shared-open-before-epoch");
-        let own = opening.take_epoch(&mut connection, options).await?;
-        let log = Self::new(cluster, own, &opening.connector, options);
+        let taken = opening.take_epoch(&mut connection, options).await?;
+        let position = taken.own.position();
+        let log = Self::new(cluster, taken, &opening.connector, options);
         fail::fail_point!("log-shared-open-before-seal");
         let adopted =
             log.take_over_what_was_given_up().await.map_err(|error| opening.failed("adopt in", &error))?;
@@ -300,7 +301,6 @@ impl PostgresLog {
         } else {
             format!("PostgreSQL, INSECURE: {accepted} may be off, and decisions be lost")
         };
-        let position = own.position();
         let opened = Opened { place: opening.place, cluster, position, adopted, durability };
         Ok((log, opened))
     }

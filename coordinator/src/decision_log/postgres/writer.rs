@@ -207,11 +207,15 @@ enum Settled {
 
 /// The log has fewer batches of this epoch than were acknowledged (P8).
 async fn lost_tail(connection: &mut PgConnection, acknowledged: u64) -> WriteError {
-    let why = format!(
+    lost(connection, tail_lost(acknowledged)).await
+}
+
+/// What a node says when the log lacks batches of its epoch.
+pub(super) fn tail_lost(acknowledged: u64) -> String {
+    format!(
         "the decision log lacks batches that it had acknowledged (up to number {acknowledged}): its server has failed over to a \
          standby that did not have them, or was restored from a backup. Stop every coordinator and run `lockstep restore`"
-    );
-    lost(connection, why).await
+    )
 }
 
 /// The log is on another server by now, or was put back (P8).

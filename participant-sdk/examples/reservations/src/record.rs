@@ -104,7 +104,7 @@ pub enum Record {
         /// Which.
         branches: Vec<Text<BranchId>>,
     },
-    /// The newest place in the decision log of evidence that was forgotten.
+    /// The newest place in the decision log that was seen of its epoch, also of evidence that was forgotten. One for each epoch.
     Seen {
         /// The place.
         #[serde(with = "position")]

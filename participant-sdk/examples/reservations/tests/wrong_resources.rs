@@ -70,6 +70,7 @@ each_is_found! {
     a_position_that_is_not_told SeenIsKept,
     a_commit_that_keeps_the_position_of_its_prepare SeenCoversCommits,
     a_position_that_goes_with_its_evidence SeenOutlivesEvidence,
+    a_position_that_hides_those_of_other_epochs SeenOfEachEpoch,
     attaching_that_does_not_survive_itself CrashWhileAttaching,
     a_vote_before_it_is_durable CrashWhilePreparing,
     a_commit_that_is_undone_after_a_crash CrashWhileCommitting,

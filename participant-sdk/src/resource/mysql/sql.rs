@@ -10,7 +10,7 @@
 
 use std::time::Duration;
 
-use lockstep_proto::{ClusterId, Gtrid, LogPosition, ResourceManagerName};
+use lockstep_proto::{ClusterId, Epoch, Gtrid, LogPosition, Positions, ResourceManagerName};
 use sqlx::{AssertSqlSafe, SqlSafeStr as _, SqlStr};
 use uuid::Uuid;
 
@@ -78,8 +78,12 @@ impl Schema {
         format!("{}.lockstep_identity", self.0)
     }
 
+    fn positions_table(&self) -> String {
+        format!("{}.lockstep_positions", self.0)
+    }
+
     /// Makes our tables where they are missing, one statement each. Times are in UTC.
-    pub(super) fn create_tables(&self) -> [SqlStr; 2] {
+    pub(super) fn create_tables(&self) -> [SqlStr; 3] {
         // Always compared byte by byte, whatever the database's collation is.
         let options = "ENGINE = InnoDB CHARACTER SET ascii COLLATE ascii_bin";
         [
@@ -105,34 +109,49 @@ impl Schema {
                  made_at DATETIME(6) NOT NULL) {options}",
                 self.identity_table()
             )),
+            // In the identity's `seen_…`, SDKs from before this table kept one position for all epochs: it is read, and no longer
+            // written.
+            text(format!(
+                "CREATE TABLE IF NOT EXISTS {} (\
+                 resource_manager VARCHAR(64) NOT NULL, epoch BIGINT NOT NULL, \
+                 incarnation CHAR(32) NOT NULL, sequence BIGINT NOT NULL, \
+                 PRIMARY KEY (resource_manager, epoch)) {options}",
+                self.positions_table()
+            )),
         ]
     }
 
     /// What the user needs in our tables, for a person to grant.
     pub(super) fn grants(&self, user: &str) -> String {
         format!(
-            "GRANT SELECT, INSERT, DELETE ON {} TO {user};\nGRANT SELECT, INSERT, UPDATE ON {} TO {user};",
+            "GRANT SELECT, INSERT, DELETE ON {} TO {user};\nGRANT SELECT, INSERT, UPDATE ON {} TO {user};\n\
+             GRANT SELECT, INSERT, UPDATE, DELETE ON {} TO {user};",
             self.evidence_table(),
-            self.identity_table()
+            self.identity_table(),
+            self.positions_table()
         )
     }
 
     /// Refused where a table is missing or the user may not use it; changes nothing.
     pub(super) fn try_tables(&self) -> SqlStr {
         let (evidence, identity) = (self.evidence_table(), self.identity_table());
+        let positions = self.positions_table();
         text(format!(
-            "SELECT 1 FROM {evidence} LIMIT 0; SELECT 1 FROM {identity} LIMIT 0; \
+            "SELECT 1 FROM {evidence} LIMIT 0; SELECT 1 FROM {identity} LIMIT 0; SELECT 1 FROM {positions} LIMIT 0; \
              INSERT INTO {evidence} SELECT * FROM {evidence} WHERE false; \
              DELETE FROM {evidence} WHERE false; \
              INSERT INTO {identity} SELECT * FROM {identity} WHERE false; \
-             UPDATE {identity} SET format = format WHERE false"
+             UPDATE {identity} SET format = format WHERE false; \
+             INSERT INTO {positions} SELECT * FROM {positions} WHERE false; \
+             UPDATE {positions} SET sequence = sequence WHERE false; \
+             DELETE FROM {positions} WHERE false"
         ))
     }
 
     /// Which engines our tables have: a row each.
     pub(super) fn engines() -> &'static str {
         "SELECT ENGINE AS engine FROM information_schema.TABLES \
-         WHERE TABLE_SCHEMA = DATABASE() AND TABLE_NAME IN ('lockstep_evidence', 'lockstep_identity')"
+         WHERE TABLE_SCHEMA = DATABASE() AND TABLE_NAME IN ('lockstep_evidence', 'lockstep_identity', 'lockstep_positions')"
     }
 
     /// Makes the identity unless there is one.
@@ -145,13 +164,23 @@ impl Schema {
         ))
     }
 
-    /// The identity, and the newest position that pruning has kept: one row.
+    /// The identity: one row.
     pub(super) fn identity_of(&self, name: &ResourceManagerName) -> SqlStr {
         text(format!(
-            "SELECT CAST(format AS SIGNED) AS format, identity, COALESCE(cluster, '') AS cluster, \
-             seen_epoch AS epoch, seen_incarnation AS incarnation, seen_sequence AS sequence \
+            "SELECT CAST(format AS SIGNED) AS format, identity, COALESCE(cluster, '') AS cluster \
              FROM {} WHERE resource_manager = '{name}'",
             self.identity_table()
+        ))
+    }
+
+    /// The positions that were kept beside the evidence. Two rows for some epochs.
+    pub(super) fn kept_positions(&self, name: &ResourceManagerName) -> SqlStr {
+        text(format!(
+            "SELECT epoch, incarnation, sequence FROM {} WHERE resource_manager = '{name}' UNION ALL \
+             SELECT seen_epoch, seen_incarnation, seen_sequence FROM {} \
+             WHERE resource_manager = '{name}' AND seen_epoch IS NOT NULL",
+            self.positions_table(),
+            self.identity_table(),
         ))
     }
 
@@ -164,11 +193,17 @@ impl Schema {
         ))
     }
 
-    /// The newest position in any evidence row of `cluster`.
-    pub(super) fn newest_position(&self, name: &ResourceManagerName, cluster: ClusterId) -> SqlStr {
+    /// The newest position of the newest epoch, below this one if one is given, in any evidence row of `cluster`.
+    pub(super) fn newest_position(
+        &self,
+        name: &ResourceManagerName,
+        cluster: ClusterId,
+        below: Option<Epoch>,
+    ) -> SqlStr {
+        let below = below.map_or(String::new(), |below| format!(" AND epoch < {below}"));
         text(format!(
             "SELECT epoch, incarnation, sequence FROM {} \
-             WHERE resource_manager = '{name}' AND xid LIKE '{cluster}:%' \
+             WHERE resource_manager = '{name}' AND xid LIKE '{cluster}:%'{below} \
              ORDER BY epoch DESC, sequence DESC LIMIT 1",
             self.evidence_table()
         ))
@@ -241,20 +276,39 @@ impl Schema {
         ))
     }
 
-    /// Keeps the position unless a newer one is kept.
+    /// Keeps the position unless a newer one of its epoch is kept.
     pub(super) fn keep_position(&self, name: &ResourceManagerName, position: &LogPosition) -> SqlStr {
         text(self.raise_position(name, position))
     }
 
     fn raise_position(&self, name: &ResourceManagerName, position: &LogPosition) -> String {
         let LogPosition { epoch, incarnation, sequence } = position;
+        // From left to right: the incarnation is compared by the sequence that was there.
         format!(
-            "UPDATE {identity} \
-             SET seen_epoch = {epoch}, seen_incarnation = '{incarnation}', seen_sequence = {sequence} \
-             WHERE resource_manager = '{name}' \
-             AND (seen_epoch IS NULL OR (seen_epoch, seen_sequence) < ({epoch}, {sequence}))",
-            identity = self.identity_table(),
+            "INSERT INTO {positions} (resource_manager, epoch, incarnation, sequence) \
+             VALUES ('{name}', {epoch}, '{incarnation}', {sequence}) ON DUPLICATE KEY UPDATE \
+             incarnation = IF(sequence < {sequence}, '{incarnation}', incarnation), \
+             sequence = GREATEST(sequence, {sequence})",
+            positions = self.positions_table(),
         )
+    }
+
+    /// Keeps the position, and lets go of those of these epochs. One transaction.
+    pub(super) fn settle(
+        &self,
+        name: &ResourceManagerName,
+        position: &LogPosition,
+        epochs: &[Epoch],
+    ) -> SqlStr {
+        let mut sql = format!("START TRANSACTION; {}; ", self.raise_position(name, position));
+        for epoch in epochs {
+            sql.push_str(&format!(
+                "DELETE FROM {} WHERE resource_manager = '{name}' AND epoch = {epoch}; ",
+                self.positions_table()
+            ));
+        }
+        sql.push_str("COMMIT");
+        text(sql)
     }
 
     /// Of which kind the evidence is.
@@ -310,18 +364,17 @@ impl Schema {
         ))
     }
 
-    /// The newest position among these rows.
-    pub(super) fn newest_of(&self, branches: &[BranchId]) -> SqlStr {
+    /// The positions of these rows.
+    pub(super) fn positions_of(&self, branches: &[BranchId]) -> SqlStr {
         let keys: Vec<String> = branches.iter().map(|branch| format!("'{branch}'")).collect();
         text(format!(
-            "SELECT epoch, incarnation, sequence FROM {} WHERE xid IN ({}) \
-             ORDER BY epoch DESC, sequence DESC LIMIT 1",
+            "SELECT epoch, incarnation, sequence FROM {} WHERE xid IN ({})",
             self.evidence_table(),
             keys.join(", "),
         ))
     }
 
-    /// Deletes rows, and keeps the newest position among them: both or neither.
+    /// Deletes rows, and keeps the newest positions among them: both or neither.
     ///
     /// One statement for each row, by its key: a list of keys may be carried out as a scan of the table, which blocks new
     /// rows and waits for prepared ones (P19).
@@ -329,9 +382,12 @@ impl Schema {
         &self,
         name: &ResourceManagerName,
         branches: &[BranchId],
-        newest: &LogPosition,
+        newest: &Positions,
     ) -> SqlStr {
-        let mut sql = format!("START TRANSACTION; {}; ", self.raise_position(name, newest));
+        let mut sql = String::from("START TRANSACTION; ");
+        for position in newest.iter() {
+            sql.push_str(&format!("{}; ", self.raise_position(name, position)));
+        }
         for branch in branches {
             sql.push_str(&format!("DELETE FROM {} WHERE xid = '{branch}'; ", self.evidence_table()));
         }
@@ -538,7 +594,7 @@ fn text(sql: String) -> SqlStr {
 
 #[cfg(test)]
 mod tests {
-    use lockstep_proto::{Bqual, Epoch, Gtrid, Xid};
+    use lockstep_proto::{Bqual, Gtrid, Xid};
 
     use super::*;
 

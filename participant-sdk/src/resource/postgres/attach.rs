@@ -4,7 +4,7 @@
 //! judgement that `lockstep doctor` shows ([`judge`]). Nothing is changed in the server but our own schema.
 
 use fail::fail_point;
-use lockstep_proto::{ClusterId, LogPosition, ResourceManagerId, ResourceManagerName};
+use lockstep_proto::{ClusterId, Positions, ResourceManagerId, ResourceManagerName};
 use sqlx::postgres::{PgDatabaseError, PgRow};
 use sqlx::{PgPool, Row as _, SqlSafeStr as _, SqlStr};
 
@@ -123,7 +123,7 @@ async fn make_tables(lease: &mut Lease, server: &Server) -> Result<(), ResourceE
 struct Identity {
     identity: ResourceManagerId,
     cluster: Option<ClusterId>,
-    seen: Option<LogPosition>,
+    seen: Positions,
 }
 
 impl Identity {
@@ -142,9 +142,15 @@ impl Identity {
                 "" => None,
                 text => Some(text.parse().map_err(|_malformed| damaged("cluster"))?),
             },
-            seen: evidence::position(row).map_err(|Unresolved(why)| ResourceError::Unfit(why))?,
+            seen: positions(lease, name).await?,
         })
     }
+}
+
+async fn positions(lease: &mut Lease, name: &ResourceManagerName) -> Result<Positions, ResourceError> {
+    let reply = ask(lease, sql::positions(name)).await?;
+    let positions = reply.rows.iter().map(evidence::position).collect::<Result<_, _>>();
+    positions.map_err(|Unresolved(why)| ResourceError::Unfit(why))
 }
 
 async fn ask(lease: &mut Lease, sql: SqlStr) -> Result<Reply, ResourceError> {

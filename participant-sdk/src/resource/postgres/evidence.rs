@@ -1,4 +1,4 @@
-//! The evidence table as a whole: its oldest row, the rows that may go, and the position that must outlive them.
+//! The evidence table as a whole: its oldest row, the rows that may go, and the positions that must outlive them.
 
 use std::time::Duration;
 
@@ -61,9 +61,9 @@ pub(super) fn fate_of(kind: &str) -> Option<Fate> {
     }
 }
 
-/// The position in the columns `epoch`, `incarnation` and `sequence`; `None` where they are NULL.
-pub(super) fn position(row: &PgRow) -> Result<Option<LogPosition>, Unresolved> {
-    let Some(epoch) = row.try_get::<Option<i64>, _>("epoch").map_err(unreadable)? else { return Ok(None) };
+/// The position in the columns `epoch`, `incarnation` and `sequence`.
+pub(super) fn position(row: &PgRow) -> Result<LogPosition, Unresolved> {
+    let epoch = row.try_get::<i64, _>("epoch").map_err(unreadable)?;
     let incarnation = row.try_get::<&str, _>("incarnation").map_err(unreadable)?;
     let sequence = row.try_get::<i64, _>("sequence").map_err(unreadable)?;
     let position = || {
@@ -73,7 +73,7 @@ pub(super) fn position(row: &PgRow) -> Result<Option<LogPosition>, Unresolved> {
             sequence: u64::try_from(sequence).ok()?,
         })
     };
-    position().map(Some).ok_or_else(|| damaged(&format!("{epoch}/{incarnation}/{sequence}")))
+    position().ok_or_else(|| damaged(&format!("{epoch}/{incarnation}/{sequence}")))
 }
 
 fn branch(row: &PgRow) -> Result<BranchId, Unresolved> {

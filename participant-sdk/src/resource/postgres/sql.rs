@@ -11,7 +11,7 @@
 use std::fmt::Write as _;
 use std::time::Duration;
 
-use lockstep_proto::{ClusterId, Gtrid, LogPosition, ResourceManagerName};
+use lockstep_proto::{ClusterId, Epoch, Gtrid, LogPosition, ResourceManagerName};
 use sqlx::{AssertSqlSafe, SqlSafeStr as _, SqlStr};
 
 use crate::resource::BranchId;
@@ -58,13 +58,19 @@ pub(crate) const CREATE_TABLES: &str = concat!(
     "resource_manager text COLLATE \"C\" PRIMARY KEY, ",
     "format smallint NOT NULL, identity uuid NOT NULL DEFAULT gen_random_uuid(), cluster text COLLATE \"C\", ",
     "seen_epoch bigint, seen_incarnation uuid, seen_sequence bigint, ",
-    "made_at timestamptz NOT NULL DEFAULT clock_timestamp())",
+    "made_at timestamptz NOT NULL DEFAULT clock_timestamp()); ",
+    // In the identity's `seen_…`, SDKs from before this table kept one position for all epochs: it is read, and no longer written.
+    "CREATE TABLE IF NOT EXISTS lockstep.positions (",
+    "resource_manager text COLLATE \"C\" NOT NULL, epoch bigint NOT NULL, ",
+    "incarnation uuid NOT NULL, sequence bigint NOT NULL, ",
+    "CONSTRAINT positions_pkey PRIMARY KEY (resource_manager, epoch))",
 );
 
 /// What the role needs in our tables, for a person to grant. `{role}` is the role.
 pub(crate) const GRANTS: &str = "GRANT USAGE ON SCHEMA lockstep TO {role}; \
      GRANT SELECT, INSERT, DELETE ON lockstep.evidence TO {role}; \
-     GRANT SELECT, INSERT, UPDATE ON lockstep.identity TO {role};";
+     GRANT SELECT, INSERT, UPDATE ON lockstep.identity TO {role}; \
+     GRANT SELECT, INSERT, UPDATE, DELETE ON lockstep.positions TO {role};";
 
 /// How a connection of the resource's own is set up, whatever is configured for its role or database: who it is
 /// (a role that prepared branches can be finished by), that what it reads is the newest, that what it writes is
@@ -109,13 +115,18 @@ pub(crate) const SERVER: &str = "SELECT \
 pub(crate) const TABLES: &str = "SELECT CASE \
      WHEN to_regnamespace('lockstep') IS NULL THEN 'absent' \
      WHEN NOT has_schema_privilege('lockstep', 'USAGE') THEN 'forbidden' \
-     WHEN to_regclass('lockstep.evidence') IS NULL OR to_regclass('lockstep.identity') IS NULL THEN 'absent' \
+     WHEN to_regclass('lockstep.evidence') IS NULL OR to_regclass('lockstep.identity') IS NULL \
+     OR to_regclass('lockstep.positions') IS NULL THEN 'absent' \
      WHEN has_table_privilege('lockstep.evidence', 'SELECT') \
      AND has_table_privilege('lockstep.evidence', 'INSERT') \
      AND has_table_privilege('lockstep.evidence', 'DELETE') \
      AND has_table_privilege('lockstep.identity', 'SELECT') \
      AND has_table_privilege('lockstep.identity', 'INSERT') \
-     AND has_table_privilege('lockstep.identity', 'UPDATE') THEN 'ready' \
+     AND has_table_privilege('lockstep.identity', 'UPDATE') \
+     AND has_table_privilege('lockstep.positions', 'SELECT') \
+     AND has_table_privilege('lockstep.positions', 'INSERT') \
+     AND has_table_privilege('lockstep.positions', 'UPDATE') \
+     AND has_table_privilege('lockstep.positions', 'DELETE') THEN 'ready' \
      ELSE 'forbidden' END AS tables, \
      coalesce((SELECT string_agg(needed, ', ') FROM unnest(ARRAY['branch_ended_by_its_service', \
      'branch_read_only_and_not_prepared', 'branch_too_late_to_prepare', 'evidence_pkey']) AS needed \
@@ -123,10 +134,10 @@ pub(crate) const TABLES: &str = "SELECT CASE \
      WHERE t.relnamespace = to_regnamespace('lockstep') AND t.relname = 'evidence' \
      AND c.conname = needed AND c.convalidated)), '') AS missing, \
      coalesce((SELECT string_agg('lockstep.' || c.relname, ', ') FROM pg_class AS c \
-     WHERE c.relnamespace = to_regnamespace('lockstep') AND c.relname IN ('evidence', 'identity') \
+     WHERE c.relnamespace = to_regnamespace('lockstep') AND c.relname IN ('evidence', 'identity', 'positions') \
      AND c.relpersistence <> 'p'), '') AS unlogged, \
      coalesce((SELECT string_agg('lockstep.' || c.relname, ', ') FROM pg_class AS c \
-     WHERE c.relnamespace = to_regnamespace('lockstep') AND c.relname IN ('evidence', 'identity') \
+     WHERE c.relnamespace = to_regnamespace('lockstep') AND c.relname IN ('evidence', 'identity', 'positions') \
      AND row_security_active(c.oid)), '') AS filtered";
 
 /// Makes the identity unless there is one.
@@ -137,19 +148,35 @@ pub(super) fn make_identity(name: &ResourceManagerName) -> SqlStr {
     ))
 }
 
-/// The identity, and the newest position in it or in any evidence row of its cluster: one row.
+/// The identity: one row.
 pub(super) fn identity(name: &ResourceManagerName) -> SqlStr {
     text(format!(
-        "SELECT i.format::bigint AS format, replace(i.identity::text, '-', '') AS identity, \
-         coalesce(i.cluster, '') AS cluster, s.epoch, s.incarnation, s.sequence \
-         FROM lockstep.identity AS i LEFT JOIN LATERAL (\
-         SELECT p.epoch, replace(p.incarnation::text, '-', '') AS incarnation, p.sequence FROM (\
-         (SELECT e.epoch, e.incarnation, e.sequence FROM lockstep.evidence AS e \
-         WHERE e.resource_manager = i.resource_manager AND starts_with(e.xid, i.cluster || ':') \
-         ORDER BY e.epoch DESC, e.sequence DESC LIMIT 1) \
-         UNION ALL SELECT i.seen_epoch, i.seen_incarnation, i.seen_sequence) AS p \
-         WHERE p.epoch IS NOT NULL ORDER BY p.epoch DESC, p.sequence DESC LIMIT 1) AS s ON true \
-         WHERE i.resource_manager = '{name}'"
+        "SELECT format::bigint AS format, replace(identity::text, '-', '') AS identity, \
+         coalesce(cluster, '') AS cluster FROM lockstep.identity WHERE resource_manager = '{name}'"
+    ))
+}
+
+/// The newest position of each epoch: what was kept of them, and the evidence rows of the identity's cluster, of which the index has
+/// each epoch's newest one beside the next lower epoch's. Several rows for some epochs.
+pub(super) fn positions(name: &ResourceManagerName) -> SqlStr {
+    let newest = |below: &str| {
+        format!(
+            "SELECT e.epoch, e.incarnation, e.sequence FROM lockstep.evidence AS e \
+             WHERE e.resource_manager = '{name}' AND starts_with(e.xid, \
+             (SELECT cluster FROM lockstep.identity WHERE resource_manager = '{name}') || ':'){below} \
+             ORDER BY e.epoch DESC, e.sequence DESC LIMIT 1"
+        )
+    };
+    text(format!(
+        "WITH RECURSIVE newest AS (({first}) UNION ALL \
+         SELECT next.* FROM newest, LATERAL ({below}) AS next) \
+         SELECT epoch, replace(incarnation::text, '-', '') AS incarnation, sequence FROM (\
+         SELECT epoch, incarnation, sequence FROM newest \
+         UNION ALL SELECT epoch, incarnation, sequence FROM lockstep.positions WHERE resource_manager = '{name}' \
+         UNION ALL SELECT seen_epoch, seen_incarnation, seen_sequence FROM lockstep.identity \
+         WHERE resource_manager = '{name}' AND seen_epoch IS NOT NULL) AS p",
+        first = newest(""),
+        below = newest(" AND e.epoch < newest.epoch"),
     ))
 }
 
@@ -241,16 +268,32 @@ pub(super) fn was_committed(branch: &BranchId) -> SqlStr {
     ))
 }
 
-/// Keeps the position unless a newer one is kept. It does not wait for the disk: the COMMIT PREPARED that follows does,
+/// Keeps the position unless a newer one of its epoch is kept. It does not wait for the disk: the COMMIT PREPARED that follows does,
 /// whatever is set, and flushes all that was written before it (participants.md). (The two can't go out together:
 /// COMMIT PREPARED is refused beside other statements.)
 pub(super) fn keep_position(name: &ResourceManagerName, position: &LogPosition) -> SqlStr {
+    text(format!("SET LOCAL synchronous_commit = off; {raise}", raise = raise_position(name, position)))
+}
+
+fn raise_position(name: &ResourceManagerName, position: &LogPosition) -> String {
     let LogPosition { epoch, incarnation, sequence } = position;
+    format!(
+        "INSERT INTO lockstep.positions AS p (resource_manager, epoch, incarnation, sequence) \
+         VALUES ('{name}', {epoch}, '{incarnation}', {sequence}) {RAISED}"
+    )
+}
+
+/// Of two positions of an epoch the newer one stays.
+const RAISED: &str = "ON CONFLICT (resource_manager, epoch) DO UPDATE \
+     SET incarnation = excluded.incarnation, sequence = excluded.sequence WHERE p.sequence < excluded.sequence";
+
+/// Keeps the position, and lets go of those of these epochs. One transaction.
+pub(super) fn settle(name: &ResourceManagerName, position: &LogPosition, epochs: &[Epoch]) -> SqlStr {
+    let numbers: Vec<String> = epochs.iter().map(Epoch::to_string).collect();
     text(format!(
-        "SET LOCAL synchronous_commit = off; UPDATE lockstep.identity \
-         SET seen_epoch = {epoch}, seen_incarnation = '{incarnation}', seen_sequence = {sequence} \
-         WHERE resource_manager = '{name}' \
-         AND (seen_epoch IS NULL OR (seen_epoch, seen_sequence) < ({epoch}, {sequence}))"
+        "{raise}; DELETE FROM lockstep.positions WHERE resource_manager = '{name}' AND epoch IN ({numbers})",
+        raise = raise_position(name, position),
+        numbers = numbers.join(", "),
     ))
 }
 
@@ -348,7 +391,7 @@ pub(super) fn old_evidence(
     ))
 }
 
-/// Deletes rows by key, and keeps the newest position among them. One statement: both or neither.
+/// Deletes rows by key, and keeps the newest position of each epoch among them. One statement: both or neither.
 pub(super) fn forget(name: &ResourceManagerName, branches: &[BranchId]) -> SqlStr {
     let mut keys = String::new();
     for (number, branch) in branches.iter().enumerate() {
@@ -358,11 +401,9 @@ pub(super) fn forget(name: &ResourceManagerName, branches: &[BranchId]) -> SqlSt
     text(format!(
         "WITH gone AS (DELETE FROM lockstep.evidence WHERE xid IN ({keys}) \
          RETURNING epoch, incarnation, sequence), \
-         newest AS (SELECT * FROM gone ORDER BY epoch DESC, sequence DESC LIMIT 1) \
-         UPDATE lockstep.identity AS i \
-         SET seen_epoch = n.epoch, seen_incarnation = n.incarnation, seen_sequence = n.sequence \
-         FROM newest AS n WHERE i.resource_manager = '{name}' \
-         AND (i.seen_epoch IS NULL OR (n.epoch, n.sequence) > (i.seen_epoch, i.seen_sequence))"
+         newest AS (SELECT DISTINCT ON (epoch) * FROM gone ORDER BY epoch, sequence DESC) \
+         INSERT INTO lockstep.positions AS p (resource_manager, epoch, incarnation, sequence) \
+         SELECT '{name}', epoch, incarnation, sequence FROM newest ORDER BY epoch {RAISED}"
     ))
 }
 
@@ -436,7 +477,7 @@ fn text(sql: String) -> SqlStr {
 
 #[cfg(test)]
 mod tests {
-    use lockstep_proto::{Bqual, Epoch, Gtrid, Xid};
+    use lockstep_proto::{Bqual, Gtrid, Xid};
 
     use super::*;
 
