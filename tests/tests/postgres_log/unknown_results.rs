@@ -165,7 +165,7 @@ async fn a_decision_that_finds_no_server_is_refused() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_write_that_stays_unknown_holds_no_more_connections_than_one_and_the_next() {
     let server = PostgresServer::start().unwrap();
-    let options = Options { patience: Duration::from_millis(400), ..leased(&server.url("postgres"), "a") };
+    let options = Options { patience: Duration::from_secs(1), ..leased(&server.url("postgres"), "a") };
     let log = Arc::new(open(&options).await);
     decide(&log, &commit(gtrid(own(&log), 0, 200))).await.unwrap();
     super::wait_for_nobody(&server, true);
@@ -173,15 +173,16 @@ async fn a_write_that_stays_unknown_holds_no_more_connections_than_one_and_the_n
     let write = spawn(&log, &decision);
     let waiting = "SELECT count(*) FROM pg_stat_activity WHERE query LIKE '%lockstep_log.epochs%' \
          AND state <> 'idle' AND pid <> pg_backend_pid()";
-    let mut most = 0;
-    let begun = tokio::time::Instant::now();
-    while begun.elapsed() < Duration::from_secs(11) {
-        most = most.max(server.psql("postgres", waiting).unwrap().parse::<u32>().unwrap());
+    // Long enough for several attempts to settle it.
+    tokio::time::sleep(Duration::from_secs(12)).await;
+    let mut seen = Vec::new();
+    for _look in 0..10 {
+        seen.push(server.psql("postgres", waiting).unwrap().parse::<u32>().unwrap());
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
     assert!(!write.is_finished(), "nobody was told of it");
-    // The write itself, and what waits for its row; one that was just given up may not have ended yet.
-    assert!((2..=3).contains(&most), "{most}");
+    // The write itself, and what waits for its row, if an attempt is under way; one that was just given up may not have ended yet.
+    assert!(seen.contains(&2) && seen.iter().all(|waiting| (1..=3).contains(waiting)), "{seen:?}");
     super::wait_for_nobody(&server, false);
     assert_eq!(tokio::time::timeout(LONG, write).await.unwrap().unwrap(), Ok(()));
     assert_eq!(look(&log, decision.gtrid).await.recorded, Recorded::Decided(decision));
