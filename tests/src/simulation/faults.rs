@@ -41,13 +41,13 @@ kinds! {
     /// It comes late.
     Delay, "message late", 145_000, Benign;
     /// A client's request or its answer, or a call of a service, is lost.
-    CallLost, "call lost", 39_000, Harsh;
+    CallLost, "call lost", 35_000, Harsh;
 
     // ---- the network: for each transaction ----
     /// A participant is cut off for a while.
     Partition, "partition", 256_000, Harsh;
     /// A session breaks; each side learns it at its own time.
-    SessionBreak, "session broken", 470_000, Harsh;
+    SessionBreak, "session broken", 425_000, Harsh;
 
     // ---- processes: for each transaction, or between any two effects ----
     /// The coordinator is killed; what it wrote stays in the page cache.
@@ -79,13 +79,13 @@ kinds! {
     /// The reply is lost after the effect.
     ReplyLost, "store reply lost", 62_000, Mild;
     /// It is out of reach, and nothing was done.
-    Unavailable, "store out of reach", 20_000, Mild;
+    Unavailable, "store out of reach", 15_500, Mild;
     /// It refuses to prepare.
-    Refuses, "store refused prepare", 360_000, Mild;
+    Refuses, "store refused prepare", 345_000, Mild;
     /// PREPARE says OK and did nothing.
     HollowPrepare, "hollow prepare", 500_000, Mild;
     /// A service has committed in the middle of its branch.
-    ServiceCommits, "service committed by itself", 580_000, Mild;
+    ServiceCommits, "service committed by itself", 750_000, Mild;
     /// "Unknown xid", because the session that prepared it is still attached.
     UnknownXid, "unknown xid", 3_600_000, Benign;
 
@@ -99,7 +99,7 @@ kinds! {
     /// An administrator ends a prepared branch by hand.
     Hand, "branch ended by hand", 190_000, Benign;
     /// An operator rolls a transaction back.
-    OperatorRollback, "operator rollback", 330_000, Harsh;
+    OperatorRollback, "operator rollback", 295_000, Harsh;
 }
 
 /// No occasion is a fault for certain: what never goes well never ends.
