@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use fail::fail_point;
+use lockstep_proto::museum::mutated;
 use lockstep_proto::{ClusterId, Epoch, Gtrid, LogPosition, ResourceManagerName};
 use sqlx::mysql::MySqlRow;
 use sqlx::{MySqlPool, Row as _};
@@ -41,7 +42,8 @@ pub(super) async fn old(
         let reply = run(own, schema.old_evidence(name, cluster, retention, limit)).await?;
         let (mut old, mut new) = (Vec::new(), Vec::new());
         for row in &reply.rows {
-            if row.try_get::<i64, _>("noticed").map_err(unreadable)? == 1 {
+            let noticed = row.try_get::<i64, _>("noticed").map_err(unreadable)? == 1;
+            if noticed || mutated("P19-old-when-first-seen") {
                 let kind = text(row, "kind").map_err(unreadable)?;
                 old.push(EvidenceRow {
                     branch: branch(row)?,

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use fail::fail_point;
+use lockstep_proto::museum::mutated;
 use lockstep_proto::{ClusterId, Epoch, Gtrid, LogPosition, ResourceManagerName};
 use sqlx::postgres::PgRow;
 use sqlx::{PgPool, Row as _};
@@ -37,7 +38,7 @@ pub(super) async fn old(
         let reply = run(own, sql::old_evidence(name, cluster, retention, limit)).await?;
         let (mut old, mut new) = (Vec::new(), Vec::new());
         for row in &reply.rows {
-            if row.try_get("noticed").map_err(unreadable)? {
+            if row.try_get("noticed").map_err(unreadable)? || mutated("P19-old-when-first-seen") {
                 let kind = row.try_get::<&str, _>("kind").map_err(unreadable)?;
                 old.push(EvidenceRow {
                     branch: branch(row)?,

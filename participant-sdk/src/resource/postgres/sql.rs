@@ -11,6 +11,7 @@
 use std::fmt::Write as _;
 use std::time::Duration;
 
+use lockstep_proto::museum::mutated;
 use lockstep_proto::{ClusterId, Gtrid, LogPosition, ResourceManagerName};
 use sqlx::{AssertSqlSafe, SqlSafeStr as _, SqlStr};
 
@@ -404,11 +405,18 @@ fn evidence(
 ) -> String {
     let deadline =
         format!("(pg_catalog.now() OPERATOR(pg_catalog.+) interval '{} milliseconds')", millis(lifetime));
+    let kind = if mutated("P16-prepares-what-the-service-began") {
+        "'branch'".to_owned()
+    } else {
+        format!(
+            "CASE WHEN pg_catalog.current_setting('lockstep.branch', true) OPERATOR(pg_catalog.=) '{branch}' \
+             THEN 'branch' END"
+        )
+    };
     format!(
         "SET CONSTRAINTS ALL IMMEDIATE; SET LOCAL ROLE NONE; {durable}; \
          INSERT INTO lockstep.evidence ({EVIDENCE_COLUMNS}) VALUES ('{branch}', \
-         CASE WHEN pg_catalog.current_setting('lockstep.branch', true) OPERATOR(pg_catalog.=) '{branch}' \
-         THEN 'branch' END, \
+         {kind}, \
          pg_catalog.{local_xid}(), \
          CASE WHEN pg_catalog.clock_timestamp() OPERATOR(pg_catalog.<) {deadline} THEN {deadline} END, \
          {noticed}, {fixed})",
