@@ -35,11 +35,11 @@ kinds! {
     /// A message is lost.
     Loss, "message lost", 20_500, Mild;
     /// It comes twice.
-    Duplicate, "message doubled", 163_000, Benign;
+    Duplicate, "message doubled", 167_000, Benign;
     /// Later ones overtake it.
-    Reorder, "message overtaken", 156_000, Benign;
+    Reorder, "message overtaken", 160_000, Benign;
     /// It comes late.
-    Delay, "message late", 139_000, Benign;
+    Delay, "message late", 142_000, Benign;
     /// A client's request or its answer, or a call of a service, is lost.
     CallLost, "call lost", 60_000, Harsh;
 
