@@ -69,6 +69,8 @@ pub struct Tried {
 pub struct Report {
     /// Distinct states of all worlds together.
     states: u64,
+    /// How many there have to be: a bound that has become narrow by mistake is noticed.
+    promised: u64,
     /// Steps between them.
     steps: u64,
     /// Worlds.
@@ -132,11 +134,12 @@ fn tenths(duration: Duration) -> f64 {
 }
 
 impl Report {
-    /// Of these worlds.
+    /// Of these worlds, which together have at least as many states as promised.
     #[must_use]
-    pub fn new(worlds: Vec<Tried>, took: Duration) -> Self {
+    pub fn new(worlds: Vec<Tried>, promised: u64, took: Duration) -> Self {
         Self {
             states: worlds.iter().map(|tried| tried.states).sum(),
+            promised,
             steps: worlds.iter().map(|tried| tried.steps).sum(),
             cells: worlds.len(),
             faults: worlds.iter().map(|tried| tried.faults).sum(),
@@ -147,10 +150,10 @@ impl Report {
         }
     }
 
-    /// Whether nothing was violated, and every world has an end.
+    /// Whether nothing was violated, every world has an end, and all were as large as promised.
     #[must_use]
     pub fn is_clean(&self) -> bool {
-        self.violations == 0 && self.worlds.iter().all(|tried| tried.ends > 0)
+        self.states >= self.promised && self.violations == 0 && self.worlds.iter().all(|tried| tried.ends > 0)
     }
 
     /// One line of JSON.

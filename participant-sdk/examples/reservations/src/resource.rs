@@ -210,7 +210,11 @@ impl Ledger {
             return Ok(fate(evidence.outcome));
         }
         let (outcome, deadline_ms, position) = match state.prepared.get(branch) {
-            Some(prepared) => (wanted, prepared.deadline_ms, newer(prepared.position, *position)),
+            // Whoever was told of the decision must find how it ended, however late that is: the retention counts from now, or later.
+            Some(prepared) => {
+                let deadline_ms = prepared.deadline_ms.max(deadline_ms(Duration::ZERO));
+                (wanted, deadline_ms, newer(prepared.position, *position))
+            }
             // No branch that exists has a later deadline.
             None => (Ended::RolledBack, deadline_ms(MAX_TIMEOUT), *position),
         };

@@ -235,18 +235,22 @@ pub(super) async fn insert(
     }
 }
 
-/// Raises the position of a branch's row: the decision's is newer than the one it was prepared with.
-pub(super) async fn raise_position(
+/// Completes a branch's row with its commit: the decision's position is newer than the one it was prepared with, and the retention counts from now
+/// if its deadline has passed. Whoever was told to commit it must find the row, however late that is.
+pub(super) async fn complete(
     connection: &mut SqliteConnection,
     branch: &BranchId,
     position: &LogPosition,
 ) -> Result<(), sqlx::Error> {
+    let now = unix_ms(wall_clock());
     sqlx::query(
-        "UPDATE main.lockstep_evidence SET position = max(position, ?2), written_ms = ?3 WHERE branch = ?1",
+        "UPDATE main.lockstep_evidence SET position = max(position, ?2), written_ms = ?3, \
+         deadline_ms = max(deadline_ms, ?4) WHERE branch = ?1",
     )
     .bind(branch.to_string())
     .bind(position_bytes(position).as_slice())
-    .bind(unix_ms(wall_clock()))
+    .bind(now)
+    .bind(if mutated("P19-retention-counts-from-the-deadline") { 0 } else { now })
     .execute(connection)
     .await?;
     Ok(())
