@@ -126,8 +126,7 @@ fn what_is_mounted_is_there() {
         for volume in strings(&service["volumes"]) {
             let source = volume.split(':').next().unwrap();
             if let Some(path) = source.strip_prefix("./") {
-                // The dashboard comes with the observability of the coordinator.
-                let is_there = root().join(path).is_file() || path == "deploy/grafana/lockstep.json";
+                let is_there = root().join(path).is_file();
                 assert!(is_there && volume.ends_with(":ro"), "{name}: {volume}");
             } else {
                 assert!(volumes.contains_key(source), "{name}: {source} is no named volume");
