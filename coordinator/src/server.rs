@@ -400,15 +400,18 @@ impl Parts {
         }
     }
 
-    /// Keeps the lease, where there is one, until another node has taken over.
+    /// Keeps the lease, where there is one, until another node has taken over; of a log of one's own, waits until it must not be
+    /// trusted any more.
     fn keep(&self, config: &Config, log: &OpenLog) -> JoinHandle<AppendError> {
         let keeper = log.on_postgres().map(|(log, adopted)| {
             Keeper::new(log, self.shared.engine.clone(), self.shared.registry.clone(), config.lease, adopted)
         });
+        let own = log.embedded();
         tokio::spawn(async move {
-            match keeper {
-                Some(keeper) => keeper.run().await,
-                None => std::future::pending().await,
+            match (keeper, own) {
+                (Some(keeper), _) => keeper.run().await,
+                (None, Some(own)) => own.broken().await,
+                (None, None) => unreachable!("a log is shared or embedded"),
             }
         })
     }

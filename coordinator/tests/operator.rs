@@ -164,7 +164,7 @@ async fn a_second_signal_ends_a_drain_at_once() {
     coordinator.signal(Signal::TERM);
     coordinator.logged("draining").await;
     coordinator.signal(Signal::INT);
-    coordinator.logged("error: SIGINT while draining: ended at once").await;
+    coordinator.logged("]: SIGINT while draining: ended at once").await;
     assert_eq!(coordinator.exit_code().await, Some(1));
 }
 

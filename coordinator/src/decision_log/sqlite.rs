@@ -128,6 +128,12 @@ impl SqliteLog {
         self.dir.free_bytes()
     }
 
+    /// Waits until this process must not go on with the log (P6): whichever write it was that may have failed, the next force is
+    /// not waited for.
+    pub async fn broken(&self) -> AppendError {
+        AppendError::Unknown(self.shared.broken.wait().await)
+    }
+
     async fn append(
         &self,
         decisions: &[DecisionRecord],

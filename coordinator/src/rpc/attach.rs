@@ -29,7 +29,11 @@ pub(super) async fn attach(
     let first = first.map_err(|_elapsed| AttachError::NotAHello("none came within 10 s".into()))??;
     let first = first.ok_or_else(|| AttachError::NotAHello("the stream ended".into()))?;
     let hello = Hello::from_frame(first)?;
-    admit(&hello, &shared.engine, &shared.registry).await?;
+    // In a task of its own: it writes to the log, and a participant that goes away must not break that off halfway.
+    let own = shared.clone();
+    let admitting =
+        tokio::spawn(async move { admit(&hello, &own.engine, &own.registry).await.map(|()| hello) });
+    let hello = admitting.await.map_err(|panic| Status::internal(panic.to_string()))??;
     let epochs = shared.engine.log().epochs().await.map_err(AttachError::from)?;
 
     let stop = shared.shutdown.child_token();

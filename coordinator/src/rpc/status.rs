@@ -153,6 +153,10 @@ impl RequestError {
                     "`lockstep participants show {name}` says why its newest attach was refused, if it was"
                 )
             }
+            Self::NotFound(_) => {
+                "`lockstep tx ls --all` lists what is there; `lockstep orphans scan` what is prepared and belongs to nobody"
+                    .to_owned()
+            }
             Self::NoSuchParticipant(_) => "`lockstep participants ls` lists those that have".to_owned(),
             Self::NotRecorded(_) => {
                 "`lockstep health` says whether the decision log answers; then try again".to_owned()
@@ -165,7 +169,6 @@ impl RequestError {
             | Self::Label(_)
             | Self::Field(_)
             | Self::AlreadyCommitted(_)
-            | Self::NotFound(_)
             | Self::Ambiguous { .. }
             | Self::TooLong(_)
             | Self::OrphanNotEnded(_)

@@ -270,6 +270,8 @@ fn orphan(servers: &Servers, roles: &Roles, report: &mut Report, how: Orphaned) 
         let ran = world.lockstep(&["orphans", "resolve", id, "--rollback", "--dry-run"])?;
         let (situation, action) = ("orphan, one is silent", "resolve --rollback");
         report.cells.push(Cell { situation, action, expected: "LS0426", found: verdict(&ran) });
+        follow_code(&world, "LS0426", id)?;
+        report.codes.insert("LS0426".to_owned());
         world.attach_ledger()?;
         world.wait_until_attached()?;
     }

@@ -86,16 +86,17 @@ impl Played {
         assert!(first.is_some(), "it is welcomed or refused");
         let (tell, heard) = mpsc::unbounded_channel();
         let weak = out.downgrade();
+        let answer = async move |kind| match (kind, weak.upgrade()) {
+            (Kind::Inspect(asked), Some(out)) => {
+                let answer = v1::Inspection { question: asked.question, ..holds.clone() };
+                send(&out, Said::Inspection(answer)).await;
+            }
+            (other, _) => drop(tell.send(other)),
+        };
         tokio::spawn(async move {
             while let Ok(Some(frame)) = stream.message().await {
                 for kind in frame.messages.into_iter().filter_map(|message| message.kind) {
-                    let Kind::Inspect(asked) = kind else {
-                        drop(tell.send(kind));
-                        continue;
-                    };
-                    let Some(out) = weak.upgrade() else { return };
-                    let answer = v1::Inspection { question: asked.question, ..holds.clone() };
-                    send(&out, Said::Inspection(answer)).await;
+                    answer(kind).await;
                 }
             }
         });

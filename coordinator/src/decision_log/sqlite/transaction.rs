@@ -11,6 +11,7 @@ use std::sync::OnceLock;
 
 use lockstep_proto::museum::mutated;
 use sqlx::SqliteConnection;
+use tokio::sync::Notify;
 
 use super::read::{code, is_damage};
 use crate::decision_log::AppendError;
@@ -38,13 +39,18 @@ impl From<sqlx::Error> for Fault {
 
 /// Why the log can no longer be trusted by this process, once that is so. The first reason stays.
 #[derive(Debug, Default)]
-pub(super) struct Broken(OnceLock<String>);
+pub(super) struct Broken {
+    reason: OnceLock<String>,
+    /// Told when there is one.
+    told: Notify,
+}
 
 impl Broken {
     /// From now on everything is refused as unknown.
     pub(super) fn set(&self, reason: &str) -> AppendError {
         // Only the first reason counts: the others follow from it.
-        self.0.get_or_init(|| reason.to_owned());
+        self.reason.get_or_init(|| reason.to_owned());
+        self.told.notify_waiters();
         AppendError::Unknown(reason.to_owned())
     }
 
@@ -53,7 +59,21 @@ impl Broken {
         if mutated("P6-goes-on-after-a-failed-write") {
             return None;
         }
-        self.0.get().map(String::as_str)
+        self.reason.get().map(String::as_str)
+    }
+
+    /// Waits until there is a reason.
+    pub(super) async fn wait(&self) -> String {
+        loop {
+            let told = self.told.notified();
+            tokio::pin!(told);
+            // Before it is looked at: what comes in between is not missed.
+            told.as_mut().enable();
+            if let Some(reason) = self.reason() {
+                return reason.to_owned();
+            }
+            told.await;
+        }
     }
 }
 

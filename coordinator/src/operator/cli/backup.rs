@@ -80,8 +80,8 @@ fn text(made: &BackedUp) -> String {
     format!(
         "backed up: the decision log of cluster {}{while_running}\n\
          in {}: {} transactions, up to epoch {}, {} bytes\n\
-         what is decided from now on is not in it, and it says so itself: whoever starts a coordinator on it has to run \
-         `lockstep restore` first\n",
+         what is decided from now on is not in it, and it says so itself: a coordinator\n\
+         that is started on it begins nothing before `lockstep restore` was run\n",
         made.cluster,
         printable(&made.dir.display().to_string()),
         made.transactions,

@@ -92,9 +92,9 @@ fn text(step: Step, restored: &Restoration) -> String {
     let Restoration { cluster, below, unfinished, was_behind, dry_run } = restored;
     let would = if *dry_run { "would be " } else { "" };
     let behind = if *was_behind {
-        "it is a backup, or participants have seen decisions that it does not have"
+        "it is a\n  backup, or participants have seen decisions that it does not have"
     } else {
-        "no participant has told yet that it had seen more"
+        "no\n  participant has told yet that it had seen more"
     };
     let confirm = if *dry_run {
         format!("next: the same with --confirm {cluster} --reason TEXT\n")
@@ -104,10 +104,10 @@ fn text(step: Step, restored: &Restoration) -> String {
     match step {
         Step::Restore => format!(
             "the decision log of cluster {cluster}: {behind}\n\
-             {would}done: nothing is presumed of transactions of epochs below {below}; new ones begin above\n\
+             {would}done: nothing is presumed of transactions of epochs below {below};\n  new ones begin above\n\
              {unfinished} recorded decisions without an end are delivered by the next start\n\
              {confirm}\
-             then: start the coordinators; what is prepared and has no record stays as it is: docs/restore.md\n"
+             then: start the coordinators; what is prepared and has no record stays as it\n  is: docs/restore.md\n"
         ),
         Step::Settle => format!(
             "the decision log of cluster {cluster}, restored below epoch {below}\n\

@@ -97,9 +97,9 @@ fn every_error_code_has_a_page_and_every_page_a_code() {
 fn every_command_that_a_page_or_a_refusal_names_is_one() {
     let mut texts: Vec<(String, String)> =
         Forbidden::ALL.iter().map(|why| (format!("{why:?}"), why.instead().to_owned())).collect();
-    for folder in ["errors", "runbook"] {
-        for entry in std::fs::read_dir(path(folder)).unwrap() {
-            let file = entry.unwrap().path();
+    for folder in ["errors", "runbook", "runbook/alerts"] {
+        let files = std::fs::read_dir(path(folder)).unwrap().map(|entry| entry.unwrap().path());
+        for file in files.filter(|file| file.is_file()) {
             texts.push((file.display().to_string(), std::fs::read_to_string(file).unwrap()));
         }
     }
