@@ -192,7 +192,7 @@ pub const BUGS: &[Bug] = &[
     simulation(
         "P10-session-ends-an-intent",
         "a broken session ends a transaction whose only branch was told to commit in one phase",
-        &["reply_matches_log"],
+        &["reply_matches_log", "agreement"],
     ),
     simulation(
         "P10-intent-recovered-as-commit",
