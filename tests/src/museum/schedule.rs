@@ -155,6 +155,7 @@ async fn read_waits_for_a_write() -> bool {
         migrate: true,
         accepted: Accepted::default(),
         node: "node".to_owned(),
+        address: None,
         succeeds: false,
         lease: LONG,
         patience: LONG,
@@ -182,7 +183,7 @@ impl CoordinatorService for Silent {
     async fn begin(&self, _: Request<v1::BeginRequest>) -> Result<Response<v1::BeginResponse>, Status> {
         let gtrid = branch_of("bank").xid.gtrid.to_string();
         let timeout_ms = 60_000;
-        Ok(Response::new(v1::BeginResponse { gtrid, cluster: cluster().to_string(), timeout_ms }))
+        Ok(Response::new(v1::BeginResponse { gtrid, cluster: cluster().to_string(), timeout_ms, ..Default::default() }))
     }
 
     async fn commit(&self, _: Request<v1::CommitRequest>) -> Result<Response<v1::CommitResponse>, Status> {
@@ -201,6 +202,13 @@ impl CoordinatorService for Silent {
 
     async fn inquire(&self, _: Request<v1::InquireRequest>) -> Result<Response<v1::InquireResponse>, Status> {
         Err(Status::unavailable("it says nothing"))
+    }
+
+    async fn list_nodes(
+        &self,
+        _: Request<v1::ListNodesRequest>,
+    ) -> Result<Response<v1::ListNodesResponse>, Status> {
+        Ok(Response::new(v1::ListNodesResponse { epoch: 1, nodes: Vec::new() }))
     }
 }
 
