@@ -84,7 +84,7 @@ impl Place {
         }
         if line.contains("lockstep serve") {
             // It serves until it is told to stop, and then drains.
-            line = line.replace("lockstep serve", "timeout --preserve-status 5 lockstep serve");
+            line = line.replace("lockstep serve", "timeout --foreground --preserve-status 5 lockstep serve");
         }
         line
     }

@@ -64,7 +64,8 @@ struct Members<R: Resource> {
 /// All coordinators of a participant. When it is dropped, their drivers go away.
 pub(super) struct Nodes<R: Resource> {
     name: ResourceManagerName,
-    resource: Arc<R>,
+    /// The drivers have it: when they are gone, it is let go of, with its connections and its locks, whoever still has a handle.
+    resource: Weak<R>,
     seals: broadcast::Sender<Vec<u32>>,
     members: watch::Sender<Members<R>>,
 }
@@ -78,14 +79,16 @@ impl<R: Resource> Nodes<R> {
     ) -> Result<Arc<Self>, AttachError> {
         let (seals, _told) = broadcast::channel(SEALS);
         let (members, _looking) = watch::channel(Members { nodes: Vec::new(), is_leaving: false });
-        let nodes = Arc::new(Self { name, resource: Arc::new(resource), seals, members });
+        let resource = Arc::new(resource);
+        let nodes = Arc::new(Self { name, resource: Arc::downgrade(&resource), seals, members });
         let mut attaching = FuturesUnordered::new();
         for (address, channel) in named {
             let (first, attached_first) = oneshot::channel();
-            let node = nodes.drive(address, channel, true, first);
+            let node = nodes.drive(Arc::clone(&resource), address, channel, true, first);
             nodes.members.send_modify(|members| members.nodes.push(Arc::new(node)));
             attaching.push(attached_first);
         }
+        drop(resource);
         let mut refused = None;
         while let Some(result) = attaching.next().await {
             match result.expect("the driver answers the first attach before it ends") {
@@ -110,6 +113,7 @@ impl<R: Resource> Nodes<R> {
     /// A driver for the coordinator at this address. `first` hears of its first attach.
     fn drive(
         &self,
+        resource: Arc<R>,
         address: String,
         channel: Channel,
         is_named: bool,
@@ -122,7 +126,7 @@ impl<R: Resource> Nodes<R> {
         let (told_sender, told) = watch::channel(Vec::new());
         let driver = Driver::new(Parts {
             name: self.name.clone(),
-            resource: Arc::clone(&self.resource),
+            resource,
             channel,
             joins: join_receiver,
             releases: release_receiver,
@@ -230,7 +234,9 @@ impl<R: Resource> Nodes<R> {
         tracing::info!(name = %self.name, address, "a coordinator is told of");
         // It is tried for as long as it is told of: nobody waits for the first time.
         let (first, _nobody_waits) = oneshot::channel();
-        Some(Arc::new(self.drive(address, channel.ok()?, false, first)))
+        // Without a driver that has it, the participant is going away.
+        let resource = self.resource.upgrade()?;
+        Some(Arc::new(self.drive(resource, address, channel.ok()?, false, first)))
     }
 }
 

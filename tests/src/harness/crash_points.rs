@@ -80,7 +80,10 @@ pub fn arm_from_environment() -> Result<()> {
     if let Ok(asked) = std::env::var(SLOW_VARIABLE) {
         let (point, millis) =
             asked.split_once(':').ok_or_else(|| Failed::new(format!("{SLOW_VARIABLE}={asked}")))?;
-        fail::cfg(point, &format!("sleep({millis})"))
+        let wait = millis.parse().map_err(Failed::because(format!("{SLOW_VARIABLE}={asked}")))?;
+        let wait = Duration::from_millis(wait);
+        // Only who waits there is held up: other tasks of the same worker go on elsewhere.
+        fail::cfg_callback(point, move || tokio::task::block_in_place(|| std::thread::sleep(wait)))
             .map_err(|why| Failed::new(format!("{SLOW_VARIABLE}={asked}: {why}")))?;
     }
     if let Ok(asked) = std::env::var(HOLD_VARIABLE) {

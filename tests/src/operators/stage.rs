@@ -185,8 +185,8 @@ impl<'a> World<'a> {
     pub fn stop_orders(&mut self) {
         if let Some((runtime, participant)) = self.orders.take() {
             runtime.shutdown_background();
-            // Its task is gone: nothing is sent by dropping it.
-            std::mem::forget(participant);
+            // Its task is gone: nothing is sent by dropping it, but its connections end.
+            drop(participant);
         }
     }
 
@@ -194,7 +194,7 @@ impl<'a> World<'a> {
     pub fn stop_ledger(&mut self) {
         if let Some((runtime, participant)) = self.ledger.take() {
             runtime.shutdown_background();
-            std::mem::forget(participant);
+            drop(participant);
         }
     }
 

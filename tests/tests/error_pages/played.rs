@@ -13,6 +13,7 @@ use lockstep_tests::operators::pages::Names;
 use tempfile::TempDir;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
+use tonic::Streaming;
 use tonic::transport::{Channel, Endpoint};
 use tonic_types::StatusExt as _;
 
@@ -85,21 +86,8 @@ impl Played {
         let first = stream.message().await?;
         assert!(first.is_some(), "it is welcomed or refused");
         let (tell, heard) = mpsc::unbounded_channel();
-        let weak = out.downgrade();
-        let answer = async move |kind| match (kind, weak.upgrade()) {
-            (Kind::Inspect(asked), Some(out)) => {
-                let answer = v1::Inspection { question: asked.question, ..holds.clone() };
-                send(&out, Said::Inspection(answer)).await;
-            }
-            (other, _) => drop(tell.send(other)),
-        };
-        tokio::spawn(async move {
-            while let Ok(Some(frame)) = stream.message().await {
-                for kind in frame.messages.into_iter().filter_map(|message| message.kind) {
-                    answer(kind).await;
-                }
-            }
-        });
+        // Weak: when the participant is dropped, its stream ends.
+        tokio::spawn(listen(stream, holds, out.downgrade(), tell));
         Ok(Self { name, out, heard })
     }
 
@@ -118,6 +106,26 @@ impl Played {
     async fn enlist(&mut self, gtrid: &str) {
         send(&self.out, Said::Enlist(v1::Enlist { xid: Some(xid(self.name, gtrid)) })).await;
         self.hear(|kind| matches!(kind, Kind::Enlisted(_))).await;
+    }
+}
+
+/// Answers inspections, and passes on what else the coordinator says.
+async fn listen(
+    mut stream: Streaming<v1::CoordinatorFrame>,
+    holds: v1::Inspection,
+    out: mpsc::WeakSender<v1::ParticipantFrame>,
+    tell: mpsc::UnboundedSender<Kind>,
+) {
+    while let Ok(Some(frame)) = stream.message().await {
+        for kind in frame.messages.into_iter().filter_map(|message| message.kind) {
+            let Kind::Inspect(asked) = kind else {
+                drop(tell.send(kind));
+                continue;
+            };
+            let Some(out) = out.upgrade() else { return };
+            let answer = v1::Inspection { question: asked.question, ..holds.clone() };
+            send(&out, Said::Inspection(answer)).await;
+        }
     }
 }
 
@@ -189,7 +197,8 @@ async fn undelivered(book: &mut Book, names: &Names<'_>, orders: &mut Played) {
     let gtrid = begin(names.server).await;
     orders.enlist(&gtrid).await;
     let mut client = CoordinatorServiceClient::new(channel(names.server).await);
-    let request = v1::CommitRequest { gtrid: gtrid.clone(), ..Default::default() };
+    let wait = v1::Wait::Decided.into();
+    let request = v1::CommitRequest { gtrid: gtrid.clone(), wait, ..Default::default() };
     let committing = tokio::spawn(async move { client.commit(request).await });
     orders.hear(|kind| matches!(kind, Kind::CommitOnePhase(_))).await;
     let of_it = Names { id: &gtrid, ..*names };

@@ -63,8 +63,10 @@ fn a_log_in_postgres_that_cannot_be_used_says_why() {
     book.fails(Code::NoSchema, &names, &serve);
 
     server.configure(&[("fsync", "off")]).unwrap();
+    server.restart().unwrap();
     book.fails(Code::NotDurable, &names, &serve);
     server.configure(&[("fsync", "on")]).unwrap();
+    server.restart().unwrap();
 
     // A server whose clock is an hour ahead.
     server
@@ -106,5 +108,6 @@ fn two_nodes(book: &mut Book, names: &Names<'_>, dir: &Path, server: &mut Postgr
     book.fails(Code::NodesRunning, &names, &["restore", "--dry-run", &flag]);
     server.freeze().unwrap();
     book.fails(Code::LogUnavailable, &names, &["tx", "ls", "--all", "--timeout=60s"]);
+    server.kill().unwrap();
     server.restart().unwrap();
 }

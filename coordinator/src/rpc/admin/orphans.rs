@@ -19,8 +19,8 @@ use crate::protocol::situation::{Action, Proof, Standing};
 use crate::rpc::Services;
 use crate::rpc::status::RequestError;
 
-/// How long it may take until the databases have done it.
-const PATIENCE: Duration = Duration::from_secs(10);
+/// How long it may take until the databases have done it. Shorter than a command waits for its answer, which says what is left then.
+const PATIENCE: Duration = Duration::from_secs(7);
 const LOOK_EVERY: Duration = Duration::from_millis(100);
 
 /// Which branches are told what.
