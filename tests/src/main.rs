@@ -21,7 +21,7 @@ use lockstep_tests::simulation;
 use lockstep_tests::trial::progress::Progress;
 use lockstep_tests::trial::run::share;
 use lockstep_tests::trial::verdict::Verdict;
-use lockstep_tests::{model, museum};
+use lockstep_tests::{model, museum, torture};
 
 /// Violations after which a simulation stops: each is a world that is run again for its trace.
 const MOST_VIOLATIONS: usize = 3;
@@ -55,6 +55,8 @@ enum What {
     Operators(Operators),
     /// SIGKILL or SIGSTOP of a random coordinator every few seconds, several of them on one PostgreSQL log, under load
     Cluster(Cluster),
+    /// SIGKILL and SIGSTOP of anybody, servers too, and connections cut and slowed, at random and under load; then healing
+    Torture(Torture),
     /// What a process of the harness plays
     #[command(hide = true)]
     Role {
@@ -178,6 +180,19 @@ struct Cluster {
     throughput: bool,
 }
 
+#[derive(Debug, clap::Args)]
+struct Torture {
+    /// End with one line of JSON on stdout
+    #[arg(long)]
+    json: bool,
+    /// For how long
+    #[arg(long, default_value_t = 20)]
+    minutes: u64,
+    /// Chooses what is done to whom, and when
+    #[arg(long, default_value_t = 1)]
+    seed: u64,
+}
+
 fn parse_share(text: &str) -> Result<(usize, usize), String> {
     let parts = text.split_once('/').and_then(|(k, n)| Some((k.parse().ok()?, n.parse().ok()?)));
     let (k, n) = parts.ok_or("it has the form K/N, such as 1/4")?;
@@ -193,6 +208,7 @@ fn main() -> ExitCode {
         What::Resources(arguments) => resources(&arguments),
         What::Operators(arguments) => operators(&arguments),
         What::Cluster(arguments) => cluster(&arguments),
+        What::Torture(arguments) => torture(&arguments),
         What::Role { role } => play(role),
     }
 }
@@ -242,6 +258,24 @@ fn cluster(arguments: &Cluster) -> ExitCode {
         println!("{}", report.summary());
     }
     if report.is_clean() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+fn torture(arguments: &Torture) -> ExitCode {
+    let time = Duration::from_secs(60 * arguments.minutes);
+    let tried =
+        tempfile::tempdir().map_err(Failed::because("no temporary directory")).and_then(|directory| {
+            torture::run::run(&roles()?, directory.path(), time, arguments.seed, |fault| eprintln!("{fault}"))
+        });
+    match tried {
+        Ok(report) => {
+            show(&report.summary(), arguments.json.then(|| report.json()));
+            if report.is_clean() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+        }
+        Err(failed) => {
+            eprintln!("{failed}");
+            ExitCode::FAILURE
+        }
+    }
 }
 
 fn throughput(arguments: &Cluster) -> ExitCode {
