@@ -183,7 +183,12 @@ impl CoordinatorService for Silent {
     async fn begin(&self, _: Request<v1::BeginRequest>) -> Result<Response<v1::BeginResponse>, Status> {
         let gtrid = branch_of("bank").xid.gtrid.to_string();
         let timeout_ms = 60_000;
-        Ok(Response::new(v1::BeginResponse { gtrid, cluster: cluster().to_string(), timeout_ms, ..Default::default() }))
+        Ok(Response::new(v1::BeginResponse {
+            gtrid,
+            cluster: cluster().to_string(),
+            timeout_ms,
+            ..Default::default()
+        }))
     }
 
     async fn commit(&self, _: Request<v1::CommitRequest>) -> Result<Response<v1::CommitResponse>, Status> {
