@@ -346,11 +346,10 @@ fn explore(arguments: &Model) -> ExitCode {
     let threads = std::thread::available_parallelism().map_or(1, usize::from);
     let bounds = if arguments.small { model::bounds::SMALL } else { model::bounds::LARGE };
     let wanted = |name: &str| arguments.only.as_ref().is_none_or(|only| name.contains(only));
-    let mut worlds = Vec::new();
-    for bounds in bounds.iter().filter(|bounds| wanted(bounds.name)) {
-        worlds.push(model::run::explore_world(bounds, MOST_STATES, threads));
-        eprintln!("{}: {} states", bounds.name, worlds.last().map_or(0, |tried| tried.states));
-    }
+    let bounds = bounds.iter().filter(|bounds| wanted(bounds.name)).copied().collect::<Vec<_>>();
+    let worlds = model::run::explore_worlds(&bounds, MOST_STATES, threads, |tried| {
+        eprintln!("{}: {} states in {} s", tried.world, tried.states, tried.seconds);
+    });
     let all_of_the_large = !arguments.small && arguments.only.is_none();
     let promised = if all_of_the_large { LARGE_STATES } else { 0 };
     let report = model::run::Report::new(worlds, promised, started.elapsed());
