@@ -71,7 +71,8 @@ pub fn cells(wanted: impl Fn(&Point, Database) -> bool) -> (Vec<Cell>, Vec<Skipp
 fn twice(cells: &[Cell], turn: usize) -> Option<Cell> {
     let cell = *cells.get(turn % cells.len().max(1))?;
     let seconds = second_crashes(cell.point, cell.way, cell.database, cell.log);
-    let then = *seconds.get(turn % seconds.len().max(1))?;
+    // Behind the cells: otherwise some of the one would never meet some of the other.
+    let then = *seconds.get(turn / cells.len().max(1) % seconds.len().max(1))?;
     Some(Cell { then: Some(then), ..cell })
 }
 

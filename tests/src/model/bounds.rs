@@ -112,5 +112,4 @@ pub const LARGE: &[Bounds] = &[
     world("participants and a crash", 2, Faults { participant_dies: 1, coordinator_dies: 1, ..NONE }),
     world("crash, hand and session", 2, Faults { coordinator_dies: 1, hand: 1, session_breaks: 1, ..NONE }),
     world("three branches", 3, NONE),
-    world("three branches and a crash", 3, Faults { coordinator_dies: 1, ..NONE }),
 ];

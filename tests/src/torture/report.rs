@@ -42,6 +42,17 @@ pub struct Faults {
     pub slowed: u32,
 }
 
+/// Branches that were in doubt.
+#[derive(Debug, Clone, Default)]
+pub struct InDoubt {
+    /// For how long each one that was seen from outside was so at least, the shortest time first.
+    pub times: Vec<Duration>,
+    /// How many were so when the last fault was mended and nobody began anything any more.
+    pub left: usize,
+    /// How long it took from then until there were none.
+    pub settled: Duration,
+}
+
 /// What came of it.
 #[derive(Debug, Serialize)]
 pub struct Report {
@@ -69,6 +80,14 @@ pub struct Report {
     answered_ms_p99: u64,
     /// At the most.
     answered_ms_max: u64,
+    /// Branches that were seen prepared from outside, which looks every 50 ms.
+    in_doubt_seen: usize,
+    /// For so long they were so at least, at the median.
+    in_doubt_ms_p50: u128,
+    /// One in a hundred for longer.
+    in_doubt_ms_p99: u128,
+    /// At the most.
+    in_doubt_ms_max: u128,
     /// Branches in doubt when the last fault was mended and nobody began anything any more.
     in_doubt_then: usize,
     /// How long it took from then until there were none.
@@ -93,8 +112,7 @@ impl Report {
         faults: Faults,
         violations: Vec<String>,
         took: Duration,
-        settled: Duration,
-        in_doubt_then: usize,
+        in_doubt: &InDoubt,
         seed: u64,
     ) -> Self {
         let Faults { kills: killed, stops, cuts, slowed } = faults;
@@ -105,6 +123,9 @@ impl Report {
         let begun = |entry: &&Entry| matches!(entry.what, What::Begun { .. });
         let answered = answered(ledger);
         let at = |part: usize| answered.get(answered.len() * part / 100).or(answered.last()).copied();
+        let times = &in_doubt.times;
+        let doubtful = |part: usize| times.get(times.len() * part / 100).or(times.last());
+        let doubtful = |part: usize| doubtful(part).map_or(0, Duration::as_millis);
         let minutes = took.as_secs_f64() / 60.0;
         Self {
             kills,
@@ -119,14 +140,24 @@ impl Report {
             answered_ms_p50: at(50).unwrap_or_default(),
             answered_ms_p99: at(99).unwrap_or_default(),
             answered_ms_max: at(100).unwrap_or_default(),
-            in_doubt_then,
-            settled_ms: settled.as_millis(),
+            in_doubt_seen: times.len(),
+            in_doubt_ms_p50: doubtful(50),
+            in_doubt_ms_p99: doubtful(99),
+            in_doubt_ms_max: doubtful(100),
+            in_doubt_then: in_doubt.left,
+            settled_ms: in_doubt.settled.as_millis(),
             in_doubt: violations.iter().filter(|text| text.contains("has still prepared")).count(),
             violations: violations.len(),
             violation_texts: violations,
             seed,
             seconds: (took.as_secs_f64() * 10.0).round() / 10.0,
         }
+    }
+
+    /// Whether somebody was killed, and nothing is wrong: what a short run on a busy machine can promise.
+    #[must_use]
+    pub const fn is_safe(&self) -> bool {
+        self.violations == 0 && self.kills > 0 && self.commits > 0
     }
 
     /// Whether nothing is wrong, and enough was done and survived.
@@ -151,7 +182,8 @@ impl Report {
     pub fn summary(&self) -> String {
         let mut lines = vec![format!(
             "{} s: {} kills {:?}, {} stops, {} cuts, {} slowed; {} transactions, {} commits, {} a minute; answered after {} ms at the \
-             median, {} ms at most; {} branches in doubt when all was mended, none {} ms later",
+             median, {} ms at most; {} branches seen in doubt, for {} ms at the median, {} ms at most; {} branches in doubt when all was mended, \
+             none {} ms later",
             self.seconds,
             self.kills,
             self.killed,
@@ -163,6 +195,9 @@ impl Report {
             self.commits_per_minute,
             self.answered_ms_p50,
             self.answered_ms_max,
+            self.in_doubt_seen,
+            self.in_doubt_ms_p50,
+            self.in_doubt_ms_max,
             self.in_doubt_then,
             self.settled_ms
         )];

@@ -9,7 +9,8 @@ use rand::{RngExt as _, SeedableRng as _};
 use rustix::process::Signal;
 
 use super::link::Condition;
-use super::report::{Faults, Report};
+use super::report::{Faults, InDoubt, Report};
+use super::watch::Watch;
 use super::world::{CLIENTS, NODES, World};
 use crate::harness::clock::{self, wait_for};
 use crate::harness::roles::Roles;
@@ -77,6 +78,7 @@ pub fn run(
     let mut random = StdRng::seed_from_u64(seed);
     wait_for("the first transfers", PATIENCE, || Ok((world.ledgers()?.len() > 20).then_some(())))
         .map_err(|error| Failed::new(format!("{error}\n{}", world.logs())))?;
+    let watch = Watch::start(world.banks.iter().map(|bank| bank.books.clone()).collect())?;
     let started = clock::now();
     let mut faults = Faults::default();
     while started.elapsed() < time {
@@ -91,9 +93,10 @@ pub fn run(
     }
     let took = started.elapsed();
     world.open_all_links();
-    let (settled, in_doubt) = world.settle(TO_HEAL)?;
+    let (settled, left) = world.settle(TO_HEAL)?;
+    let in_doubt = InDoubt { times: watch.stop()?, left, settled };
     let violations = world.violations()?;
-    Ok(Report::new(&world.ledgers()?, faults, violations, took, settled, in_doubt, seed))
+    Ok(Report::new(&world.ledgers()?, faults, violations, took, &in_doubt, seed))
 }
 
 fn strike(world: &mut World, fault: Fault, away: Duration, faults: &mut Faults) -> Result<()> {

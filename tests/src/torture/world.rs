@@ -4,13 +4,14 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use lockstep::{Gtrid, Outcome};
 use sqlx::{Connection as _, PgConnection};
 
 use super::link::{Condition, Link};
 use crate::harness::bank::Bank;
 use crate::harness::books::Books;
 use crate::harness::client::{Entry, Told, read_ledger};
-use crate::harness::clock::wait_for;
+use crate::harness::clock::{self, wait_for};
 use crate::harness::coordinator::Coordinator;
 use crate::harness::mariadb::MariaDbServer;
 use crate::harness::postgres::PostgresServer;
@@ -24,7 +25,9 @@ pub const NODES: usize = 2;
 /// Banks.
 pub const BANKS: [&str; 2] = ["bank-a", "bank-b"];
 /// Clients, one transfer at a time each.
-pub const CLIENTS: usize = 4;
+pub const CLIENTS: usize = 8;
+/// How long an outcome may be asked for when all is well again.
+const TO_ANSWER: Duration = Duration::from_secs(60);
 const LOG: &str = "log";
 const LEASE: &str = "--lease=3s";
 
@@ -275,7 +278,7 @@ impl World {
             for entry in &ledger {
                 if !asked.contains_key(&entry.gtrid) {
                     let gtrid = entry.gtrid.parse().map_err(Failed::because("a ledger's gtrid"))?;
-                    let outcome = client.inquire(gtrid).await.map_err(Failed::because("asked again"))?;
+                    let outcome = answered(&client, gtrid).await?;
                     asked.insert(entry.gtrid.clone(), Told::from(outcome));
                 }
             }
@@ -289,6 +292,18 @@ impl World {
         let coordinators = self.coordinators.iter().map(|coordinator| end_of_log(&coordinator.log()));
         let banks = self.banks.iter().map(|bank| end_of_log(bank.log()));
         coordinators.chain(banks).collect::<Vec<_>>().join("\n")
+    }
+}
+
+/// The outcome. A busy machine may take more than one question.
+async fn answered(client: &lockstep::Client, gtrid: Gtrid) -> Result<Outcome> {
+    let begun = clock::now();
+    loop {
+        match client.inquire(gtrid).await {
+            Ok(outcome) => return Ok(outcome),
+            Err(error) if begun.elapsed() > TO_ANSWER => return Err(Failed::because("asked again")(error)),
+            Err(_unavailable) => tokio::time::sleep(Duration::from_millis(100)).await,
+        }
     }
 }
 
