@@ -9,6 +9,9 @@
 //!
 //! This crate never decides anything about a transaction.
 
+#[cfg(test)]
+#[path = "../../tests/corpus/mod.rs"]
+mod fuzz;
 pub mod ids;
 pub mod limits;
 pub mod museum;

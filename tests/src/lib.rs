@@ -8,4 +8,5 @@ pub mod museum;
 pub mod operators;
 pub mod resources;
 pub mod simulation;
+pub mod torture;
 pub mod trial;

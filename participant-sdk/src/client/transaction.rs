@@ -11,6 +11,7 @@ use std::time::Instant;
 
 use lockstep_proto::Gtrid;
 use lockstep_proto::limits::cut;
+use lockstep_proto::museum::mutated;
 use lockstep_proto::v1;
 use tokio::runtime::Handle;
 use tonic::{Code, Status};
@@ -115,7 +116,7 @@ impl Transaction {
 
     async fn send_commit(mut self, wait: v1::Wait) -> Result<Committed, CommitError> {
         // Before anything is sent, so that no cancellation point lies between the two (P13).
-        self.armed = false;
+        self.armed = mutated("P13-rolls-back-behind-a-commit");
         fail::fail_point!("sdk-client-before-commit");
         let result = commit(&self.client, &self.context, &self.home, wait).await;
         fail::fail_point!("sdk-client-after-commit");

@@ -201,3 +201,28 @@ fn branch_answer(wire: v1::report_answer::Answer) -> Result<(Xid, BranchAnswer),
 fn position(wire: Option<v1::LogPosition>) -> Result<LogPosition, WireError> {
     required(wire, "position")?.try_into()
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use prost::Message as _;
+
+    use super::*;
+    use crate::fuzz::{config, mutated};
+
+    proptest! {
+        #![proptest_config(config())]
+
+        /// Whatever bytes come as a frame: they are refused, or each message means something.
+        #[test]
+        fn fuzz_frames_of_a_coordinator(bytes in mutated("frames-of-a-coordinator")) {
+            let Ok(frame) = v1::CoordinatorFrame::decode(&*bytes) else { return Ok(()) };
+            for message in frame.messages {
+                if let Ok(FromCoordinator::Welcome(welcome)) = from_wire(message) {
+                    let text = welcome.cluster.to_string();
+                    prop_assert_eq!(text.parse(), Ok(welcome.cluster));
+                }
+            }
+        }
+    }
+}

@@ -318,7 +318,8 @@ pub trait Resource: Send + Sync + 'static {
     ) -> impl Future<Output = Result<Option<Gtrid>, Unresolved>> + Send;
 
     /// Up to `limit` evidence rows of `cluster` whose branch deadline has passed by `retention` or more, by the store's
-    /// clock, and that no unfinished journal entry needs.
+    /// clock, and that no unfinished journal entry needs. Where a prepared branch was committed after its deadline, the retention counts
+    /// from the commit, or from when its row was first seen here: others may have been told to commit it too, and have to find it.
     fn old_evidence(
         &self,
         cluster: ClusterId,

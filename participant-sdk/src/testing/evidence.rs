@@ -85,6 +85,54 @@ pub(super) async fn old<S: Subject>(site: &Site<'_, S>) -> Result<(), Broken> {
     check(left.is_empty(), "nothing is old when that was forgotten", left)
 }
 
+/// The retention that is tried: long enough for a look within it.
+const RETENTION: Duration = Duration::from_secs(2);
+
+pub(super) async fn late_commit<S: Subject>(site: &Site<'_, S>) -> Result<(), Broken> {
+    let instance = site.start().await?;
+    let branch = prepare_briefly(&instance).await?;
+    let rows =
+        async || persist(async || instance.resource.old_evidence(site.cluster, RETENTION, ALL).await).await;
+    // Its deadline is the retention ago, and has been looked for, when it commits.
+    tokio::time::sleep(RETENTION + Duration::from_millis(500)).await;
+    let early = rows().await?;
+    check(early.is_empty(), "a branch that is prepared has no old evidence", early)?;
+    let before = Instant::now();
+    instance.expect(Ask::Commit, &branch, Fate::Committed).await?;
+    for _twice in 0..2 {
+        let found = rows().await?;
+        if before.elapsed() < RETENTION {
+            check(found.is_empty(), "evidence of a late commit is kept for the retention", found)?;
+        }
+        tokio::time::sleep(RETENTION / 4).await;
+    }
+    let give_up = Instant::now() + PATIENCE;
+    while rows().await?.is_empty() {
+        let words = "evidence of a late commit is old when the retention has passed since";
+        check(Instant::now() < give_up, words, "nothing is old")?;
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    Ok(())
+}
+
+/// A branch that is prepared, and whose deadline has passed.
+async fn prepare_briefly<S: Subject>(instance: &Instance<'_, S>) -> Result<BranchId, Broken> {
+    let mut refused = None;
+    for seconds in [2, 8, 32] {
+        let branch = instance.site.branch();
+        let within = Duration::from_secs(seconds);
+        let deadline = Instant::now() + within;
+        let open = instance.work_within(&branch, &format!("brief{seconds}"), within).await?;
+        let vote = instance.resource.prepare(&branch, open, &position(1)).await;
+        if vote == Ok(Prepared::Yes) {
+            tokio::time::sleep_until(deadline).await;
+            return Ok(branch);
+        }
+        refused = Some(vote);
+    }
+    Err(Broken::new("a branch is prepared within its deadline", format!("{refused:?}")))
+}
+
 /// A branch of a transaction with little time, committed within it.
 async fn brief<S: Subject>(
     instance: &Instance<'_, S>,

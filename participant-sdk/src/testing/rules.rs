@@ -126,6 +126,9 @@ rules! {
     OldEvidenceIsListed "old-evidence-is-listed"
         "Evidence is listed as old when its deadline has passed by the retention, with what it proves, and no more than asked for."
         evidence::old;
+    LateCommitIsKept "late-commit-is-kept"
+        "Evidence of a commit that came long after its branch's deadline stays as long as any other: the retention counts from the commit."
+        evidence::late_commit;
     ForgetDeletes "forget-deletes"
         "What is forgotten is gone, other evidence and the work itself stay, and forgetting twice is no error."
         evidence::forget;

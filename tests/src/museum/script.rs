@@ -13,6 +13,7 @@ use lockstep_coordinator::engine::shard::{Shard, ShardConfig};
 use lockstep_coordinator::protocol::event::Vote;
 use lockstep_coordinator::protocol::presumption::{EpochState, Known, LookUp, Recorded, conclude};
 use lockstep_coordinator::protocol::record::About;
+use lockstep_coordinator::protocol::situation::{Action, Proof, Standing};
 use lockstep_coordinator::sessions::attach::{Hello, compare};
 use lockstep_proto::limits::PROTOCOL_VERSION;
 use lockstep_proto::{
@@ -35,18 +36,21 @@ pub enum Script {
     LostTail,
     /// An instance votes for a branch that another one holds (P12): `commit_needs_all_votes`.
     AnotherInstanceVotes,
+    /// An orphan is to be rolled back, and a resource manager has not answered (P14): `agreement`.
+    SilentResourceManager,
     /// The epoch was never given out by this log (P8): `stability`.
     UnknownEpoch,
 }
 
 /// All of them.
-pub const SCRIPTS: [Script; 7] = [
+pub const SCRIPTS: [Script; 8] = [
     Script::AnotherInstanceVotes,
     Script::OldCoordinator,
     Script::OtherCluster,
     Script::OtherDatabase,
     Script::OldPrimary,
     Script::LostTail,
+    Script::SilentResourceManager,
     Script::UnknownEpoch,
 ];
 
@@ -56,6 +60,7 @@ impl Script {
     pub const fn invariant(self) -> &'static str {
         match self {
             Self::OldCoordinator => "one_owner",
+            Self::SilentResourceManager => "agreement",
             Self::AnotherInstanceVotes => "commit_needs_all_votes",
             Self::OtherCluster | Self::OtherDatabase => "nothing_foreign_touched",
             Self::OldPrimary | Self::LostTail | Self::UnknownEpoch => "stability",
@@ -72,6 +77,9 @@ impl Script {
             Self::OldPrimary => compare(&hello(1, 0), Some(&known())).is_err(),
             Self::AnotherInstanceVotes => !counts_a_strangers_vote(),
             Self::LostTail => presumes_nothing(EpochState::Sealed, true),
+            Self::SilentResourceManager => {
+                Standing::Orphan(Proof::Incomplete).permit(Action::RollbackOrphan).is_err()
+            }
             Self::UnknownEpoch => presumes_nothing(EpochState::Unknown, false),
         }
     }

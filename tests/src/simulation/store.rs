@@ -53,6 +53,9 @@ struct Row {
     deadline: Time,
     at: Time,
     two_phase: bool,
+    /// Its retention counts from its deadline. That of a prepared branch's row counts from when it is first noticed as old: it may have been
+    /// committed long after its deadline.
+    noticed: bool,
 }
 
 impl Row {
@@ -218,6 +221,7 @@ impl Store {
                 deadline,
                 at: now,
                 two_phase: false,
+                noticed: true,
             };
             self.evidence.insert(number, row);
             return Ok(Prepared::Hazard("its service has committed by itself".to_owned()));
@@ -336,7 +340,8 @@ impl Store {
     ) {
         self.seen.see(position);
         let xid = branch.xid.clone();
-        let row = Row { xid, committed, hazard: false, position, deadline, at, two_phase };
+        let row =
+            Row { xid, committed, hazard: false, position, deadline, at, two_phase, noticed: !two_phase };
         self.evidence.insert(branch_number(&branch.xid.bqual), row);
     }
 
@@ -377,17 +382,21 @@ impl Store {
         self.evidence.values().filter(|row| row.fate() != Fate::RolledBack).map(|row| row.xid.gtrid).min()
     }
 
-    /// Evidence whose deadline is `retention` ago.
+    /// Evidence whose deadline is `retention` ago, and was noticed as old as long ago, as the SDK's resources have it.
     #[must_use]
     pub fn old_evidence(
-        &self,
+        &mut self,
         cluster: ClusterId,
         retention: Duration,
         limit: usize,
         now: Time,
     ) -> Vec<EvidenceRow> {
         let retention = u64::try_from(retention.as_micros()).expect("a retention is short");
-        let old = self.evidence.values().filter(|row| row.deadline + retention <= now).take(limit);
+        let is_old = |row: &Row| row.deadline + retention <= now;
+        for row in self.evidence.values_mut().filter(|row| is_old(row) && !row.noticed) {
+            (row.noticed, row.deadline) = (true, now);
+        }
+        let old = self.evidence.values().filter(|row| is_old(row)).take(limit);
         old.map(|row| EvidenceRow { branch: BranchId { cluster, xid: row.xid.clone() }, fate: row.fate() })
             .collect()
     }
@@ -462,6 +471,7 @@ impl Store {
             let branch =
                 BranchId { cluster: self.cluster.expect("it is bound, or has no branch"), xid: xid.clone() };
             self.put(&branch, true, prepared.position, prepared.deadline, now, false);
+            self.evidence.get_mut(&number).expect("it was just put").noticed = false;
         }
     }
 

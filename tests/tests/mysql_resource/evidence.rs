@@ -89,6 +89,11 @@ async fn evidence_is_old_when_the_deadline_of_its_branch_is_long_past() {
     assert_eq!(site.old().await, []);
     site.age(&[&fence], 61).await;
     site.age(&[&branch], 62).await;
+    // It may have been committed just now: its retention counts from here.
+    assert_eq!(site.old().await, [EvidenceRow { branch: fence.clone(), fate: Fate::RolledBack }]);
+    site.age(&[&branch], 59).await;
+    assert_eq!(site.old().await.len(), 1);
+    site.age(&[&branch], 62).await;
     let rows = [
         EvidenceRow { branch: branch.clone(), fate: Fate::Committed },
         EvidenceRow { branch: fence.clone(), fate: Fate::RolledBack },
@@ -99,6 +104,34 @@ async fn evidence_is_old_when_the_deadline_of_its_branch_is_long_past() {
     let neighbour = MySql::new(site.pool.clone());
     neighbour.attach(&name("billing-db")).await.unwrap();
     assert_eq!(neighbour.old_evidence(site.cluster, HOUR, 9).await.unwrap(), []);
+}
+
+/// Whoever was told to commit a branch must find its evidence, be the commit hours late, or done again after a failover, or by hand.
+#[tokio::test]
+async fn evidence_of_a_late_commit_is_kept_as_long_as_any_other() {
+    let site = Site::new().await;
+    let branches = [site.committed(1, 1_000, position(1)).await, site.committed(1, 1_000, position(1)).await];
+    site.age(&[&branches[0], &branches[1]], 600).await;
+    let old = async |retention, limit| {
+        site.resource.old_evidence(site.cluster, retention, limit).await.unwrap().len()
+    };
+    for _again in 0..2 {
+        assert_eq!(old(HOUR, 100).await, 0, "they were seen just now");
+    }
+    tokio::time::sleep(Duration::from_millis(1_500)).await;
+    assert_eq!(old(Duration::from_secs(1), 100).await, 2, "seen a second ago");
+    // What is committed in one phase was never in doubt, and a list that is full of new rows hides no old ones.
+    let late = site.committed(1, 1_000, position(1)).await;
+    site.age(&[&late], 660).await;
+    assert_eq!(old(Duration::from_secs(1), 1).await, 1);
+    let at_once = site.branch();
+    let mut open = site.resource.begin(&at_once, LONG).await.unwrap();
+    run(&mut open, &take_from(1)).await.unwrap();
+    let fate = site.resource.commit_one_phase(&at_once, open, &position(1)).await;
+    assert_eq!(fate, Ok(Fate::Committed));
+    site.age(&[&at_once], 120).await;
+    let rows = site.old().await;
+    assert_eq!(rows, [EvidenceRow { branch: at_once, fate: Fate::Committed }]);
 }
 
 #[tokio::test]

@@ -93,7 +93,7 @@ pub enum Record {
         /// What it did, if it was not prepared before.
         #[serde(default, skip_serializing_if = "Vec::is_empty")]
         entries: Vec<Entry>,
-        /// As when it was prepared; of a branch that nobody knew, the latest that it can be.
+        /// As when it was prepared, or the time of this record, if that is later; of a branch that nobody knew, the latest that it can be.
         deadline_ms: u64,
         /// As above.
         #[serde(with = "position")]

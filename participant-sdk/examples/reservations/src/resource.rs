@@ -209,7 +209,8 @@ impl Ledger {
             return Ok(fate(evidence.outcome));
         }
         let (outcome, deadline_ms) = match state.prepared.get(branch) {
-            Some(prepared) => (wanted, prepared.deadline_ms),
+            // Whoever was told of the decision must find how it ended, however late that is: the retention counts from now, or later.
+            Some(prepared) => (wanted, prepared.deadline_ms.max(deadline_ms(Duration::ZERO))),
             // No branch that exists has a later deadline.
             None => (Ended::RolledBack, deadline_ms(MAX_TIMEOUT)),
         };

@@ -25,7 +25,8 @@ pub struct PreparedBranch {
 pub struct Evidence {
     /// How it ended.
     pub outcome: Ended,
-    /// When its transaction's time was over, at the latest; in milliseconds since 1970.
+    /// When its transaction's time was over, at the latest, or when it ended, if that was later; in milliseconds since 1970. Retention counts
+    /// from there.
     pub deadline_ms: u64,
     /// The newest place in the decision log that was known then.
     pub position: LogPosition,

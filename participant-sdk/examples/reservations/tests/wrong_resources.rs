@@ -66,6 +66,7 @@ each_is_found! {
     a_commit_that_is_noted_before_it_is_done LostRepliesAreFound,
     evidence_that_nobody_hears_of OldestEvidenceIsOldest,
     evidence_that_ages_at_once OldEvidenceIsListed,
+    a_late_commit_that_is_old_at_once LateCommitIsKept,
     evidence_that_stays ForgetDeletes,
     a_position_that_is_not_told SeenIsKept,
     a_commit_that_keeps_the_position_of_its_prepare SeenCoversCommits,

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use fail::fail_point;
+use lockstep_proto::museum::mutated;
 use lockstep_proto::{ClusterId, Epoch, Gtrid, LogPosition, Positions, ResourceManagerName};
 use sqlx::mysql::MySqlRow;
 use sqlx::{MySqlPool, Row as _, SqlStr};
@@ -25,6 +26,10 @@ pub(super) async fn oldest(
     reply.rows.get(1).map(|row| branch(row).map(|branch| branch.xid.gtrid)).transpose()
 }
 
+/// Rows that may go once they are judged: their deadline is `retention` ago, and so is the time when they were first noticed as old.
+///
+/// Whoever was told to commit a branch must find its evidence, however late the branch was committed: so a row is noticed first, and its
+/// retention counts from then. Where a failover takes that back, it is noticed again.
 pub(super) async fn old(
     own: &MySqlPool,
     schema: &Schema,
@@ -33,12 +38,31 @@ pub(super) async fn old(
     retention: Duration,
     limit: usize,
 ) -> Result<Vec<EvidenceRow>, Unresolved> {
-    let reply = run(own, schema.old_evidence(name, cluster, retention, limit)).await?;
-    let row = |row: &MySqlRow| {
-        let kind = text(row, "kind").map_err(unreadable)?;
-        Ok(EvidenceRow { branch: branch(row)?, fate: fate_of(&kind).ok_or_else(|| damaged(&kind))? })
-    };
-    reply.rows.iter().map(row).collect()
+    loop {
+        let reply = run(own, schema.old_evidence(name, cluster, retention, limit)).await?;
+        let (mut old, mut new) = (Vec::new(), Vec::new());
+        for row in &reply.rows {
+            let noticed = row.try_get::<i64, _>("noticed").map_err(unreadable)? == 1;
+            if noticed || mutated("P19-old-when-first-seen") {
+                let kind = text(row, "kind").map_err(unreadable)?;
+                old.push(EvidenceRow {
+                    branch: branch(row)?,
+                    fate: fate_of(&kind).ok_or_else(|| damaged(&kind))?,
+                });
+            } else {
+                new.push(branch(row)?);
+            }
+        }
+        if new.is_empty() {
+            return Ok(old);
+        }
+        let mut lease = lease(own).await?;
+        lease.run_transaction(schema.notice(&new), OWN_ANSWER_TIMEOUT).await.map_err(unresolved)?;
+        // A whole list of new ones may hide old ones behind it.
+        if !old.is_empty() || new.len() < limit {
+            return Ok(old);
+        }
+    }
 }
 
 pub(super) async fn forget(

@@ -95,7 +95,7 @@ impl Schema {
                  resource_manager VARCHAR(64) NOT NULL, \
                  gtrid_uuid CHAR(32) NOT NULL, gtrid_epoch BIGINT NOT NULL, \
                  epoch BIGINT NOT NULL, incarnation CHAR(32) NOT NULL, sequence BIGINT NOT NULL, \
-                 written_at DATETIME(6) NOT NULL, \
+                 written_at DATETIME(6) NOT NULL, noticed BOOLEAN NOT NULL, \
                  KEY by_deadline (resource_manager, {DEADLINE}), \
                  KEY by_gtrid (resource_manager, kind, gtrid_uuid, gtrid_epoch), \
                  KEY by_position (resource_manager, epoch, sequence)) {options}",
@@ -124,7 +124,7 @@ impl Schema {
     /// What the user needs in our tables, for a person to grant.
     pub(super) fn grants(&self, user: &str) -> String {
         format!(
-            "GRANT SELECT, INSERT, DELETE ON {} TO {user};\nGRANT SELECT, INSERT, UPDATE ON {} TO {user};\n\
+            "GRANT SELECT, INSERT, UPDATE, DELETE ON {} TO {user};\nGRANT SELECT, INSERT, UPDATE ON {} TO {user};\n\
              GRANT SELECT, INSERT, UPDATE, DELETE ON {} TO {user};",
             self.evidence_table(),
             self.identity_table(),
@@ -139,6 +139,7 @@ impl Schema {
         text(format!(
             "SELECT 1 FROM {evidence} LIMIT 0; SELECT 1 FROM {identity} LIMIT 0; SELECT 1 FROM {positions} LIMIT 0; \
              INSERT INTO {evidence} SELECT * FROM {evidence} WHERE false; \
+             UPDATE {evidence} SET noticed = noticed WHERE false; \
              DELETE FROM {evidence} WHERE false; \
              INSERT INTO {identity} SELECT * FROM {identity} WHERE false; \
              UPDATE {identity} SET format = format WHERE false; \
@@ -220,6 +221,8 @@ impl Schema {
     /// Asks what happened in the branch so far, and writes its evidence. Answers with warnings, [`COUNTERS`], and the evidence's
     /// OK.
     ///
+    /// - `noticed`: whether the row is seen as soon as it is written, so that its retention counts from its deadline. That of a prepared
+    ///   branch may be seen days later ([`Schema::notice`]).
     /// - The server's clock is the real one, even if the handler has set another.
     /// - What follows has to come within `pause`; otherwise the server ends the session. Whoever is stopped before XA PREPARE
     ///   can't send it much later (P19), and whoever is stopped behind it does not keep others from finishing the branch (P24).
@@ -233,6 +236,7 @@ impl Schema {
         position: &LogPosition,
         deadline_micros: i64,
         pause: Duration,
+        noticed: bool,
     ) -> SqlStr {
         let deadline = format!("TIMESTAMPADD(MICROSECOND, {deadline_micros}, '1970-01-01')");
         text(format!(
@@ -242,7 +246,7 @@ impl Schema {
              SAVEPOINT lockstep; ROLLBACK TO SAVEPOINT lockstep; SHOW WARNINGS; \
              {COUNTERS}; \
              INSERT INTO {evidence} ({EVIDENCE_COLUMNS}) VALUES ('{branch}', 'branch', \
-             IF(UTC_TIMESTAMP(6) < {deadline}, {deadline}, NULL), {fixed})",
+             IF(UTC_TIMESTAMP(6) < {deadline}, {deadline}, NULL), {noticed}, {fixed})",
             pause = seconds(pause),
             lock = user_lock(branch),
             evidence = self.evidence_table(),
@@ -269,7 +273,7 @@ impl Schema {
     ) -> SqlStr {
         text(format!(
             "INSERT INTO {evidence} ({EVIDENCE_COLUMNS}) VALUES ('{branch}', '{kind}', \
-             TIMESTAMPADD(MICROSECOND, {lifetime}, UTC_TIMESTAMP(6)), {fixed})",
+             TIMESTAMPADD(MICROSECOND, {lifetime}, UTC_TIMESTAMP(6)), true, {fixed})",
             evidence = self.evidence_table(),
             lifetime = lifetime.as_micros(),
             fixed = fixed_columns(branch, position),
@@ -348,7 +352,7 @@ impl Schema {
         ))
     }
 
-    /// Rows whose deadline is `retention` ago, longest ago first.
+    /// Rows whose deadline is `retention` ago, longest ago first, and whether they were noticed before.
     pub(super) fn old_evidence(
         &self,
         name: &ResourceManagerName,
@@ -357,11 +361,27 @@ impl Schema {
         limit: usize,
     ) -> SqlStr {
         text(format!(
-            "SELECT xid, kind FROM {} WHERE resource_manager = '{name}' AND xid LIKE '{cluster}:%' \
+            "SELECT xid, kind, CAST(noticed AS SIGNED) AS noticed FROM {} WHERE resource_manager = '{name}' AND xid LIKE '{cluster}:%' \
              AND {DEADLINE} < TIMESTAMPADD(MICROSECOND, -{}, UTC_TIMESTAMP(6)) ORDER BY {DEADLINE} LIMIT {limit}",
             self.evidence_table(),
             retention.as_micros(),
         ))
+    }
+
+    /// Has the retention of these rows count from now: a prepared branch's row can't be changed before its commit, says when it was
+    /// prepared, and is seen when it is committed, be it days later or, after a failover, for the second time.
+    ///
+    /// One statement for each row, as in [`Schema::forget`].
+    pub(super) fn notice(&self, branches: &[BranchId]) -> SqlStr {
+        let mut sql = "START TRANSACTION; ".to_owned();
+        for branch in branches {
+            sql.push_str(&format!(
+                "UPDATE {} SET noticed = true, {DEADLINE} = UTC_TIMESTAMP(6) WHERE xid = '{branch}' AND NOT noticed; ",
+                self.evidence_table()
+            ));
+        }
+        sql.push_str("COMMIT");
+        text(sql)
     }
 
     /// The positions of these rows.
@@ -565,8 +585,8 @@ fn xid(branch: &BranchId) -> String {
     format!("'{cluster}:{}','{}',{FORMAT_ID}", xid.gtrid, xid.bqual)
 }
 
-const EVIDENCE_COLUMNS: &str = "xid, kind, deadline, resource_manager, gtrid_uuid, gtrid_epoch, epoch, incarnation, \
-     sequence, written_at";
+const EVIDENCE_COLUMNS: &str = "xid, kind, deadline, noticed, resource_manager, gtrid_uuid, gtrid_epoch, epoch, \
+     incarnation, sequence, written_at";
 
 /// The last seven columns.
 fn fixed_columns(branch: &BranchId, position: &LogPosition) -> String {

@@ -11,6 +11,7 @@
 use std::fmt::Write as _;
 use std::time::Duration;
 
+use lockstep_proto::museum::mutated;
 use lockstep_proto::{ClusterId, Epoch, Gtrid, LogPosition, ResourceManagerName};
 use sqlx::{AssertSqlSafe, SqlSafeStr as _, SqlStr};
 
@@ -49,7 +50,8 @@ pub(crate) const CREATE_TABLES: &str = concat!(
     "resource_manager text COLLATE \"C\" NOT NULL, ",
     "gtrid_uuid uuid NOT NULL, gtrid_epoch bigint NOT NULL, ",
     "epoch bigint NOT NULL, incarnation uuid NOT NULL, sequence bigint NOT NULL, ",
-    "written_at timestamptz NOT NULL DEFAULT clock_timestamp()); ",
+    "written_at timestamptz NOT NULL DEFAULT clock_timestamp(), ",
+    "noticed boolean NOT NULL); ",
     "CREATE INDEX IF NOT EXISTS evidence_by_deadline ON lockstep.evidence (resource_manager, deadline); ",
     "CREATE INDEX IF NOT EXISTS evidence_by_gtrid ON lockstep.evidence ",
     "(resource_manager, gtrid_uuid, gtrid_epoch) WHERE kind <> 'fence'; ",
@@ -68,7 +70,7 @@ pub(crate) const CREATE_TABLES: &str = concat!(
 
 /// What the role needs in our tables, for a person to grant. `{role}` is the role.
 pub(crate) const GRANTS: &str = "GRANT USAGE ON SCHEMA lockstep TO {role}; \
-     GRANT SELECT, INSERT, DELETE ON lockstep.evidence TO {role}; \
+     GRANT SELECT, INSERT, UPDATE, DELETE ON lockstep.evidence TO {role}; \
      GRANT SELECT, INSERT, UPDATE ON lockstep.identity TO {role}; \
      GRANT SELECT, INSERT, UPDATE, DELETE ON lockstep.positions TO {role};";
 
@@ -119,6 +121,7 @@ pub(crate) const TABLES: &str = "SELECT CASE \
      OR to_regclass('lockstep.positions') IS NULL THEN 'absent' \
      WHEN has_table_privilege('lockstep.evidence', 'SELECT') \
      AND has_table_privilege('lockstep.evidence', 'INSERT') \
+     AND has_table_privilege('lockstep.evidence', 'UPDATE') \
      AND has_table_privilege('lockstep.evidence', 'DELETE') \
      AND has_table_privilege('lockstep.identity', 'SELECT') \
      AND has_table_privilege('lockstep.identity', 'INSERT') \
@@ -234,7 +237,7 @@ pub(super) fn has_written() -> SqlStr {
 pub(super) fn prepare(branch: &BranchId, position: &LogPosition, lifetime: Duration) -> SqlStr {
     text(format!(
         "{evidence}; PREPARE TRANSACTION '{PREFIX}:{branch}'; BEGIN; {listed}",
-        evidence = evidence(branch, position, lifetime, "pg_current_xact_id_if_assigned"),
+        evidence = evidence(branch, position, lifetime, "pg_current_xact_id_if_assigned", false),
         listed = listed(branch),
     ))
 }
@@ -249,7 +252,7 @@ pub(super) fn prepared_after_all(branch: &BranchId) -> SqlStr {
 pub(super) fn commit_one_phase(branch: &BranchId, position: &LogPosition, lifetime: Duration) -> SqlStr {
     text(format!(
         "{evidence}; COMMIT; BEGIN; {written}",
-        evidence = evidence(branch, position, lifetime, "pg_current_xact_id"),
+        evidence = evidence(branch, position, lifetime, "pg_current_xact_id", true),
         written = written(branch),
     ))
 }
@@ -322,7 +325,7 @@ fn end_without_branch(kind: &str, branch: &BranchId, position: &LogPosition, lif
     let deadline = format!("clock_timestamp() + interval '{} milliseconds'", millis(lifetime));
     text(format!(
         "INSERT INTO lockstep.evidence ({EVIDENCE_COLUMNS}) \
-         VALUES ('{branch}', '{kind}', pg_current_xact_id(), {deadline}, {fixed}) \
+         VALUES ('{branch}', '{kind}', pg_current_xact_id(), {deadline}, true, {fixed}) \
          ON CONFLICT (xid) DO NOTHING; {written}",
         fixed = fixed_columns(branch, position),
         written = written(branch),
@@ -376,7 +379,7 @@ pub(super) fn oldest_evidence(name: &ResourceManagerName, cluster: ClusterId) ->
     ))
 }
 
-/// Rows whose deadline is `retention` ago, longest ago first.
+/// Rows whose deadline is `retention` ago, longest ago first, and whether they were noticed before.
 pub(super) fn old_evidence(
     name: &ResourceManagerName,
     cluster: ClusterId,
@@ -384,20 +387,26 @@ pub(super) fn old_evidence(
     limit: usize,
 ) -> SqlStr {
     text(format!(
-        "SELECT xid, kind FROM lockstep.evidence \
+        "SELECT xid, kind, noticed FROM lockstep.evidence \
          WHERE resource_manager = '{name}' AND starts_with(xid, '{cluster}:') \
          AND deadline < clock_timestamp() - interval '{} milliseconds' ORDER BY deadline LIMIT {limit}",
         millis(retention),
     ))
 }
 
+/// Has the retention of these rows count from now: a prepared branch's row can't be changed before its commit, says when it
+/// was prepared, and is seen when it is committed, be it days later or, after a failover, for the second time.
+pub(super) fn notice(branches: &[BranchId]) -> SqlStr {
+    text(format!(
+        "UPDATE lockstep.evidence SET noticed = true, deadline = clock_timestamp() \
+         WHERE xid IN ({keys}) AND NOT noticed",
+        keys = keys(branches),
+    ))
+}
+
 /// Deletes rows by key, and keeps the newest position of each epoch among them. One statement: both or neither.
 pub(super) fn forget(name: &ResourceManagerName, branches: &[BranchId]) -> SqlStr {
-    let mut keys = String::new();
-    for (number, branch) in branches.iter().enumerate() {
-        let comma = if number == 0 { "" } else { ", " };
-        write!(keys, "{comma}'{branch}'").expect("writing to a string does not fail");
-    }
+    let keys = keys(branches);
     text(format!(
         "WITH gone AS (DELETE FROM lockstep.evidence WHERE xid IN ({keys}) \
          RETURNING epoch, incarnation, sequence), \
@@ -407,7 +416,16 @@ pub(super) fn forget(name: &ResourceManagerName, branches: &[BranchId]) -> SqlSt
     ))
 }
 
-const EVIDENCE_COLUMNS: &str = "xid, kind, local_xid, deadline, resource_manager, gtrid_uuid, gtrid_epoch, epoch, \
+fn keys(branches: &[BranchId]) -> String {
+    let mut keys = String::new();
+    for (number, branch) in branches.iter().enumerate() {
+        let comma = if number == 0 { "" } else { ", " };
+        write!(keys, "{comma}'{branch}'").expect("writing to a string does not fail");
+    }
+    keys
+}
+
+const EVIDENCE_COLUMNS: &str = "xid, kind, local_xid, deadline, noticed, resource_manager, gtrid_uuid, gtrid_epoch, epoch, \
      incarnation, sequence";
 
 /// The evidence of the branch whose transaction this connection is in, and all that must hold for it to be
@@ -416,17 +434,33 @@ const EVIDENCE_COLUMNS: &str = "xid, kind, local_xid, deadline, resource_manager
 /// Before it, deferred constraints are checked under the role that the handler left, and then that role is put
 /// down: whoever owns a prepared transaction is the only one who can finish it, and must not be somebody that
 /// only this connection can become. Commits of one phase must be durable even if the handler asked for less.
-fn evidence(branch: &BranchId, position: &LogPosition, lifetime: Duration, local_xid: &str) -> String {
+///
+/// `noticed`: whether the row is seen as soon as it is written, so that its retention counts from its deadline. That of a prepared branch may
+/// be seen days later ([`notice`]).
+fn evidence(
+    branch: &BranchId,
+    position: &LogPosition,
+    lifetime: Duration,
+    local_xid: &str,
+    noticed: bool,
+) -> String {
     let deadline =
         format!("(pg_catalog.now() OPERATOR(pg_catalog.+) interval '{} milliseconds')", millis(lifetime));
+    let kind = if mutated("P16-prepares-what-the-service-began") {
+        "'branch'".to_owned()
+    } else {
+        format!(
+            "CASE WHEN pg_catalog.current_setting('lockstep.branch', true) OPERATOR(pg_catalog.=) '{branch}' \
+             THEN 'branch' END"
+        )
+    };
     format!(
         "SET CONSTRAINTS ALL IMMEDIATE; SET LOCAL ROLE NONE; {durable}; \
          INSERT INTO lockstep.evidence ({EVIDENCE_COLUMNS}) VALUES ('{branch}', \
-         CASE WHEN pg_catalog.current_setting('lockstep.branch', true) OPERATOR(pg_catalog.=) '{branch}' \
-         THEN 'branch' END, \
+         {kind}, \
          pg_catalog.{local_xid}(), \
          CASE WHEN pg_catalog.clock_timestamp() OPERATOR(pg_catalog.<) {deadline} THEN {deadline} END, \
-         {fixed})",
+         {noticed}, {fixed})",
         durable = make_durable(true),
         fixed = fixed_columns(branch, position),
     )

@@ -273,23 +273,27 @@ pub(super) async fn insert(
     }
 }
 
-/// Keeps the position of a decision: in its branch's row, where that has an older one of the same epoch. The row of a branch that another
-/// epoch's coordinator decides about keeps what it was prepared with.
-pub(super) async fn raise_position(
+/// Completes a branch's row with its commit. The retention counts from now if its deadline has passed: whoever was told to commit it must find
+/// the row, however late that is. The decision's position is kept in the row where that has an older one of the same epoch; the row of a
+/// branch that another epoch's coordinator decides about keeps what it was prepared with.
+pub(super) async fn complete(
     connection: &mut SqliteConnection,
     branch: &BranchId,
     position: &LogPosition,
 ) -> Result<(), sqlx::Error> {
-    let raised = sqlx::query(
-        "UPDATE main.lockstep_evidence SET position = max(position, ?2), written_ms = ?3 \
-         WHERE branch = ?1 AND substr(position, 1, 4) = substr(?2, 1, 4)",
+    let now = unix_ms(wall_clock());
+    let raised: Option<bool> = sqlx::query_scalar(
+        "UPDATE main.lockstep_evidence SET written_ms = ?3, deadline_ms = max(deadline_ms, ?4), \
+         position = CASE WHEN substr(position, 1, 4) = substr(?2, 1, 4) THEN max(position, ?2) ELSE position END \
+         WHERE branch = ?1 RETURNING substr(position, 1, 4) = substr(?2, 1, 4)",
     )
     .bind(branch.to_string())
     .bind(position_bytes(position).as_slice())
-    .bind(unix_ms(wall_clock()))
-    .execute(&mut *connection)
+    .bind(now)
+    .bind(if mutated("P19-retention-counts-from-the-deadline") { 0 } else { now })
+    .fetch_optional(&mut *connection)
     .await?;
-    if raised.rows_affected() == 1 {
+    if raised == Some(true) {
         return Ok(());
     }
     keep(connection, *position).await

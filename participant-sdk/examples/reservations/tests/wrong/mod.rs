@@ -379,7 +379,8 @@ impl Resource for Wrong {
         retention: Duration,
         limit: usize,
     ) -> Result<Vec<EvidenceRow>, Unresolved> {
-        let retention = if self.breaks(Rule::OldEvidenceIsListed) { Duration::ZERO } else { retention };
+        let ages_at_once = self.breaks(Rule::OldEvidenceIsListed) || self.breaks(Rule::LateCommitIsKept);
+        let retention = if ages_at_once { Duration::ZERO } else { retention };
         self.ledger.old_evidence(cluster, retention, limit).await
     }
 
