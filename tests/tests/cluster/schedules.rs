@@ -186,7 +186,9 @@ fn a_node_whose_log_breaks_off_as_it_begins_again_goes_on_trying() {
     let mut node = bench.held_node("a", "log-shared-open-after-seal", &held);
     fs::write(&held, "").unwrap();
     bench.psql("UPDATE lockstep_log.epochs SET sealed = true, owner = 1 WHERE number = 1");
-    bench.until("the next epoch", "SELECT count(*) = 2 FROM lockstep_log.epochs");
+    let opened = "SELECT count(*) > 0 FROM pg_stat_activity WHERE application_name LIKE 'lockstep epoch 2 % seal' \
+         AND state = 'idle' AND query LIKE 'SELECT number FROM lockstep_log.epochs WHERE owner%'";
+    bench.until("the log to be open again", opened);
     bench.server.kill().unwrap();
     fs::remove_file(&held).unwrap();
     // Longer than it tries to connect for one read.

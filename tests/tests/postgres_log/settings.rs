@@ -107,14 +107,8 @@ async fn a_server_that_is_told_to_lose_decisions_ends_the_nodes_that_run_on_it()
         log.renew(renewal).await.unwrap();
         server.psql("postgres", &format!("ALTER SYSTEM SET {setting} = off")).unwrap();
         server.psql("postgres", "SELECT pg_reload_conf()").unwrap();
-        let told = tokio::time::timeout(std::time::Duration::from_secs(10), async {
-            loop {
-                if let Err(told) = log.renew(renewal).await {
-                    return told;
-                }
-            }
-        });
-        let told = told.await.unwrap();
+        let over = renew_until_over(&log, renewal);
+        let told = tokio::time::timeout(std::time::Duration::from_secs(10), over).await.unwrap();
         assert!(
             matches!(&told, AppendError::Unknown(why) if why.contains(&format!("{setting} = off"))),
             "{told}"
@@ -122,5 +116,13 @@ async fn a_server_that_is_told_to_lose_decisions_ends_the_nodes_that_run_on_it()
         let late = log.force(&decisions(&[commit(gtrid(own(&log), 0, 1))])).await;
         assert!(matches!(late, Err(AppendError::Unknown(_))), "{late:?}");
         careless.renew(renewal).await.unwrap();
+    }
+}
+
+async fn renew_until_over(log: &PostgresLog, renewal: Renewal) -> AppendError {
+    loop {
+        if let Err(over) = log.renew(renewal).await {
+            return over;
+        }
     }
 }
