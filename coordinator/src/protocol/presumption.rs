@@ -85,6 +85,14 @@ pub struct LookUp {
     pub below_horizon: bool,
 }
 
+impl LookUp {
+    /// Whether it was begun under this coordinator's own epoch.
+    #[must_use]
+    pub fn is_own(&self) -> bool {
+        self.epoch == EpochState::Own
+    }
+}
+
 /// What is known of a transaction that is not live here.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Known {

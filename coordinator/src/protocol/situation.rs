@@ -16,7 +16,7 @@ use lockstep_proto::Bqual;
 use lockstep_proto::museum::mutated;
 
 use super::outcome::Outcome;
-use super::presumption::{EpochState, Known, LookUp, PreparedFate, conclude, prepared_fate};
+use super::presumption::{Known, LookUp, PreparedFate, conclude, prepared_fate};
 use super::record::DecisionKind;
 use super::transaction::State;
 
@@ -218,7 +218,7 @@ impl Standing {
         match conclude(look_up, behind) {
             Known::Ended(outcome, _) => Some(Self::of_ended(outcome, acknowledged)),
             // It is live where it is delivered: nothing that is done here would reach it.
-            Known::Committing | Known::OnePhase if look_up.epoch != EpochState::Own => Some(Self::Elsewhere),
+            Known::Committing | Known::OnePhase if !look_up.is_own() => Some(Self::Elsewhere),
             Known::Committing => Some(Self::Committing),
             Known::OnePhase => Some(Self::OnePhase),
             Known::Elsewhere => Some(Self::Elsewhere),

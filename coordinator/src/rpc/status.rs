@@ -188,7 +188,7 @@ impl RequestError {
             }
             Self::NoReason => "say why: --reason TEXT".to_owned(),
             Self::NotConfirmed { confirm, .. } => {
-                format!("look at the plan with --dry-run; then add the --confirm that it prints: {confirm}")
+                format!("look at the plan with --dry-run; then add what it prints: --confirm {confirm}")
             }
             Self::NoBranchToAbandon { gtrid, .. } => format!("`lockstep tx show {gtrid}` lists its branches"),
             Self::StillAttached { name, .. } => {
