@@ -19,6 +19,8 @@ use crate::trial::checker::Seen;
 
 /// The names of the resource managers.
 const BANKS: [&str; 2] = ["bank-a", "bank-b"];
+/// How the transfers of a client are meant to end, over and over.
+const PLANS: [&str; 5] = ["commit", "commit", "commit", "rollback", "refused-by-second"];
 /// Clients, one transfer at a time each.
 const CLIENTS: usize = 3;
 /// The database of the log.
@@ -101,7 +103,7 @@ impl World {
         let mut world = Self::start_idle(roles, directory, setup)?;
         let named = named(&world.coordinators, setup);
         for number in 0..CLIENTS {
-            let client = world.start_client(number, &named)?;
+            let client = world.start_client(number, &named, &PLANS)?;
             world.clients.push(client);
         }
         Ok(world)
@@ -166,13 +168,13 @@ impl World {
         Ok(())
     }
 
-    fn start_client(&self, number: usize, coordinators: &str) -> Result<Process> {
+    fn start_client(&self, number: usize, coordinators: &str, plans: &[&str]) -> Result<Process> {
         let mut command = self.roles.command("client");
         command.args(["--coordinator", coordinators]).arg("--ledger").arg(self.ledger(number));
         for bank in &self.banks {
             command.args(["--bank", &bank.address()]);
         }
-        for plan in ["commit", "commit", "commit", "rollback", "refused-by-second"] {
+        for plan in plans {
             command.args(["--plan", plan]);
         }
         Process::start("client", command, &self.directory.join(format!("client-{number}.log")))
@@ -200,12 +202,12 @@ impl World {
         Ok(())
     }
 
-    /// Starts a client that begins at this node alone.
+    /// Starts a client that begins at this node alone, and wants nothing but to commit.
     ///
     /// # Errors
     /// If it can't be started.
     pub fn start_client_at(&mut self, node: usize) -> Result<()> {
-        let client = self.start_client(self.clients.len(), &self.coordinators[node].url())?;
+        let client = self.start_client(self.clients.len(), &self.coordinators[node].url(), &["commit"])?;
         self.clients.push(client);
         Ok(())
     }
