@@ -61,6 +61,24 @@ fn session() -> Session {
     Session::new("bank".parse().unwrap(), InstanceId::from_bytes([7; 16]))
 }
 
+/// Numbers with commas between them; none is no number.
+fn numbers(text: Option<String>) -> Result_<Vec<u32>> {
+    let text = text.unwrap_or_default();
+    let numbers = text.split(',').filter(|number| !number.is_empty());
+    Ok(numbers.map(str::parse).collect::<Result<_, _>>()?)
+}
+
+fn evidence((xid, kind): (&str, &str)) -> Result_<EvidenceRow> {
+    let branch = BranchId { cluster: cluster(None), xid: xid_of(xid)? };
+    let fate = match kind {
+        "branch" => Fate::Committed,
+        "fence" => Fate::RolledBack,
+        "hazard" => Fate::Hazard,
+        other => return Err(format!("no such evidence: {other}").into()),
+    };
+    Ok(EvidenceRow { branch, fate })
+}
+
 impl Script {
     fn new() -> Self {
         Self { session: session(), now: Duration::ZERO }
@@ -71,13 +89,6 @@ impl Script {
         let key =
             |arguments: &mut ArgumentConsumer<'_>, name: &str| arguments.take_key(name).map(str::to_owned);
         let number = |text: Option<String>, default: u32| text.map_or(Ok(default), |text| text.parse());
-        let numbers = |text: Option<String>| {
-            let text = text.unwrap_or_default();
-            text.split(',')
-                .filter(|number| !number.is_empty())
-                .map(str::parse)
-                .collect::<Result<Vec<u32>, _>>()
-        };
         let (epoch, seconds) =
             (number(key(&mut arguments, "epoch"), 2)?, number(key(&mut arguments, "seconds"), 30)?);
         let of_cluster = key(&mut arguments, "cluster");
@@ -127,17 +138,7 @@ impl Script {
             }
             "listed-fails" => Event::Listed(self.session.number, Err(unresolved())),
             "old-evidence" => {
-                let row = |(xid, kind): (&str, &str)| -> Result_<EvidenceRow> {
-                    let branch = BranchId { cluster: cluster(None), xid: xid_of(xid)? };
-                    let fate = match kind {
-                        "branch" => Fate::Committed,
-                        "fence" => Fate::RolledBack,
-                        "hazard" => Fate::Hazard,
-                        other => return Err(format!("no such evidence: {other}").into()),
-                    };
-                    Ok(EvidenceRow { branch, fate })
-                };
-                let rows = keys(&mut arguments).into_iter().map(row).collect::<Result_<_>>()?;
+                let rows = keys(&mut arguments).into_iter().map(evidence).collect::<Result_<_>>()?;
                 Event::OldEvidence(self.session.number, Ok(rows))
             }
             "forgotten" => Event::Forgotten(self.session.number, Ok(())),
