@@ -113,12 +113,14 @@ pub(crate) const SERVER: &str = "SELECT \
 
 /// Whether our tables are there, and the role may use them: `absent`, `forbidden` or `ready`. If they are ready, what of them
 /// is not as we have made it, and would make them lose what they prove. (Below, the tables are found without `to_regclass`,
-/// which is refused to a role that may not use the schema.)
+/// which is refused to a role that may not use the schema.) Where only `positions` is not there, an SDK from before it has made the others: it is
+/// made beside them. Beside tables that are not ours nothing is made: they count as ready, and lack what ours have.
 pub(crate) const TABLES: &str = "SELECT CASE \
      WHEN to_regnamespace('lockstep') IS NULL THEN 'absent' \
      WHEN NOT has_schema_privilege('lockstep', 'USAGE') THEN 'forbidden' \
-     WHEN to_regclass('lockstep.evidence') IS NULL OR to_regclass('lockstep.identity') IS NULL \
-     OR to_regclass('lockstep.positions') IS NULL THEN 'absent' \
+     WHEN to_regclass('lockstep.evidence') IS NULL OR to_regclass('lockstep.identity') IS NULL THEN 'absent' \
+     WHEN to_regclass('lockstep.positions') IS NULL THEN CASE WHEN EXISTS (SELECT FROM pg_constraint \
+     WHERE conrelid = to_regclass('lockstep.evidence') AND conname = 'evidence_pkey') THEN 'absent' ELSE 'ready' END \
      WHEN has_table_privilege('lockstep.evidence', 'SELECT') \
      AND has_table_privilege('lockstep.evidence', 'INSERT') \
      AND has_table_privilege('lockstep.evidence', 'UPDATE') \
