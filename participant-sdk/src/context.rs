@@ -245,7 +245,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::fuzz::{config, mutated};
+    use crate::fuzz::{config, near};
 
     const VALID: &str = "01-7c1f09ae-12.0192f0c1a2b37c3d8e4f5a6b7c8d9e0f-4870";
 
@@ -282,7 +282,7 @@ mod tests {
 
         /// Whatever bytes come in the headers of a request.
         #[test]
-        fn fuzz_headers(context in mutated("headers"), parent in mutated("headers")) {
+        fn fuzz_headers(context in near("headers"), parent in near("headers")) {
             let mut headers = HeaderMap::new();
             for (name, bytes) in [(CONTEXT_HEADER, context), (TRACE_PARENT_HEADER, parent)] {
                 // What no header can hold does not come.

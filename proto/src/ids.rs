@@ -419,7 +419,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::fuzz::{config, mutated};
+    use crate::fuzz::{config, near};
 
     fn gtrids() -> impl Strategy<Value = Gtrid> {
         (1u32.., 0u64..1 << 48, any::<[u8; 10]>())
@@ -492,7 +492,7 @@ mod tests {
 
         /// Whatever a text or some bytes are taken for: refused, or printed as they were.
         #[test]
-        fn fuzz_ids(bytes in mutated("ids")) {
+        fn fuzz_ids(bytes in near("ids")) {
             if let Some(gtrid) = Gtrid::from_bytes(&bytes) {
                 prop_assert_eq!(gtrid.to_bytes().to_vec(), bytes.clone());
             }

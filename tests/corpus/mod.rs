@@ -85,7 +85,7 @@ fn apply(edit: Edit, bytes: &mut Vec<u8>, other: &[u8]) {
 }
 
 /// An input of this target's folder, or what some edits make of it.
-pub(crate) fn mutated(target: &str) -> impl Strategy<Value = Vec<u8>> {
+pub(crate) fn near(target: &str) -> impl Strategy<Value = Vec<u8>> {
     let inputs = inputs(target);
     let edited = (select(inputs.clone()), select(inputs), vec(edits(), 0..MOST_EDITS));
     edited.prop_map(|(mut bytes, other, edits)| {

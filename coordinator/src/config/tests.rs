@@ -304,7 +304,7 @@ proptest! {
 
     /// Whatever a file holds: it is refused, each fault with its place, or every value is within its limits.
     #[test]
-    fn fuzz_configurations(bytes in fuzz::mutated("configurations")) {
+    fn fuzz_configurations(bytes in fuzz::near("configurations")) {
         let dir = TempDir::new().unwrap();
         let path = dir.path().join("lockstep.toml");
         fs::write(&path, &bytes).unwrap();

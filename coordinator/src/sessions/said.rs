@@ -116,7 +116,7 @@ mod tests {
     use prost::Message as _;
 
     use super::*;
-    use crate::fuzz::{config, mutated};
+    use crate::fuzz::{config, near};
     use crate::sessions::attach::Hello;
 
     proptest! {
@@ -124,7 +124,7 @@ mod tests {
 
         /// Whatever bytes come as a frame: they are refused, or each message means something that is within the limits.
         #[test]
-        fn fuzz_frames_of_a_participant(bytes in mutated("frames-of-a-participant")) {
+        fn fuzz_frames_of_a_participant(bytes in near("frames-of-a-participant")) {
             let Ok(frame) = ParticipantFrame::decode(&*bytes) else { return Ok(()) };
             let own: ResourceManagerName = "orders-db".parse().unwrap();
             if let Ok(hello) = Hello::from_frame(frame.clone()) {

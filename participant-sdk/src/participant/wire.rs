@@ -208,14 +208,14 @@ mod tests {
     use prost::Message as _;
 
     use super::*;
-    use crate::fuzz::{config, mutated};
+    use crate::fuzz::{config, near};
 
     proptest! {
         #![proptest_config(config())]
 
         /// Whatever bytes come as a frame: they are refused, or each message means something.
         #[test]
-        fn fuzz_frames_of_a_coordinator(bytes in mutated("frames-of-a-coordinator")) {
+        fn fuzz_frames_of_a_coordinator(bytes in near("frames-of-a-coordinator")) {
             let Ok(frame) = v1::CoordinatorFrame::decode(&*bytes) else { return Ok(()) };
             for message in frame.messages {
                 if let Ok(FromCoordinator::Welcome(welcome)) = from_wire(message) {

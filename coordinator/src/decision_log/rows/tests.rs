@@ -13,7 +13,7 @@ use proptest::sample::{Index, select};
 use crate::decision_log::KnownResourceManager;
 use crate::decision_log::contract::{commit, committed, gtrid};
 use crate::decision_log::rows::*;
-use crate::fuzz::{config, mutated};
+use crate::fuzz::{config, near};
 use crate::protocol::outcome::{BranchEnd, Heuristic, Outcome};
 use crate::protocol::record::{About, DecisionKind, DecisionRecord, EndRecord};
 
@@ -205,7 +205,7 @@ proptest! {
 
     /// Whatever a row of the log holds, as it is and behind a checksum that fits.
     #[test]
-    fn fuzz_log_rows(bytes in mutated("log-rows")) {
+    fn fuzz_log_rows(bytes in near("log-rows")) {
         let decision = commit(gtrid(Epoch::new(3).unwrap(), 5, 7));
         let gtrid = decision.gtrid;
         decode_all(gtrid, &bytes, &decision);

@@ -244,7 +244,7 @@ pub(super) mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::fuzz::{config, mutated};
+    use crate::fuzz::{config, near};
 
     fn value() -> impl Strategy<Value = Value> {
         prop_oneof![
@@ -298,7 +298,7 @@ pub(super) mod tests {
 
         /// Whatever a journal holds behind a checksum that fits.
         #[test]
-        fn fuzz_journal_entries(bytes in mutated("journal-entries")) {
+        fn fuzz_journal_entries(bytes in near("journal-entries")) {
             if let Ok(entry) = Entry::decode(&bytes) { prop_assert_eq!(entry.encode(), bytes); }
         }
     }
