@@ -61,6 +61,31 @@ fn session() -> Session {
     Session::new("bank".parse().unwrap(), InstanceId::from_bytes([7; 16]))
 }
 
+/// What a coordinator of this epoch says, as the script has it.
+fn welcome_of(arguments: &mut ArgumentConsumer<'_>, cluster: ClusterId, epoch: u32) -> Result_<Welcome> {
+    let mut number = |name: &str, default: u32| arguments.take_key(name).map_or(Ok(default), str::parse);
+    let (protocol_version, sealed_below) =
+        (number("version", PROTOCOL_VERSION)?, number("sealed-below", epoch)?);
+    let (newest_epoch, seconds) = (number("newest", epoch)?, number("interval", 60)?);
+    let settled = numbers(arguments.take_key("settled"))?.into_iter().filter_map(Epoch::new).collect();
+    let report_interval = Duration::from_secs(seconds.into());
+    Ok(Welcome {
+        protocol_version,
+        cluster,
+        sealed_below,
+        newest_epoch,
+        report_interval,
+        settled,
+        ..welcome(epoch)
+    })
+}
+
+/// With commas between them.
+fn numbers(text: Option<&str>) -> Result_<Vec<u32>> {
+    let numbers = text.unwrap_or_default().split(',').filter(|number| !number.is_empty());
+    Ok(numbers.map(str::parse).collect::<Result<_, _>>()?)
+}
+
 impl Script {
     fn new() -> Self {
         Self { session: session(), now: Duration::ZERO }
@@ -71,13 +96,6 @@ impl Script {
         let key =
             |arguments: &mut ArgumentConsumer<'_>, name: &str| arguments.take_key(name).map(str::to_owned);
         let number = |text: Option<String>, default: u32| text.map_or(Ok(default), |text| text.parse());
-        let numbers = |text: Option<String>| {
-            let text = text.unwrap_or_default();
-            text.split(',')
-                .filter(|number| !number.is_empty())
-                .map(str::parse)
-                .collect::<Result<Vec<u32>, _>>()
-        };
         let (epoch, seconds) =
             (number(key(&mut arguments, "epoch"), 2)?, number(key(&mut arguments, "seconds"), 30)?);
         let of_cluster = key(&mut arguments, "cluster");
@@ -85,21 +103,13 @@ impl Script {
             "dialled" => {
                 let bound = of_cluster.as_deref() != Some("none");
                 let cluster = bound.then(|| cluster(of_cluster.as_deref()));
-                let seen = numbers(key(&mut arguments, "seen"))?;
+                let seen = numbers(arguments.take_key("seen"))?;
                 Event::Dialled(attachment(1, cluster, seen.into_iter().map(position).collect()))
             }
-            "welcome" => Event::Received(FromCoordinator::Welcome(Welcome {
-                protocol_version: number(key(&mut arguments, "version"), PROTOCOL_VERSION)?,
-                cluster: cluster(of_cluster.as_deref()),
-                sealed_below: number(key(&mut arguments, "sealed-below"), epoch)?,
-                newest_epoch: number(key(&mut arguments, "newest"), epoch)?,
-                report_interval: Duration::from_secs(number(key(&mut arguments, "interval"), 60)?.into()),
-                settled: numbers(key(&mut arguments, "settled"))?
-                    .into_iter()
-                    .filter_map(Epoch::new)
-                    .collect(),
-                ..welcome(epoch)
-            })),
+            "welcome" => {
+                let of_cluster = cluster(of_cluster.as_deref());
+                Event::Received(FromCoordinator::Welcome(welcome_of(&mut arguments, of_cluster, epoch)?))
+            }
             "sealed" | "told-sealed" => {
                 let epochs = positions(&mut arguments).into_iter().map(str::parse);
                 let epochs = epochs.collect::<Result<Vec<u32>, _>>()?;

@@ -161,6 +161,9 @@ pub(super) struct Renewed {
     pub(super) sequence: u64,
 }
 
+/// Numbers and addresses of the nodes, the sequence, a setting.
+type RenewedRow = (Vec<i64>, Vec<String>, Option<i64>, String);
+
 /// Renews the own lease. `None` if the own epoch is sealed.
 pub(super) async fn renew(
     connection: &mut PgConnection,
@@ -191,8 +194,7 @@ pub(super) async fn renew(
     .bind(column(renewal.live))
     .bind(own.incarnation.as_bytes().as_slice())
     .bind(i64::try_from(MAX_NODES).expect("a few"));
-    let rows: Vec<(Vec<i64>, Vec<String>, Option<i64>, String)> =
-        answer(PATIENCE, statement.fetch_all(connection)).await?;
+    let rows: Vec<RenewedRow> = answer(PATIENCE, statement.fetch_all(connection)).await?;
     let Some((numbers, addresses, sequence, _set)) = rows.into_iter().next() else { return Ok(None) };
     let node = |(number, address)| epoch(number).map(|epoch| NodeAddress { epoch, address });
     let nodes = numbers.into_iter().zip(addresses).filter_map(node).collect();
