@@ -119,8 +119,9 @@ pub(crate) const TABLES: &str = "SELECT CASE \
      WHEN to_regnamespace('lockstep') IS NULL THEN 'absent' \
      WHEN NOT has_schema_privilege('lockstep', 'USAGE') THEN 'forbidden' \
      WHEN to_regclass('lockstep.evidence') IS NULL OR to_regclass('lockstep.identity') IS NULL THEN 'absent' \
-     WHEN to_regclass('lockstep.positions') IS NULL THEN CASE WHEN EXISTS (SELECT FROM pg_constraint \
-     WHERE conrelid = to_regclass('lockstep.evidence') AND conname = 'evidence_pkey') THEN 'absent' ELSE 'ready' END \
+     WHEN to_regclass('lockstep.positions') IS NULL THEN CASE WHEN EXISTS (SELECT FROM pg_constraint AS c \
+     JOIN pg_class AS t ON t.oid = c.conrelid WHERE t.relnamespace = to_regnamespace('lockstep') \
+     AND t.relname = 'evidence' AND c.conname = 'evidence_pkey') THEN 'absent' ELSE 'ready' END \
      WHEN has_table_privilege('lockstep.evidence', 'SELECT') \
      AND has_table_privilege('lockstep.evidence', 'INSERT') \
      AND has_table_privilege('lockstep.evidence', 'UPDATE') \
