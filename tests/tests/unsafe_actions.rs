@@ -191,9 +191,13 @@ fn an_action_at_a_node_that_does_not_have_the_transaction_is_refused() {
     let pause = [&["tx", "pause", &gtrid], &reason[..]].concat();
     let abandon = [&["tx", "abandon", &gtrid, "--resource", "orders-db", "--confirm", &gtrid], &reason[..]];
     for action in [&pause, &abandon.concat()] {
-        let ran = a.run(action).unwrap();
-        refused(&ran, "LS0428");
-        assert!(ran.stderr.contains(&b.url()), "it says where to ask: {ran:?}");
+        // A node is told of the others once a second.
+        wait_for("it to say where to ask", PATIENCE, || {
+            let ran = a.run(action)?;
+            refused(&ran, "LS0428");
+            Ok(ran.stderr.contains(&b.url()).then_some(()))
+        })
+        .unwrap();
     }
     expect_nothing_on_record(&a);
     let shown = show(&b, &gtrid, "it", |_shown| true);
@@ -201,8 +205,7 @@ fn an_action_at_a_node_that_does_not_have_the_transaction_is_refused() {
     assert_eq!(shown["transaction"]["situation"], "undelivered", "{shown}");
 
     let retire = ["participants", "retire", "orders-db", "--dry-run"];
-    let plan = until(&a, "its session's end", &retire, |_plan| true);
-    assert!(plan["plan"].to_string().contains(&b.url()), "it says who else is to be asked: {plan}");
+    until(&a, "who else is to be asked", &retire, |plan| plan["plan"].to_string().contains(&b.url()));
     what_fails_is_on_record(&b, &gtrid);
     let ran = b.run(&abandon.concat()).unwrap();
     assert_eq!(ran.code, 0, "{ran:?}");
