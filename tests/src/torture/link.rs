@@ -4,13 +4,13 @@ use std::net::Ipv4Addr;
 use std::time::Duration;
 
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpStream;
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
-use tokio::net::{TcpListener, TcpStream};
 use tokio::runtime::Runtime;
 use tokio::sync::watch;
 
-use crate::harness::ports::Port;
-use crate::harness::{Failed, Result};
+use crate::harness::Result;
+use crate::harness::ports::{Port, listen_apart};
 
 /// What is passed on at a time.
 const CHUNK: usize = 16 * 1024;
@@ -43,15 +43,7 @@ impl Link {
     /// # Errors
     /// If it can't listen.
     pub fn to(target: u16) -> Result<Self> {
-        let cannot = || Failed::because("no link");
-        let runtime = tokio::runtime::Builder::new_multi_thread()
-            .worker_threads(1)
-            .enable_all()
-            .build()
-            .map_err(cannot())?;
-        let port = Port::reserve()?;
-        let listener =
-            runtime.block_on(TcpListener::bind((Ipv4Addr::LOCALHOST, port.number()))).map_err(cannot())?;
+        let (port, listener, runtime) = listen_apart()?;
         let (condition, watched) = watch::channel(Condition::Open);
         runtime.spawn(async move {
             while let Ok((near, _)) = listener.accept().await {
