@@ -26,6 +26,7 @@ pub mod sqlite;
 use futures::future::BoxFuture;
 use lockstep_proto::{ClusterId, Epoch, Gtrid, LogPosition, ResourceManagerId, ResourceManagerName};
 
+use crate::codes::Code;
 pub use crate::protocol::presumption::{EpochState, LookUp, Recorded};
 use crate::protocol::record::{DecisionRecord, EndRecord};
 use audit::{AuditQuery, AuditRecord, Operation};
@@ -74,6 +75,17 @@ pub enum ReadError {
     /// A row is not what was written: its checksum or its form is wrong.
     #[error("the decision log is damaged: {0}")]
     Damaged(String),
+}
+
+impl ReadError {
+    /// Its code: docs/errors has a page for it.
+    #[must_use]
+    pub fn code(&self) -> Code {
+        match self {
+            Self::Unavailable(_) => Code::CannotOpenLog,
+            Self::Damaged(_) => Code::LogDamaged,
+        }
+    }
 }
 
 /// A resource manager as the log knows it (P21).
@@ -139,7 +151,7 @@ pub trait DecisionLog: Send + Sync + 'static {
     /// The epoch this was opened under, its incarnation, and the newest forced batch.
     fn position(&self) -> LogPosition;
 
-    /// Forces a batch, all of it or nothing. The position it has then. Calls do not overlap. What is recorded already is left
+    /// Forces a batch, all of it or nothing. The position it has then. Calls wait for one another. What is recorded already is left
     /// as it is: repeating a write changes nothing. Must not be cancelled: a call that is dropped halfway is an unknown write.
     fn force<'a>(&'a self, batch: &'a Batch) -> BoxFuture<'a, Result<LogPosition, AppendError>>;
 

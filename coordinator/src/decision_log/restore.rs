@@ -11,12 +11,11 @@
 //! other databases did. Evidence of such transactions stays with the participants as long: it is what the operator compares with.
 //! When that is done (`lockstep restore --settled`), the evidence may go.
 
-use std::path::PathBuf;
-
 use lockstep_proto::{ClusterId, Epoch, Gtrid, LogPosition, limits};
 use prost::Message;
 
 use super::audit::{Effect, Operation};
+use super::data_dir::NoLog;
 use super::rows::{self, Kind, RowError};
 use super::{EpochState, postgres, sqlite};
 use crate::codes::Code;
@@ -79,8 +78,8 @@ pub enum RestoreError {
     #[error(transparent)]
     Shared(#[from] postgres::OpenError),
     /// The directory has none.
-    #[error("there is no decision log in {}: name the directory that it is in with --data-dir", .0.display())]
-    NoLog(PathBuf),
+    #[error(transparent)]
+    NoLog(#[from] NoLog),
     /// It is another cluster's.
     #[error("refused: this is the log of cluster {ours}, not of {typed}: look whether it is the right one")]
     OtherCluster {
@@ -111,7 +110,7 @@ impl RestoreError {
         match self {
             Self::Embedded(error) => error.code(),
             Self::Shared(error) => error.code(),
-            Self::NoLog(_) => Code::NoLogThere,
+            Self::NoLog(error) => error.code(),
             Self::OtherCluster { .. } => Code::ForeignCluster,
             Self::NodesRunning(_) => Code::NodesRunning,
             Self::NotRestored => Code::NotRestored,

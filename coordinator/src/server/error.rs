@@ -44,8 +44,7 @@ impl ServeError {
             Self::Listen { .. } | Self::Serve(_) => Code::CannotListen,
             Self::Open(error) => error.code(),
             Self::OpenShared(error) => error.code(),
-            Self::Read(ReadError::Unavailable(_)) => Code::CannotOpenLog,
-            Self::Read(ReadError::Damaged(_)) => Code::LogDamaged,
+            Self::Read(error) => error.code(),
             Self::LogFailed(_) => Code::LogFailed,
             Self::Bug(_) => Code::Bug,
         }
