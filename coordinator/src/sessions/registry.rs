@@ -1,6 +1,6 @@
 //! Who is attached now, and what is known of each resource manager.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use lockstep_proto::v1::coordinator_message::Kind;
@@ -222,6 +222,14 @@ impl Registry {
         if complete {
             entry.orphans = std::mem::take(&mut entry.listing);
         }
+    }
+
+    /// Transactions with a branch that nobody answers for.
+    #[must_use]
+    pub fn orphan_transactions(&self) -> usize {
+        let state = self.state();
+        let orphans = state.resource_managers.values().flat_map(|entry| entry.orphans.keys());
+        orphans.map(|xid| xid.gtrid).collect::<BTreeSet<_>>().len()
     }
 
     /// The transactions of orphans whose text, or hex digits, begin so.

@@ -9,7 +9,7 @@ use lockstep_proto::{ResourceManagerName, TraceParent, limits, v1};
 use opentelemetry::KeyValue;
 
 use super::info::wire_situation;
-use super::show::{Found, find, others, whereabouts};
+use super::show::{Found, find, forbidden, others};
 use super::{orphans, participants};
 use crate::decision_log::audit::{Effect, Operation};
 use crate::engine::clock::unix_ms;
@@ -172,16 +172,16 @@ async fn judge(
 ) -> Result<(Found, Result<(), Forbidden>), RequestError> {
     const LOOK_EVERY: Duration = Duration::from_millis(50);
     const LOOKS: u32 = 40;
-    for _look in 1..LOOKS {
+    let mut looks = 0;
+    loop {
+        looks += 1;
         let found = find(services, target).await?;
-        match found.standing.permit(action) {
-            Err(Forbidden::NotOnRecord) => tokio::time::sleep(LOOK_EVERY).await,
-            permitted => return Ok((found, permitted)),
+        let permitted = found.standing.permit(action);
+        if permitted != Err(Forbidden::NotOnRecord) || looks == LOOKS {
+            return Ok((found, permitted));
         }
+        tokio::time::sleep(LOOK_EVERY).await;
     }
-    let found = find(services, target).await?;
-    let permitted = found.standing.permit(action);
-    Ok((found, permitted))
 }
 
 async fn plan(
@@ -210,15 +210,7 @@ async fn plan(
         orphans::refuse(services, &request.target, action).await?;
     }
     let (found, permitted) = judge(services, &request.target, action).await?;
-    permitted.map_err(|forbidden| RequestError::Forbidden {
-        what: found.gtrid.to_string(),
-        context: if forbidden == Forbidden::OtherCoordinator {
-            whereabouts(services, found.gtrid)
-        } else {
-            context(&found)
-        },
-        forbidden,
-    })?;
+    permitted.map_err(|why| forbidden(services, found.gtrid, why, context(&found)))?;
     transaction_plan(found, action, &request.resource_manager)
 }
 

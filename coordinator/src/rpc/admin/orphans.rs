@@ -11,11 +11,11 @@ use lockstep_proto::{Gtrid, ResourceManagerName, Xid, v1};
 
 use super::act::{Deed, Plan};
 use super::inspect::ask;
-use super::show::{resolve, whereabouts};
+use super::show::{forbidden, resolve};
 use crate::engine::handle::EngineError;
 use crate::protocol::outcome::Decision;
 use crate::protocol::presumption::{PreparedFate, prepared_fate};
-use crate::protocol::situation::{Action, Forbidden, Proof, Standing};
+use crate::protocol::situation::{Action, Proof, Standing};
 use crate::rpc::Services;
 use crate::rpc::status::RequestError;
 
@@ -102,15 +102,7 @@ fn permit(
     census: &Census,
     action: Action,
 ) -> Result<(), RequestError> {
-    standing.permit(action).map_err(|forbidden| RequestError::Forbidden {
-        what: gtrid.to_string(),
-        context: if forbidden == Forbidden::OtherCoordinator {
-            whereabouts(services, gtrid)
-        } else {
-            census.said.clone()
-        },
-        forbidden,
-    })
+    standing.permit(action).map_err(|why| forbidden(services, gtrid, why, census.said.clone()))
 }
 
 /// What a transaction's own command is refused with if nobody but an operator answers for the transaction.

@@ -88,16 +88,21 @@ pub(super) async fn find(services: &Services, prefix: &str) -> Result<Found, Req
 
 /// Why there is nothing to tell here of a transaction without a record, and where there is.
 async fn absent(services: &Services, gtrid: Gtrid, standing: Option<Standing>) -> RequestError {
-    let what = gtrid.to_string();
     if standing == Some(Standing::Elsewhere) {
-        let context = whereabouts(services, gtrid);
-        return RequestError::Forbidden { what, context, forbidden: Forbidden::OtherCoordinator };
+        return forbidden(services, gtrid, Forbidden::OtherCoordinator, String::new());
     }
+    let what = gtrid.to_string();
     if standing.is_none() && services.shared.registry.has_orphan_of(&what) {
-        let context = orphans::said(services, gtrid).await;
-        return RequestError::Forbidden { what, context, forbidden: Forbidden::IsOrphan };
+        let said = orphans::said(services, gtrid).await;
+        return forbidden(services, gtrid, Forbidden::IsOrphan, said);
     }
     RequestError::NotFound(what)
+}
+
+/// A refusal about this transaction. `context`: how it is, for one that is not another coordinator's; of that one it is said where it is.
+pub(super) fn forbidden(services: &Services, gtrid: Gtrid, why: Forbidden, context: String) -> RequestError {
+    let context = if why == Forbidden::OtherCoordinator { whereabouts(services, gtrid) } else { context };
+    RequestError::Forbidden { what: gtrid.to_string(), context, forbidden: why }
 }
 
 /// The other nodes on the same log, as far as this one has been told.
@@ -108,7 +113,7 @@ pub(super) fn others(services: &Services) -> Vec<String> {
 }
 
 /// Where to ask about a transaction of another coordinator, as far as this one has been told.
-pub(super) fn whereabouts(services: &Services, gtrid: Gtrid) -> String {
+fn whereabouts(services: &Services, gtrid: Gtrid) -> String {
     let nodes = services.shared.registry.nodes();
     if let Some(its) = nodes.iter().find(|node| node.epoch == gtrid.epoch().get()) {
         return format!("it is at {}", its.address);
