@@ -52,6 +52,8 @@ const LIVE_PER_SHARD: usize = 1024;
 /// A peer that does not answer a ping for so long is gone, and its session with it.
 const PING_EVERY: Duration = Duration::from_secs(5);
 const PING_TIMEOUT: Duration = Duration::from_secs(10);
+/// Between two attempts to begin again.
+const AGAIN: Duration = Duration::from_secs(1);
 
 /// Runs a coordinator until `shutdown` is cancelled and it has drained.
 ///
@@ -107,10 +109,10 @@ async fn lives(
             Err(ServeError::Read(ReadError::Unavailable(why))) if !first => {
                 tracing::error!(why, "what is unfinished cannot be read: this node begins once more");
                 log.shared().close().await;
-                match pause(shutdown).await {
-                    Pause::Over => continue,
-                    Pause::Stopped => return Ok(()),
+                if shutdown.run_until_cancelled(tokio::time::sleep(AGAIN)).await.is_none() {
+                    return Ok(());
                 }
+                continue;
             }
             parts => parts?,
         };
@@ -147,24 +149,9 @@ async fn open(
             }
             opened => return opened.map(Some),
         }
-        if matches!(pause(shutdown).await, Pause::Stopped) {
+        if shutdown.run_until_cancelled(tokio::time::sleep(AGAIN)).await.is_none() {
             return Ok(None);
         }
-    }
-}
-
-/// What ended a [`pause`].
-enum Pause {
-    Over,
-    Stopped,
-}
-
-/// Between two attempts to begin again.
-async fn pause(shutdown: &CancellationToken) -> Pause {
-    const AGAIN: Duration = Duration::from_secs(1);
-    tokio::select! {
-        () = shutdown.cancelled() => Pause::Stopped,
-        () = tokio::time::sleep(AGAIN) => Pause::Over,
     }
 }
 

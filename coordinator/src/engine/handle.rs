@@ -13,7 +13,7 @@ use super::input::{Act, Answer, Input, OutcomeAnswer, Summary, TransactionView, 
 use super::maintenance::MIN_FREE_BYTES;
 use super::shell::{Mail, Shards, Stopped};
 use crate::decision_log::group_commit::LogWriter;
-use crate::decision_log::{AppendError, Batch, DecisionLog, LookUp, ReadError};
+use crate::decision_log::{AppendError, Batch, DecisionLog, LogStatus, LookUp, ReadError};
 use crate::protocol::outcome::Outcome;
 use crate::protocol::presumption::{Known, conclude};
 use crate::protocol::record::About;
@@ -152,6 +152,17 @@ impl Engine {
     #[must_use]
     pub fn log(&self) -> &Arc<dyn DecisionLog> {
         &self.0.log
+    }
+
+    /// How the log stands. One that does not answer soon is as good as one that says that it cannot: people and scrapers ask, and look
+    /// elsewhere if they hear nothing.
+    ///
+    /// # Errors
+    /// [`ReadError::Unavailable`], after two seconds at most.
+    pub async fn log_status(&self) -> Result<LogStatus, ReadError> {
+        const PATIENCE: Duration = Duration::from_secs(2);
+        let late = |_elapsed| Err(ReadError::Unavailable(format!("it has not answered within {PATIENCE:?}")));
+        tokio::time::timeout(PATIENCE, self.0.log.status()).await.unwrap_or_else(late)
     }
 
     /// Before decisions of these epochs are told: sees to it that the position that is told with them is one to which a log without

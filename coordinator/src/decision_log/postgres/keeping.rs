@@ -127,16 +127,9 @@ impl PostgresLog {
     }
 
     pub(super) async fn close_now(&self) {
-        match tokio::time::timeout(TO_RELEASE, self.release()).await {
-            Ok(Ok(())) => {}
-            Ok(Err(error)) => {
-                tracing::warn!(%error, "the lease was not given up: another node takes over when it has run out");
-            }
-            Err(_elapsed) => {
-                tracing::warn!(
-                    "the lease was not given up in time: another node takes over when it has run out"
-                );
-            }
+        let late = |_elapsed| Err(Failure::Lost(format!("no answer within {TO_RELEASE:?}")));
+        if let Err(error) = tokio::time::timeout(TO_RELEASE, self.release()).await.unwrap_or_else(late) {
+            tracing::warn!(%error, "the lease was not given up: another node takes over when it has run out");
         }
         let sealer = async {
             if let Some(mut sealer) = self.sealer.lock().await.take() {
