@@ -11,6 +11,9 @@ pub mod codes;
 pub mod config;
 pub mod decision_log;
 pub mod engine;
+#[cfg(test)]
+#[path = "../../tests/corpus/mod.rs"]
+mod fuzz;
 mod open_log;
 pub mod operator;
 pub mod protocol;

@@ -1,12 +1,14 @@
 //! Puts the coordinator together, runs it, and takes it down.
 //!
 //! The order at the start is what makes recovery safe: the log is opened under a new epoch, with every earlier one sealed
-//! (every one whose node is gone, where several share the log) and what it reads forced (P3, P6); every unfinished decision is
-//! with its shard; only then is anyone served.
+//! (this node's own, where several share the log: `cluster` sees to those of the others) and what it reads forced (P3, P6); every
+//! unfinished decision is with its shard; only then is anyone served.
 //!
 //! **Lives.** A node whose epoch was sealed by another ends that life at once: its streams and its waiting clients are told that
 //! it is gone, its transactions are the other's to finish, or are presumed rolled back. Then it begins again under a new epoch, in
-//! the same process and on the same address.
+//! the same process and on the same address. A node that was told to stop, and is sealed while it drains, has nothing left to wait for.
+
+mod error;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -18,10 +20,9 @@ use tokio::task::{JoinError, JoinHandle, JoinSet};
 use tokio_util::sync::CancellationToken;
 
 use crate::cluster::Keeper;
-use crate::codes::Code;
 use crate::config::Config;
 use crate::decision_log::group_commit::GroupCommit;
-use crate::decision_log::{AppendError, DecisionLog, ReadError, postgres, sqlite};
+use crate::decision_log::{AppendError, DecisionLog, ReadError};
 use crate::engine::clock::Clock;
 use crate::engine::handle::Engine;
 use crate::engine::input::Input;
@@ -40,6 +41,8 @@ use crate::telemetry::metrics::Metrics;
 use crate::telemetry::stopwatch::Stopwatch;
 use crate::telemetry::traces::{ShardTraces, Traces};
 
+pub use error::ServeError;
+
 /// Acknowledgements of forgotten transactions that wait to be compared with the log.
 const STRAYS: usize = 4096;
 /// Decisions that are read at once at the start.
@@ -49,78 +52,8 @@ const LIVE_PER_SHARD: usize = 1024;
 /// A peer that does not answer a ping for so long is gone, and its session with it.
 const PING_EVERY: Duration = Duration::from_secs(5);
 const PING_TIMEOUT: Duration = Duration::from_secs(10);
-
-/// Why a coordinator did not start, or ended.
-#[derive(Debug, thiserror::Error)]
-pub enum ServeError {
-    /// The address cannot be had.
-    #[error("cannot listen on {address}: {source}")]
-    Listen {
-        /// Which address.
-        address: SocketAddr,
-        /// What the operating system says.
-        source: std::io::Error,
-    },
-    /// The embedded decision log cannot be opened.
-    #[error(transparent)]
-    Open(#[from] sqlite::OpenError),
-    /// The shared decision log cannot be opened.
-    #[error(transparent)]
-    OpenShared(#[from] postgres::OpenError),
-    /// The decision log cannot be read.
-    #[error(transparent)]
-    Read(#[from] ReadError),
-    /// A force failed, or it is unknown whether it did (P6).
-    #[error("the decision log failed, and this process must not go on: {0}")]
-    LogFailed(String),
-    /// A task of ours is gone.
-    #[error("a part of the coordinator has ended unexpectedly, and this process must not go on: {0}")]
-    Bug(String),
-    /// The server failed.
-    #[error("the gRPC server failed: {0}")]
-    Serve(#[from] tonic::transport::Error),
-}
-
-impl ServeError {
-    /// Its code: docs/errors has a page for it.
-    #[must_use]
-    pub fn code(&self) -> Code {
-        match self {
-            Self::Listen { .. } | Self::Serve(_) => Code::CannotListen,
-            Self::Open(error) => error.code(),
-            Self::OpenShared(error) => error.code(),
-            Self::Read(ReadError::Unavailable(_)) => Code::CannotOpenLog,
-            Self::Read(ReadError::Damaged(_)) => Code::LogDamaged,
-            Self::LogFailed(_) => Code::LogFailed,
-            Self::Bug(_) => Code::Bug,
-        }
-    }
-
-    /// What to do about it.
-    #[must_use]
-    pub fn remedy(&self) -> String {
-        match self {
-            Self::Listen { .. } => "is another `lockstep serve` running? `lockstep status` tells. \
-                 Take another address with --listen; port 0 takes a free one"
-                .to_owned(),
-            // Its own sentence says what to do.
-            Self::Open(_) => String::new(),
-            Self::OpenShared(error) => error.remedy().to_owned(),
-            Self::Read(_) => "if the log is damaged, keep a copy of it before anything else; \
-                 then look at the disk, and restore from a backup"
-                .to_owned(),
-            Self::LogFailed(_) => {
-                "look at the log's disk, then start again: what is really in the log is read then, and \
-                 every transaction in doubt is finished from it"
-                    .to_owned()
-            }
-            Self::Bug(_) => {
-                "start again: the decision log has everything that is needed. Please report this".to_owned()
-            }
-            Self::Serve(_) => "start again".to_owned(),
-        }
-    }
-}
+/// Between two attempts to begin again.
+const AGAIN: Duration = Duration::from_secs(1);
 
 /// Runs a coordinator until `shutdown` is cancelled and it has drained.
 ///
@@ -172,13 +105,30 @@ async fn lives(
     loop {
         let first = on_ready.is_some();
         let Some(log) = open(config, bound, first, shutdown).await? else { return Ok(()) };
+        let parts = match Parts::recovered(config, log.shared(), watched).await {
+            Err(ServeError::Read(ReadError::Unavailable(why))) if !first => {
+                tracing::error!(why, "what is unfinished cannot be read: this node begins once more");
+                log.shared().close().await;
+                if shutdown.run_until_cancelled(tokio::time::sleep(AGAIN)).await.is_none() {
+                    return Ok(());
+                }
+                continue;
+            }
+            parts => parts?,
+        };
         let listener = listener.try_clone().and_then(TcpListener::from_std).map_err(cannot_listen)?;
         let mut told = |ready: Ready| match on_ready.take() {
             Some(on_ready) => on_ready(ready),
             None => tracing::warn!(epoch = %ready.epoch, recovered = ?ready.recovered, "serving again"),
         };
-        match Box::pin(live(config, &log, listener, watched, &mut told, shutdown)).await? {
+        match Box::pin(live(config, &log, listener, parts, &mut told, shutdown)).await? {
             Ended::Stopped => return Ok(()),
+            Ended::Sealed(why) if shutdown.is_cancelled() => {
+                tracing::error!(
+                    "{why}; this node was told to stop, and what it had not ended is the other's"
+                );
+                return Ok(());
+            }
             Ended::Sealed(why) => tracing::error!("{why}; this node begins again under a new epoch"),
         }
     }
@@ -192,7 +142,6 @@ async fn open(
     first: bool,
     shutdown: &CancellationToken,
 ) -> Result<Option<OpenLog>, ServeError> {
-    const AGAIN: Duration = Duration::from_secs(1);
     loop {
         match OpenLog::open(config, bound, first).await {
             Err(ServeError::OpenShared(error)) if !first => {
@@ -200,9 +149,8 @@ async fn open(
             }
             opened => return opened.map(Some),
         }
-        tokio::select! {
-            () = shutdown.cancelled() => return Ok(None),
-            () = tokio::time::sleep(AGAIN) => {}
+        if shutdown.run_until_cancelled(tokio::time::sleep(AGAIN)).await.is_none() {
+            return Ok(None);
         }
     }
 }
@@ -215,19 +163,17 @@ enum Ended {
     Sealed(String),
 }
 
-/// One life: from an open log to its end.
+/// One life: from an open log, of which everything unfinished was read, to its end.
 async fn live(
     config: &Config,
     log: &OpenLog,
     listener: TcpListener,
-    watched: &Watched,
+    (mut parts, recovered): (Parts, Recovered),
     on_ready: &mut (dyn FnMut(Ready) + Send),
     shutdown: &CancellationToken,
 ) -> Result<Ended, ServeError> {
     let bound =
         listener.local_addr().map_err(|source| ServeError::Listen { address: config.listen, source })?;
-    let mut parts = Parts::start(config, log.shared(), watched).await?;
-    let recovered = parts.recover(log.shared()).await?;
     fail::fail_point!("coordinator-recovered-before-serving");
     parts.run_beside(config, log);
     let mut keeper = parts.keep(config, log);
@@ -244,34 +190,39 @@ async fn live(
     let mut serving = tokio::spawn(server.serve_with_incoming_shutdown(incoming, stopped.cancelled_owned()));
 
     on_ready(log.ready(bound, recovered));
-    let ended = tokio::select! {
+    let mut ended = tokio::select! {
         () = shutdown.cancelled() => Ok(Ended::Stopped),
-        ended = &mut parts.log_task => log_ended(ended),
-        over = &mut keeper => log_ended(over.map(Err)),
-        task = parts.tasks.join_next() => Err(ServeError::Bug(format!("{task:?}"))),
-        served = &mut serving => Err(match served {
-            Ok(Err(error)) => error.into(),
-            Ok(Ok(())) => ServeError::Bug("the server stopped by itself".into()),
-            Err(panic) => ServeError::Bug(panic.to_string()),
-        }),
+        ended = parts.until_over(&mut keeper, &mut serving) => ended,
     };
+    if let Ok(Ended::Stopped) = ended {
+        parts.shared.start_draining();
+        let engine = parts.shared.engine.clone();
+        ended = tokio::select! {
+            () = drain(engine, config.drain_timeout) => Ok(Ended::Stopped),
+            ended = parts.until_over(&mut keeper, &mut serving) => ended,
+        };
+    }
     // After a failed force or a bug nothing more may be sent: the process ends here.
-    match ended? {
+    let ended = ended?;
+    // Before the log is closed: who gives its lease up must not renew it.
+    keeper.abort();
+    match ended {
         Ended::Stopped => {
-            parts.drain(config.drain_timeout).await;
             parts.shared.shutdown.cancel();
-            let _served = serving.await;
+            end_serving(serving).await;
             parts.flush().await;
-            keeper.abort();
-            log.shared().close().await;
-            Ok(Ended::Stopped)
         }
-        sealed @ Ended::Sealed(_) => {
-            keeper.abort();
-            parts.end_at_once(serving).await;
-            log.shared().close().await;
-            Ok(sealed)
-        }
+        Ended::Sealed(_) => parts.end_at_once(serving).await,
+    }
+    log.shared().close().await;
+    Ok(ended)
+}
+
+/// Waits for the last answers to those who still ask, not for those who wait for what the log does not say.
+async fn end_serving(mut serving: JoinHandle<Result<(), tonic::transport::Error>>) {
+    const PATIENCE: Duration = Duration::from_secs(2);
+    if tokio::time::timeout(PATIENCE, &mut serving).await.is_err() {
+        serving.abort();
     }
 }
 
@@ -289,7 +240,6 @@ fn log_ended(ended: Result<Result<(), AppendError>, JoinError>) -> Result<Ended,
 /// Everything that runs.
 struct Parts {
     shared: Shared,
-    clock: Clock,
     /// What must not end before the process does.
     tasks: JoinSet<()>,
     /// The decision log's writer: ends by itself when nothing can write to it any more.
@@ -298,6 +248,17 @@ struct Parts {
 }
 
 impl Parts {
+    /// Everything, with every unfinished decision in it; nothing of it is sent yet, and nobody is served.
+    async fn recovered(
+        config: &Config,
+        log: &Arc<dyn DecisionLog>,
+        watched: &Watched,
+    ) -> Result<(Self, Recovered), ServeError> {
+        let mut parts = Self::start(config, log, watched).await?;
+        let recovered = parts.recover(log).await?;
+        Ok((parts, recovered))
+    }
+
     async fn start(
         config: &Config,
         log: &Arc<dyn DecisionLog>,
@@ -354,7 +315,7 @@ impl Parts {
             shutdown: CancellationToken::new(),
         };
         shared.retire_again(&retired).await.map_err(|Stopped| ServeError::Bug("a shard has ended".into()))?;
-        Ok(Self { shared, clock, tasks, log_task, strays: Some(strays) })
+        Ok(Self { shared, tasks, log_task, strays: Some(strays) })
     }
 
     /// Gives every unfinished decision to its shard. Reads the decisions of sealed epochs only: the seal is committed, so that
@@ -366,6 +327,8 @@ impl Parts {
             let page = log.unfinished(after, RECOVER_AT_ONCE).await?;
             let Some(last) = page.last() else { break };
             after = Some(last.gtrid);
+            let covered = self.shared.engine.cover(page.iter().map(|record| record.gtrid.epoch())).await;
+            covered.map_err(|error| ReadError::Unavailable(error.to_string()))?;
             for record in page {
                 recovered.count(&record);
                 let shard = self.shared.engine.shards().of(&record.gtrid);
@@ -416,57 +379,77 @@ impl Parts {
         })
     }
 
+    /// Waits until this life is over, by whatever must not end before it: how it ended.
+    async fn until_over(
+        &mut self,
+        keeper: &mut JoinHandle<AppendError>,
+        serving: &mut JoinHandle<Result<(), tonic::transport::Error>>,
+    ) -> Result<Ended, ServeError> {
+        tokio::select! {
+            ended = &mut self.log_task => log_ended(ended),
+            over = keeper => log_ended(over.map(Err)),
+            task = self.tasks.join_next() => Err(ServeError::Bug(format!("{task:?}"))),
+            served = serving => Err(match served {
+                Ok(Err(error)) => error.into(),
+                Ok(Ok(())) => ServeError::Bug("the server stopped by itself".into()),
+                Err(panic) => ServeError::Bug(panic.to_string()),
+            }),
+        }
+    }
+
     /// Ends everything of a life that is over: nothing more is sent, and whoever waits learns that this node is gone.
-    async fn end_at_once(self, mut serving: JoinHandle<Result<(), tonic::transport::Error>>) {
-        const PATIENCE: Duration = Duration::from_secs(2);
+    async fn end_at_once(self, serving: JoinHandle<Result<(), tonic::transport::Error>>) {
         let Self { shared, mut tasks, log_task, .. } = self;
         shared.shutdown.cancel();
         // What is under way in the log is void behind the seal.
         log_task.abort();
         tasks.shutdown().await;
-        if tokio::time::timeout(PATIENCE, &mut serving).await.is_err() {
-            serving.abort();
-        }
+        end_serving(serving).await;
     }
 
     /// Lets go of everything that can write to the log, and waits until what was written lazily is in it.
     async fn flush(self) {
         const PATIENCE: Duration = Duration::from_secs(5);
-        let Self { shared, mut tasks, log_task, .. } = self;
+        let Self { shared, mut tasks, mut log_task, .. } = self;
         drop(shared);
         tasks.abort_all();
         while tasks.join_next().await.is_some() {}
         // Sessions that are just ending may hold it a moment longer. What is not flushed then is only for people: every end
         // that was written lazily is found out again by the next start.
-        match tokio::time::timeout(PATIENCE, log_task).await {
+        match tokio::time::timeout(PATIENCE, &mut log_task).await {
             Ok(Ok(Ok(()))) => {}
             Ok(ended) => tracing::warn!(?ended, "the last records may not be in the decision log"),
-            Err(_elapsed) => tracing::warn!("the decision log's writer did not end in time"),
+            Err(_elapsed) => {
+                tracing::warn!(
+                    "the decision log's writer did not end in time: whether the log has what was under way, whoever takes over finds out"
+                );
+                log_task.abort();
+                let _aborted = log_task.await;
+            }
         }
     }
+}
 
-    /// Begins nothing new, and waits until everything has ended, at most so long. Says what is left.
-    async fn drain(&mut self, timeout: Duration) {
-        const LOOK_EVERY: Duration = Duration::from_millis(20);
-        self.shared.start_draining();
-        let engine = &self.shared.engine;
-        let deadline = self.clock.now().monotonic + timeout;
-        loop {
-            let Ok(left) = engine.summarize().await else { return };
-            if left.live == 0 {
+/// Waits until everything has ended, at most so long. Says what is left. A shard that waits for the log says nothing.
+async fn drain(engine: Engine, timeout: Duration) {
+    const LOOK_EVERY: Duration = Duration::from_millis(20);
+    let mut left = None;
+    let drained = async {
+        while let Ok(now) = engine.summarize().await {
+            if now.live == 0 {
                 tracing::info!("drained: nothing is in doubt");
                 return;
             }
-            if self.clock.now().monotonic >= deadline {
-                tracing::warn!(
-                    undecided = left.undecided,
-                    undelivered = left.undelivered,
-                    "stopping with transactions that have not ended: undecided ones are rolled back, \
-                     undelivered decisions are delivered by the next start"
-                );
-                return;
-            }
+            left = Some(now);
             tokio::time::sleep(LOOK_EVERY).await;
         }
+    };
+    if tokio::time::timeout(timeout, drained).await.is_err() {
+        tracing::warn!(
+            undecided = left.as_ref().map(|left| left.undecided),
+            undelivered = left.as_ref().map(|left| left.undelivered),
+            "stopping with transactions that have not ended: undecided ones are rolled back, \
+             undelivered decisions are delivered by the next start"
+        );
     }
 }

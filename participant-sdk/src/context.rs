@@ -245,6 +245,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::fuzz::{config, near};
 
     const VALID: &str = "01-7c1f09ae-12.0192f0c1a2b37c3d8e4f5a6b7c8d9e0f-4870";
 
@@ -273,6 +274,27 @@ mod tests {
     impl fmt::Display for At {
         fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
             self.0.print_at(self.1, f)
+        }
+    }
+
+    proptest! {
+        #![proptest_config(config())]
+
+        /// Whatever bytes come in the headers of a request.
+        #[test]
+        fn fuzz_headers(context in near("headers"), parent in near("headers")) {
+            let mut headers = HeaderMap::new();
+            for (name, bytes) in [(CONTEXT_HEADER, context), (TRACE_PARENT_HEADER, parent)] {
+                // What no header can hold does not come.
+                if let Ok(value) = http::HeaderValue::from_bytes(&bytes) {
+                    headers.insert(name, value);
+                }
+            }
+            if let Ok(Some(context)) = Context::from_headers(&headers) {
+                prop_assert!(context.remaining() <= MAX_TIMEOUT);
+                let again = Context::from_headers(&context.to_headers()).unwrap().unwrap();
+                prop_assert_eq!((again.cluster, again.gtrid), (context.cluster, context.gtrid));
+            }
         }
     }
 

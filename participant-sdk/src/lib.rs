@@ -71,6 +71,9 @@ mod clock;
 mod context;
 pub mod doctor;
 mod error;
+#[cfg(test)]
+#[path = "../../tests/corpus/mod.rs"]
+mod fuzz;
 mod layers;
 mod nodes;
 mod participant;

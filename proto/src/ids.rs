@@ -402,7 +402,8 @@ random_id! {
 
 /// A place in the decision log: the newest forced batch that someone knows of.
 ///
-/// Participants remember the highest one they have seen. A log that is behind it has lost its tail (protocol.md, P8).
+/// Participants remember the highest one of each epoch ([`crate::Positions`]). A log that is behind any of them has lost its tail
+/// (protocol.md, P8).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct LogPosition {
     /// The epoch that forced the batch.
@@ -418,6 +419,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::fuzz::{config, near};
 
     fn gtrids() -> impl Strategy<Value = Gtrid> {
         (1u32.., 0u64..1 << 48, any::<[u8; 10]>())
@@ -482,6 +484,30 @@ mod tests {
             let text = format!("{}:{}", ClusterId::from_random(cluster), Xid { gtrid, bqual: Bqual::new(&name, random) });
             let plain = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b".:_-".contains(&b);
             prop_assert!(text.bytes().all(plain));
+        }
+    }
+
+    proptest! {
+        #![proptest_config(config())]
+
+        /// Whatever a text or some bytes are taken for: refused, or printed as they were.
+        #[test]
+        fn fuzz_ids(bytes in near("ids")) {
+            if let Some(gtrid) = Gtrid::from_bytes(&bytes) {
+                prop_assert_eq!(gtrid.to_bytes().to_vec(), bytes.clone());
+            }
+            let text = String::from_utf8_lossy(&bytes);
+            for read in [
+                text.parse::<Gtrid>().map(|id| id.to_string()),
+                text.parse::<Bqual>().map(|id| id.to_string()),
+                text.parse::<Xid>().map(|id| id.to_string()),
+                text.parse::<ClusterId>().map(|id| id.to_string()),
+                text.parse::<ResourceManagerName>().map(|id| id.to_string()),
+                text.parse::<ResourceManagerId>().map(|id| id.to_string()),
+                text.parse::<InstanceId>().map(|id| id.to_string()),
+            ].into_iter().flatten() {
+                prop_assert_eq!(&read, &text);
+            }
         }
     }
 

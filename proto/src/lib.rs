@@ -9,9 +9,13 @@
 //!
 //! This crate never decides anything about a transaction.
 
+#[cfg(test)]
+#[path = "../../tests/corpus/mod.rs"]
+mod fuzz;
 pub mod ids;
 pub mod limits;
 pub mod museum;
+pub mod positions;
 pub mod trace;
 pub mod wire;
 
@@ -35,4 +39,5 @@ pub use ids::{
     Bqual, ClusterId, Epoch, Gtrid, Incarnation, InstanceId, LogPosition, ParseIdError, ResourceManagerId,
     ResourceManagerName, Xid,
 };
+pub use positions::Positions;
 pub use trace::{TRACE_PARENT_HEADER, TraceParent};

@@ -24,6 +24,8 @@ pub const MAX_FRAME_MESSAGES: usize = 1024;
 pub const MAX_FRAME_BYTES: usize = 4 * 1024 * 1024;
 /// Branches in one report, and rows in one reconciliation.
 pub const MAX_REPORT_ENTRIES: usize = 1024;
+/// Epochs of which a participant reports the newest log position when it attaches: the newest ones. Far more than there are nodes.
+pub const MAX_SEEN_EPOCHS: usize = 1024;
 /// Coordinators on one decision log that are told of.
 pub const MAX_NODES: usize = 64;
 /// Bytes of a coordinator's address.

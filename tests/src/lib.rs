@@ -18,4 +18,6 @@ pub mod resources;
 #[cfg(feature = "proof")]
 pub mod simulation;
 #[cfg(feature = "proof")]
+pub mod torture;
+#[cfg(feature = "proof")]
 pub mod trial;

@@ -21,13 +21,16 @@ use lockstep_tests::simulation;
 use lockstep_tests::trial::progress::Progress;
 use lockstep_tests::trial::run::share;
 use lockstep_tests::trial::verdict::Verdict;
-use lockstep_tests::{model, museum};
+use lockstep_tests::{model, museum, torture};
 
 /// Violations after which a simulation stops: each is a world that is run again for its trace.
 const MOST_VIOLATIONS: usize = 3;
 
 /// States of one world of the model at most: with its steps, some gigabytes of memory.
 const MOST_STATES: usize = 60_000_000;
+
+/// States of the model's large worlds together, at least.
+const LARGE_STATES: u64 = 10_000_000;
 
 #[derive(Debug, Parser)]
 #[command(name = "prove", arg_required_else_help = true)]
@@ -52,6 +55,8 @@ enum What {
     Operators(Operators),
     /// SIGKILL or SIGSTOP of a random coordinator every few seconds, several of them on one PostgreSQL log, under load
     Cluster(Cluster),
+    /// SIGKILL and SIGSTOP of anybody, servers too, and connections cut and slowed, at random and under load; then healing
+    Torture(Torture),
     /// What a process of the harness plays
     #[command(hide = true)]
     Role {
@@ -175,6 +180,19 @@ struct Cluster {
     throughput: bool,
 }
 
+#[derive(Debug, clap::Args)]
+struct Torture {
+    /// End with one line of JSON on stdout
+    #[arg(long)]
+    json: bool,
+    /// For how long
+    #[arg(long, default_value_t = 20)]
+    minutes: u64,
+    /// Chooses what is done to whom, and when
+    #[arg(long, default_value_t = 1)]
+    seed: u64,
+}
+
 fn parse_share(text: &str) -> Result<(usize, usize), String> {
     let parts = text.split_once('/').and_then(|(k, n)| Some((k.parse().ok()?, n.parse().ok()?)));
     let (k, n) = parts.ok_or("it has the form K/N, such as 1/4")?;
@@ -190,6 +208,7 @@ fn main() -> ExitCode {
         What::Resources(arguments) => resources(&arguments),
         What::Operators(arguments) => operators(&arguments),
         What::Cluster(arguments) => cluster(&arguments),
+        What::Torture(arguments) => torture(&arguments),
         What::Role { role } => play(role),
     }
 }
@@ -239,6 +258,24 @@ fn cluster(arguments: &Cluster) -> ExitCode {
         println!("{}", report.summary());
     }
     if report.is_clean() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+fn torture(arguments: &Torture) -> ExitCode {
+    let time = Duration::from_secs(60 * arguments.minutes);
+    let tried =
+        tempfile::tempdir().map_err(Failed::because("no temporary directory")).and_then(|directory| {
+            torture::run::run(&roles()?, directory.path(), time, arguments.seed, |fault| eprintln!("{fault}"))
+        });
+    match tried {
+        Ok(report) => {
+            show(&report.summary(), arguments.json.then(|| report.json()));
+            if report.is_clean() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+        }
+        Err(failed) => {
+            eprintln!("{failed}");
+            ExitCode::FAILURE
+        }
+    }
 }
 
 fn throughput(arguments: &Cluster) -> ExitCode {
@@ -309,12 +346,13 @@ fn explore(arguments: &Model) -> ExitCode {
     let threads = std::thread::available_parallelism().map_or(1, usize::from);
     let bounds = if arguments.small { model::bounds::SMALL } else { model::bounds::LARGE };
     let wanted = |name: &str| arguments.only.as_ref().is_none_or(|only| name.contains(only));
-    let mut worlds = Vec::new();
-    for bounds in bounds.iter().filter(|bounds| wanted(bounds.name)) {
-        worlds.push(model::run::explore_world(bounds, MOST_STATES, threads));
-        eprintln!("{}: {} states", bounds.name, worlds.last().map_or(0, |tried| tried.states));
-    }
-    let report = model::run::Report::new(worlds, started.elapsed());
+    let bounds = bounds.iter().filter(|bounds| wanted(bounds.name)).copied().collect::<Vec<_>>();
+    let worlds = model::run::explore_worlds(&bounds, MOST_STATES, threads, |tried| {
+        eprintln!("{}: {} states in {} s", tried.world, tried.states, tried.seconds);
+    });
+    let all_of_the_large = !arguments.small && arguments.only.is_none();
+    let promised = if all_of_the_large { LARGE_STATES } else { 0 };
+    let report = model::run::Report::new(worlds, promised, started.elapsed());
     show(&report.text(), arguments.json.then(|| report.json()));
     if report.is_clean() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }

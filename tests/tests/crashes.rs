@@ -19,15 +19,20 @@ use lockstep_tests::trial::verdict::Verdict;
 /// What the cells leave open is chosen from this.
 const SEED: u64 = 1;
 
-/// One cell of each point of this victim: another way and another kind of database from one point to the next.
+/// One cell of each point of this victim: another way and another kind of database from one point to the next. Of every fourth point, the one
+/// with a second crash besides.
 fn share(victim: Victim) -> Vec<Cell> {
     let points = POINTS.iter().filter(|point| point.victim == victim);
     points
         .enumerate()
         .map(|(turn, point)| {
             let (cells, _) = cells(|other, _| other.name == point.name);
-            cells[turn % cells.len()]
+            let (twice, once): (Vec<Cell>, Vec<Cell>) =
+                cells.into_iter().partition(|cell| cell.then.is_some());
+            let again = twice.get(turn % twice.len().max(1)).copied().filter(|_| turn % 4 == 0);
+            [Some(once[turn % once.len()]), again]
         })
+        .flat_map(|both| both.into_iter().flatten())
         .collect()
 }
 

@@ -13,7 +13,7 @@ const MOST_STATES: usize = 1_000_000;
 #[test]
 fn nothing_is_violated_in_any_state_and_from_each_there_is_a_way_to_the_end() {
     for bounds in SMALL {
-        let tried = explore_world(bounds, MOST_STATES, 2);
+        let tried = explore_world(bounds, MOST_STATES);
         assert!(tried.violations.is_empty(), "in {:?}: {}", bounds.name, tried.violations.join("\n"));
         assert!(tried.ends > 0, "{:?} has no end at all", bounds.name);
         assert!(tried.states > 500, "{:?} has only {} states", bounds.name, tried.states);

@@ -71,6 +71,7 @@ fn row(bug: &Bug) -> String {
         Layer::Store(rules) => {
             format!("store contract: {}", names(&rules.iter().map(|rule| rule.name()).collect::<Vec<_>>()))
         }
+        Layer::Schedule(schedule) => format!("real databases: {}", names(&[schedule.invariant()])),
         Layer::Script(script) => format!("script: {}", names(&[script.invariant()])),
     };
     format!("| `{}` | {} | {by} |", bug.name, bug.what)

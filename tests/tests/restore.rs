@@ -7,7 +7,8 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use lockstep_tests::harness::books::Books;
+use lockstep_tests::cluster::world::{Setup, World as Cluster};
+use lockstep_tests::harness::books::{Books, Database};
 use lockstep_tests::harness::client::{Plan, Told};
 use lockstep_tests::harness::clock::{now, wait_for};
 use lockstep_tests::harness::crash_points::Fuse;
@@ -180,6 +181,98 @@ fn restored(place: impl FnOnce(&PostgresServer) -> LogPlace, online: bool) {
     // What was committed after the backup is unknown for ever; it must not be anything else.
     seen.forgets = true;
     assert_eq!(seen.contradictions(), Vec::<String>::new());
+}
+
+/// Two nodes on a log in PostgreSQL, the one with the lower epoch first, and two banks that have seen two commits of the other one.
+fn two_nodes(roles: &Roles, directory: &Path) -> (Cluster, [usize; 2]) {
+    let setup = Setup { nodes: 2, named: None, lease: Duration::from_secs(3), banks: Database::Postgres };
+    let world = Cluster::start_idle(roles, directory, setup).unwrap();
+    // Which was first is not said.
+    let mut nodes = [0, 1];
+    nodes.sort_by_key(|node| world.epoch_of(*node).unwrap());
+    world.commit_at(nodes[1], 2, PATIENCE).unwrap();
+    (world, nodes)
+}
+
+/// Has the second bank die of the next decision, and the first one carry it out. The transaction.
+fn decide_by_half(world: &mut Cluster, fuse: &Fuse, begins_at: usize) -> String {
+    world.bank(1).process().kill().unwrap();
+    world.bank(1).start_again(Some(fuse)).unwrap();
+    world.start_client_at(begins_at).unwrap();
+    wait_for("the second bank to die", PATIENCE, || world.bank(1).process().try_reap()).unwrap();
+    let gtrid_of = |name: &String| name.split(':').nth(2).unwrap_or_default().to_owned();
+    let (half, _) = wait_for("a transaction that is done by half", PATIENCE, || {
+        let first: Vec<String> = world.prepared_at(0)?.iter().map(gtrid_of).collect();
+        Ok(world.prepared_at(1)?.iter().map(gtrid_of).find(|gtrid| !first.contains(gtrid)))
+    })
+    .unwrap_or_else(|error| panic!("{error}\n{}", world.logs()));
+    world.kill_the_clients().unwrap();
+    half
+}
+
+/// Starts this node on the log as it was: the first bank tells what it has seen, and what is prepared at the second one stays so.
+fn is_noticed_by(world: &mut Cluster, node: usize, half: &str) {
+    assert!(!world.is_behind().unwrap());
+    world.coordinators[node].start_again(None).unwrap();
+    world.coordinators[node].expect_it_serves().unwrap();
+    let noticed = wait_for("the first bank to tell what it has seen", PATIENCE, || {
+        Ok(world.is_behind()?.then_some(()))
+    });
+    noticed.unwrap_or_else(|error| panic!("{error}\n{}", world.logs()));
+    world.bank(1).start_again(None).unwrap();
+    let from = now();
+    while from.elapsed() < SOME_LISTINGS {
+        let there = world.prepared_at(1).unwrap();
+        assert!(there.iter().any(|name| name.contains(half)), "{half} was ended: {there:?}");
+        std::thread::sleep(Duration::from_millis(100));
+    }
+    let told = world.block_on(async {
+        let client = lockstep::Client::connect(world.coordinators[node].url()).await.unwrap();
+        let refused = client.begin("try").start().await.map(drop).unwrap_err().to_string();
+        assert!(refused.contains("lockstep restore"), "{refused}");
+        Told::from(client.inquire(half.parse().unwrap()).await.unwrap())
+    });
+    assert_eq!(told, Told::Unknown);
+}
+
+fn fuse(point: &str, directory: &Path) -> Fuse {
+    Fuse { point: point.into(), nth: 1, marker: directory.join(point) }
+}
+
+/// What is lost is the tail of the lower one's epoch. Both banks have seen the newest of the other one, of which nothing is lost.
+#[test]
+fn a_lost_tail_of_a_lower_epoch_is_noticed_while_a_newer_one_has_all_of_its() {
+    let directory = tempfile::tempdir().unwrap();
+    let roles = Roles::played_by(env!("CARGO_BIN_EXE_prove"));
+    let (mut world, [lower, newer]) = two_nodes(&roles, directory.path());
+    let dump = world.dump_the_log().unwrap();
+    let dies = fuse("sdk-decision-received", directory.path());
+    let half = decide_by_half(&mut world, &dies, lower);
+    for node in [lower, newer] {
+        world.coordinators[node].process().kill().unwrap();
+    }
+    world.put_the_log_back(&dump).unwrap();
+    is_noticed_by(&mut world, lower, &half);
+}
+
+/// A node decides and dies before it has told anybody: the banks hear of it from the one that has adopted it, and have seen nothing else of it.
+#[test]
+fn a_lost_decision_that_only_an_adopter_has_told_is_noticed() {
+    let directory = tempfile::tempdir().unwrap();
+    let roles = Roles::played_by(env!("CARGO_BIN_EXE_prove"));
+    let (mut world, [decides, adopts]) = two_nodes(&roles, directory.path());
+    let ends = fuse("log-before-answer", directory.path());
+    world.coordinators[decides].process().kill().unwrap();
+    world.coordinators[decides].start_again(Some(&ends)).unwrap();
+    world.coordinators[decides].expect_it_serves().unwrap();
+    let dump = world.dump_the_log().unwrap();
+    // Not where it hears of it: from an adopter it may hear twice, as a decision and as an answer to its listing.
+    let dies = fuse("postgres-before-commit-prepared", directory.path());
+    let half = decide_by_half(&mut world, &dies, decides);
+    assert!(ends.marker.exists(), "the node that has decided did not die there");
+    world.coordinators[adopts].process().kill().unwrap();
+    world.put_the_log_back(&dump).unwrap();
+    is_noticed_by(&mut world, adopts, &half);
 }
 
 /// Nobody has said anything to the coordinator: a participant does, and nothing is presumed from then on. Leaves it stopped.

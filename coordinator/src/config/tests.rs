@@ -6,9 +6,11 @@ use std::path::Path;
 
 use clap::{Args, Command, FromArgMatches};
 use lockstep_proto::limits;
+use proptest::prelude::*;
 use tempfile::TempDir;
 
 use super::*;
+use crate::fuzz;
 
 /// What these flags say, read as `lockstep serve` would.
 fn flags(flags: &[&str]) -> Overrides {
@@ -295,6 +297,22 @@ fn a_variable_that_means_nothing_is_warned_of_with_the_nearest_that_does() {
             "the variable LOCKSTEP_SERVRE means nothing; did you mean LOCKSTEP_SERVER?",
         ]
     );
+}
+
+proptest! {
+    #![proptest_config(fuzz::config())]
+
+    /// Whatever a file holds: it is refused, each fault with its place, or every value is within its limits.
+    #[test]
+    fn fuzz_configurations(bytes in fuzz::near("configurations")) {
+        let dir = TempDir::new().unwrap();
+        let path = dir.path().join("lockstep.toml");
+        fs::write(&path, &bytes).unwrap();
+        match load(&flags(&["--config", path.to_str().unwrap()])) {
+            Ok(loaded) => prop_assert!(loaded.config.report_interval <= Duration::from_secs(3600)),
+            Err(error) => prop_assert!(error.to_string().contains("lockstep.toml"), "{error}"),
+        }
+    }
 }
 
 /// A file that is read from `text`, for the documentation's test.

@@ -2,7 +2,8 @@
 //!
 //! An action's record is forced before the action takes effect, in the same write as whatever it changes in the log itself. So
 //! nothing is ever done by hand that is not on record; what is on record, and was not done because the process died in between, is
-//! seen from what the transaction is now, and may be asked for again.
+//! seen from what the transaction is now, and may be asked for again. What failed while the process lived has a second record, which names
+//! the first and says how.
 
 use lockstep_proto::Gtrid;
 

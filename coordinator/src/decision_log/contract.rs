@@ -59,6 +59,7 @@ macro_rules! decision_log_contract {
             every_opening_takes_a_new_epoch_and_seals_the_others
             each_forced_batch_has_the_next_number
             positions_of_a_lost_tail_are_not_reached
+            an_epoch_that_was_sealed_before_the_own_one_began_is_all_there
             a_log_that_is_behind_presumes_nothing_whoever_opens_it
             a_restored_log_presumes_nothing_of_what_was_before
             a_restore_is_done_only_as_it_was_confirmed
@@ -471,6 +472,22 @@ pub async fn positions_of_a_lost_tail_are_not_reached<S: Store>() {
     }
 }
 
+pub async fn an_epoch_that_was_sealed_before_the_own_one_began_is_all_there<S: Store>() {
+    let store = S::create().await;
+    let mut epochs = Vec::new();
+    for _life in 0..2 {
+        let log = store.open().await;
+        epochs.push(log.position().epoch);
+        shut(log).await;
+    }
+    // The second one was sealed by it: before or behind the moment in which it took its own.
+    let log = store.open().await;
+    assert!(log.has_all_of(epochs[0]));
+    for own_or_later in [log.position().epoch, Epoch::new(99).unwrap()] {
+        assert!(!log.has_all_of(own_or_later), "{own_or_later}");
+    }
+}
+
 fn order(step: Step, cluster: ClusterId) -> Order {
     Order {
         step,
@@ -794,6 +811,12 @@ pub async fn resource_managers_are_remembered<S: Store>() {
     let other = KnownResourceManager { identity: ResourceManagerId::from_bytes([8; 16]), ..stock };
     let refused = log.remember(&other).await;
     assert!(matches!(&refused, Err(AppendError::Refused(why)) if why.contains("stock-db")), "{refused:?}");
+    // A floor that was reported before it was moved takes nothing back.
+    let floor = gtrid(own(&log), 6, 0);
+    log.remember_floor(&moved.name, floor).await.unwrap();
+    let moved = KnownResourceManager { floor: Some(floor), ..moved };
+    let strange = log.remember_floor(&"strange".parse().unwrap(), floor).await;
+    assert!(matches!(strange, Err(AppendError::Refused(_))), "{strange:?}");
     drop(log);
     let log = store.open().await;
     assert_eq!(log.resource_managers().await.unwrap(), [manager("ledger", None), moved]);

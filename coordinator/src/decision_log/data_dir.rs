@@ -133,6 +133,19 @@ impl DataDirError {
     }
 }
 
+/// There is no log where one was to be worked on.
+#[derive(Debug, thiserror::Error)]
+#[error("there is no decision log in {}: name the directory that it is in with --data-dir", .0.display())]
+pub struct NoLog(PathBuf);
+
+impl NoLog {
+    /// Its code: docs/errors has a page for it.
+    #[must_use]
+    pub fn code(&self) -> Code {
+        Code::NoLogThere
+    }
+}
+
 /// A directory that no coordinator can take until this is dropped.
 #[derive(Debug)]
 pub struct Held {
@@ -175,10 +188,12 @@ impl DataDir {
         Ok(dir)
     }
 
-    /// Whether there is an embedded log in this directory.
-    #[must_use]
-    pub fn is_made(path: &Path) -> bool {
-        path.join(LOG_FILE).exists()
+    /// Whether there is a log at this path.
+    ///
+    /// # Errors
+    /// [`NoLog`].
+    pub fn expect_log(path: &Path) -> Result<(), NoLog> {
+        if path.join(LOG_FILE).exists() { Ok(()) } else { Err(NoLog(path.to_owned())) }
     }
 
     /// Holds a directory for reading, without writing anything: as long as it is held, no coordinator can take it.

@@ -5,7 +5,7 @@
 //! itself, so that the slower the disk, the larger the batch. No timer ever delays a forced write. Ends that nobody waits for
 //! ride along with the next forced batch; if none comes within a second they are written without an fsync.
 //!
-//! **Order.** The new position is published before any result is, so that a message that follows from a decision
+//! **Order.** The log knows its new position before any result is told, so that a message that follows from a decision
 //! carries a position that has it (protocol.md, P8).
 //!
 //! **Failure.** Refused: the waiting writes are answered so, the lazy ends are kept for the next batch. Unknown: everything
@@ -22,7 +22,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use lockstep_proto::{Gtrid, LogPosition};
-use tokio::sync::{mpsc, watch};
+use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep_until, timeout_at};
 
 use super::{AppendError, Batch, DecisionLog};
@@ -118,7 +118,7 @@ struct Request {
 #[derive(Clone)]
 pub struct LogWriter {
     queue: mpsc::Sender<Request>,
-    position: watch::Receiver<LogPosition>,
+    log: Arc<dyn DecisionLog>,
     counters: Arc<Counters>,
     on_their_way: Arc<OnTheirWay>,
     shards: usize,
@@ -148,10 +148,10 @@ impl LogWriter {
         self.on_their_way.ends().get(gtrid).cloned()
     }
 
-    /// The newest forced batch.
+    /// The newest forced batch, whoever has forced it.
     #[must_use]
     pub fn position(&self) -> LogPosition {
-        *self.position.borrow()
+        self.log.position()
     }
 
     /// How much was written, and in what portions.
@@ -180,7 +180,6 @@ pub struct GroupCommit {
     log: Arc<dyn DecisionLog>,
     queue: mpsc::Receiver<Request>,
     shards: Vec<mpsc::UnboundedSender<Vec<LogDone>>>,
-    position: watch::Sender<LogPosition>,
     counters: Arc<Counters>,
     metrics: LogMetrics,
     on_their_way: Arc<OnTheirWay>,
@@ -212,12 +211,11 @@ impl GroupCommit {
         metrics: LogMetrics,
     ) -> (LogWriter, Self) {
         let (queue, requests) = mpsc::channel(QUEUE);
-        let (publish, position) = watch::channel(log.position());
         let counters = Arc::new(Counters::default());
         let on_their_way = Arc::<OnTheirWay>::default();
         let writer = LogWriter {
             queue,
-            position,
+            log: Arc::clone(&log),
             counters: Arc::clone(&counters),
             on_their_way: Arc::clone(&on_their_way),
             shards: shards.len(),
@@ -226,7 +224,6 @@ impl GroupCommit {
             log,
             queue: requests,
             shards,
-            position: publish,
             counters,
             metrics,
             on_their_way,
@@ -329,13 +326,12 @@ impl GroupCommit {
         let force = Force { records: batch.decisions.len() + batch.ends.len(), took: started.elapsed() };
         fail::fail_point!("log-before-answer");
         match &result {
-            Ok(position) => {
+            Ok(_position) => {
                 let records = force.records as u64;
                 self.metrics.forced(records, force.took);
                 self.counters.forces.fetch_add(1, Ordering::Relaxed);
                 self.counters.records.fetch_add(records, Ordering::Relaxed);
                 self.counters.largest_batch.fetch_max(records, Ordering::Relaxed);
-                self.position.send_replace(*position);
                 self.have_arrived(&batch.ends[forced_ends..]);
             }
             Err(AppendError::Refused(_)) => {

@@ -26,6 +26,7 @@ pub mod sqlite;
 use futures::future::BoxFuture;
 use lockstep_proto::{ClusterId, Epoch, Gtrid, LogPosition, ResourceManagerId, ResourceManagerName};
 
+use crate::codes::Code;
 pub use crate::protocol::presumption::{EpochState, LookUp, Recorded};
 use crate::protocol::record::{DecisionRecord, EndRecord};
 use audit::{AuditQuery, AuditRecord, Operation};
@@ -74,6 +75,17 @@ pub enum ReadError {
     /// A row is not what was written: its checksum or its form is wrong.
     #[error("the decision log is damaged: {0}")]
     Damaged(String),
+}
+
+impl ReadError {
+    /// Its code: docs/errors has a page for it.
+    #[must_use]
+    pub fn code(&self) -> Code {
+        match self {
+            Self::Unavailable(_) => Code::CannotOpenLog,
+            Self::Damaged(_) => Code::LogDamaged,
+        }
+    }
 }
 
 /// A resource manager as the log knows it (P21).
@@ -139,7 +151,7 @@ pub trait DecisionLog: Send + Sync + 'static {
     /// The epoch this was opened under, its incarnation, and the newest forced batch.
     fn position(&self) -> LogPosition;
 
-    /// Forces a batch, all of it or nothing. The position it has then. Calls do not overlap. What is recorded already is left
+    /// Forces a batch, all of it or nothing. The position it has then. Calls wait for one another. What is recorded already is left
     /// as it is: repeating a write changes nothing. Must not be cancelled: a call that is dropped halfway is an unknown write.
     fn force<'a>(&'a self, batch: &'a Batch) -> BoxFuture<'a, Result<LogPosition, AppendError>>;
 
@@ -153,8 +165,12 @@ pub trait DecisionLog: Send + Sync + 'static {
     /// least so far; or it is of before a restore that an operator has dealt with. If not, the log has lost its tail, or is another one, and nothing may be presumed from it (P8).
     fn reaches(&self, position: LogPosition) -> BoxFuture<'_, Result<bool, ReadError>>;
 
-    /// Notes in the log that a participant has seen more than it has. From now on [`DecisionLog::look_up`] calls every epoch unknown, here, at
-    /// every other node and after every restart, until an operator has dealt with it ([`restore`]). Forced.
+    /// Whether this epoch was sealed when the own one began: a log that has the own one has all of that one, whatever its tail has
+    /// lost ([`lockstep_proto::positions`]).
+    fn has_all_of(&self, epoch: Epoch) -> bool;
+
+    /// Notes in the log that a participant has seen more than it has. From now on [`DecisionLog::look_up`] calls every epoch unknown
+    /// but that of another node which may still decide, here, at every other node and after every restart, until an operator has dealt with it ([`restore`]). Forced.
     fn note_behind(&self) -> BoxFuture<'_, Result<(), AppendError>>;
 
     /// Decisions without an end, in the order of their gtrids, from behind `after`, at most `limit`.
@@ -176,6 +192,14 @@ pub trait DecisionLog: Send + Sync + 'static {
     /// Remembers a resource manager as it is now: a new one, or a new location, timeline or floor. Forced, if anything is new.
     /// The highest timeline stays; another identity under its name is refused (P21).
     fn remember<'a>(&'a self, known: &'a KnownResourceManager) -> BoxFuture<'a, Result<(), AppendError>>;
+
+    /// Remembers a known resource manager's floor, and leaves everything else as the log has it: an operator may have changed that in
+    /// between. Forced, if it is new.
+    fn remember_floor<'a>(
+        &'a self,
+        name: &'a ResourceManagerName,
+        floor: Gtrid,
+    ) -> BoxFuture<'a, Result<(), AppendError>>;
 
     /// The epochs that this log has given out, as it is now.
     fn epochs(&self) -> BoxFuture<'_, Result<Epochs, ReadError>>;

@@ -3,12 +3,13 @@
 //! Read in this order:
 //! - `open`: the schema, a new epoch, what is adopted with it; `schema`, `durability`, `connect`: what is checked before that;
 //! - `append`: a batch in one statement, which is the fence too (P1); `writer`: what is done when its answer does not come (P2);
-//! - `epochs`: leases, sealing, adopting (P5);
+//! - `keeping`: this node's own lease, and those of others that have run out; `epochs`: sealing and adopting (P5);
 //! - `barrier`: what is read leaves this node only behind a write (P3); `read`, `find`: reading; `upkeep`: pruning (P7); `restore` (P8);
 //!   `nodes`: for people; `audit`: what operators do.
 //!
 //! **Connections.** One writes: what is forced, what is lazy, and the upkeep, one after the other, because overlapping share locks on
-//! the epoch's row would keep a sealer waiting for ever. One keeps the lease and seals. A pool reads. None waits for another.
+//! the epoch's row would keep a sealer waiting for ever. One keeps the lease, and does nothing else. One seals. A pool reads. None waits for
+//! another. Those that write, keep the lease and seal are named after the epoch, so that whoever seals it can end them.
 //!
 //! **What it never does.** It concludes nothing from a connection that broke; it writes nothing under an epoch that it was
 //! told is sealed; and it never cancels a write: a synchronous standby is waited for as long as it takes.
@@ -20,6 +21,7 @@ mod connect;
 mod durability;
 mod epochs;
 mod find;
+mod keeping;
 mod nodes;
 mod open;
 mod read;
@@ -34,8 +36,8 @@ use std::time::Duration;
 
 use futures::FutureExt;
 use futures::future::BoxFuture;
-use lockstep_proto::{ClusterId, Epoch, Gtrid, LogPosition};
-use sqlx::PgPool;
+use lockstep_proto::{ClusterId, Epoch, Gtrid, LogPosition, ResourceManagerName};
+use sqlx::{PgExecutor, PgPool};
 use tokio::sync::{Mutex, MutexGuard};
 
 pub use self::durability::{Accepted, Setting, Unfit};
@@ -48,7 +50,7 @@ pub use self::schema::SchemaError;
 use self::append::Changes;
 use self::barrier::Barrier;
 use self::connect::{Connector, Failure};
-use self::epochs::{Own, Sealed};
+use self::epochs::{Own, Standing, Taken};
 use self::writer::{Line, WriteError, Writer};
 use super::audit::{AuditQuery, AuditRecord, Operation};
 use super::{
@@ -65,14 +67,20 @@ pub struct PostgresLog {
     cluster: ClusterId,
     /// Where this life began: sequence 0.
     start: Own,
+    /// Earlier epochs that were not sealed yet when this one was taken.
+    beside: Vec<Epoch>,
     /// The newest forced batch.
     sequence: AtomicU64,
     /// Why nothing more is written or read here, once that is so. The first reason stays.
     over: OnceLock<AppendError>,
     /// `None` once the log is closed.
     writer: Mutex<Option<Writer>>,
-    /// For the lease and for sealing; `None` once the log is closed.
+    /// For the lease; `None` once the log is closed.
     keeper: Mutex<Option<Line>>,
+    /// For sealing and adopting; `None` once the log is closed.
+    sealer: Mutex<Option<Line>>,
+    /// For what is needed only now and then.
+    connector: Connector,
     readers: PgPool,
     barrier: Barrier,
     lease: Duration,
@@ -81,16 +89,22 @@ pub struct PostgresLog {
 }
 
 impl PostgresLog {
-    fn new(cluster: ClusterId, own: Own, connector: &Connector, options: &Options) -> Self {
-        let writer = Writer::new(connector.named(&own.session_name()), own, options.patience);
+    fn new(cluster: ClusterId, taken: Taken, connector: &Connector, options: &Options) -> Self {
+        let Taken { own, beside } = taken;
+        let name = own.session_name();
+        let line = |name: &str, patience| Line::new(connector.named(name).answering_within(patience));
+        let writer = Writer::new(line(&name, options.patience), own, options.patience);
         Self {
             cluster,
             start: own,
+            beside,
             sequence: AtomicU64::new(0),
             over: OnceLock::new(),
             writer: Mutex::new(Some(writer)),
-            keeper: Mutex::new(Some(Line::new(connector.clone()))),
-            readers: connector.pool(READERS),
+            keeper: Mutex::new(Some(line(&format!("{name} lease"), keeping::patience(options.lease)))),
+            sealer: Mutex::new(Some(line(&format!("{name} seal"), epochs::PATIENCE))),
+            connector: connector.clone(),
+            readers: connector.answering_within(read::PATIENCE).pool(READERS),
             barrier: Barrier::new(own.epoch),
             lease: options.lease,
             succeeds: options.succeeds.then(|| options.node.clone()),
@@ -107,6 +121,12 @@ impl PostgresLog {
         self.end(AppendError::Sealed(format!(
             "epoch {epoch} was sealed by another node, which has taken over"
         )))
+    }
+
+    /// The log has lost the own epoch (P8).
+    async fn end_gone(&self, executor: impl PgExecutor<'_>) -> AppendError {
+        upkeep::leave_word(executor).await;
+        self.end(AppendError::Unknown(epochs::gone(self.start.epoch)))
     }
 
     /// Whether it goes on.
@@ -169,6 +189,16 @@ impl PostgresLog {
         Ok(())
     }
 
+    async fn remember_floor_now(&self, name: &ResourceManagerName, floor: Gtrid) -> Result<(), AppendError> {
+        let mut guard = self.writer.lock().await;
+        self.goes_on()?;
+        let writer = open_writer(&mut guard)?;
+        let mut connection = writer.line.lend().await.map_err(Failure::from)?;
+        upkeep::remember_floor(&mut connection, &writer.own, name, floor).await?;
+        writer.line.give_back(connection);
+        Ok(())
+    }
+
     async fn operate_now(&self, operation: &Operation) -> Result<u64, AppendError> {
         let mut guard = self.writer.lock().await;
         self.goes_on()?;
@@ -179,65 +209,6 @@ impl PostgresLog {
         writer.own.sequence = sequence;
         self.sequence.store(sequence, Ordering::Release);
         Ok(id)
-    }
-
-    /// Renews the lease, and publishes what prunes of other nodes stay below (P7). Who shares the log, as far as they have said where
-    /// they are reached: at most [`lockstep_proto::limits::MAX_NODES`].
-    ///
-    /// # Errors
-    /// [`AppendError::Sealed`] if another node has taken over: this life is over. [`AppendError::Refused`] if the server did not
-    /// answer: try again.
-    pub async fn renew(&self, renewal: Renewal) -> Result<Vec<NodeAddress>, AppendError> {
-        let mut guard = self.keeper.lock().await;
-        self.goes_on()?;
-        let keeper = open_keeper(&mut guard)?;
-        let mut connection = keeper.lend().await.map_err(Failure::from)?;
-        let nodes = epochs::renew(&mut connection, &self.start, self.lease, renewal).await?;
-        keeper.give_back(connection);
-        nodes.ok_or_else(|| self.end_sealed())
-    }
-
-    /// Seals and adopts every epoch whose lease has run out. Every epoch that this node owns then, its own not among
-    /// them: their unfinished decisions are this node's to deliver.
-    ///
-    /// # Errors
-    /// [`ReadError`]: try again.
-    pub async fn take_over(&self) -> Result<Vec<Epoch>, ReadError> {
-        self.seal_and_adopt(true).await
-    }
-
-    /// The same, but only of epochs whose node has given its lease up.
-    ///
-    /// # Errors
-    /// As [`PostgresLog::take_over`].
-    pub async fn take_over_what_was_given_up(&self) -> Result<Vec<Epoch>, ReadError> {
-        self.seal_and_adopt(false).await
-    }
-
-    async fn seal_and_adopt(&self, run_out: bool) -> Result<Vec<Epoch>, ReadError> {
-        let mut guard = self.keeper.lock().await;
-        let keeper = open_keeper(&mut guard).map_err(|error| ReadError::Unavailable(error.to_string()))?;
-        let mut connection = keeper.lend().await?;
-        let succeeds = self.succeeds.as_deref();
-        for expired in epochs::expired(&mut connection, &self.start, run_out, succeeds).await? {
-            match epochs::seal(&mut connection, &self.start, &expired).await {
-                Ok(Sealed::Now) => {
-                    tracing::warn!(epoch = %expired.epoch, "its node is gone: sealed, and adopted");
-                }
-                Ok(Sealed::Before | Sealed::OwnIsOver) => {}
-                Err(failure) if failure.is(Failure::LOCK_NOT_AVAILABLE) => {
-                    let ended = epochs::end_sessions(&mut connection, &expired).await?;
-                    tracing::warn!(
-                        epoch = %expired.epoch, ended,
-                        "a session of it holds its row: ended, and sealing is tried again"
-                    );
-                }
-                Err(failure) => return Err(failure.into()),
-            }
-        }
-        let owned = epochs::owned(&mut connection, &self.start).await?;
-        keeper.give_back(connection);
-        Ok(owned)
     }
 
     /// Decisions of these epochs without an end, in the order of their gtrids, from behind `after`, at most `limit`. Of sealed
@@ -258,41 +229,21 @@ impl PostgresLog {
     }
 
     async fn own_and_adopted(&self) -> Result<Vec<Epoch>, ReadError> {
-        let mut guard = self.keeper.lock().await;
-        let keeper = open_keeper(&mut guard).map_err(|error| ReadError::Unavailable(error.to_string()))?;
-        let mut connection = keeper.lend().await?;
+        let mut guard = self.sealer.lock().await;
+        let sealer = open_line(&mut guard)?;
+        let mut connection = sealer.lend().await?;
         let mut epochs = epochs::owned(&mut connection, &self.start).await?;
-        keeper.give_back(connection);
+        sealer.give_back(connection);
         epochs.push(self.start.epoch);
         Ok(epochs)
     }
+}
 
-    async fn close_now(&self) {
-        if let Some(mut keeper) = self.keeper.lock().await.take() {
-            if let Err(error) = self.release(&mut keeper).await {
-                tracing::warn!(%error, "the lease was not given up: another node takes over when it has run out");
-            }
-            keeper.close().await;
-        }
-        self.readers.close().await;
-        if let Some(mut writer) = self.writer.lock().await.take() {
-            writer.line.close().await;
-        }
-    }
-
-    async fn release(&self, keeper: &mut Line) -> Result<(), Failure> {
-        let mut connection = keeper.lend().await?;
-        epochs::release(&mut connection, &self.start).await?;
-        keeper.give_back(connection);
-        Ok(())
-    }
+fn open_line<'a>(guard: &'a mut MutexGuard<'_, Option<Line>>) -> Result<&'a mut Line, Failure> {
+    guard.as_mut().ok_or_else(|| Failure::Lost("the decision log is closed".to_owned()))
 }
 
 fn open_writer<'a>(guard: &'a mut MutexGuard<'_, Option<Writer>>) -> Result<&'a mut Writer, AppendError> {
-    guard.as_mut().ok_or_else(|| AppendError::Refused("the decision log is closed".to_owned()))
-}
-
-fn open_keeper<'a>(guard: &'a mut MutexGuard<'_, Option<Line>>) -> Result<&'a mut Line, AppendError> {
     guard.as_mut().ok_or_else(|| AppendError::Refused("the decision log is closed".to_owned()))
 }
 
@@ -325,6 +276,10 @@ impl DecisionLog for PostgresLog {
 
     fn reaches(&self, position: LogPosition) -> BoxFuture<'_, Result<bool, ReadError>> {
         async move { read::reaches(self.readers()?, position).await }.boxed()
+    }
+
+    fn has_all_of(&self, epoch: Epoch) -> bool {
+        epoch < self.start.epoch && !self.beside.contains(&epoch)
     }
 
     fn note_behind(&self) -> BoxFuture<'_, Result<(), AppendError>> {
@@ -363,12 +318,26 @@ impl DecisionLog for PostgresLog {
         self.remember_now(known).boxed()
     }
 
+    fn remember_floor<'a>(
+        &'a self,
+        name: &'a ResourceManagerName,
+        floor: Gtrid,
+    ) -> BoxFuture<'a, Result<(), AppendError>> {
+        self.remember_floor_now(name, floor).boxed()
+    }
+
     fn epochs(&self) -> BoxFuture<'_, Result<Epochs, ReadError>> {
         async move {
             let readers = self.readers()?;
-            let epochs = read::epochs(readers, self.start.epoch).await?;
-            self.barrier.pass(readers).await?;
-            epochs.ok_or_else(|| ReadError::Unavailable(self.end_sealed().to_string()))
+            let over = |why: AppendError| ReadError::Unavailable(why.to_string());
+            match read::epochs(readers, &self.start).await? {
+                Standing::Unsealed(epochs) => {
+                    self.barrier.pass(readers).await?;
+                    Ok(epochs)
+                }
+                Standing::Sealed => Err(over(self.end_sealed())),
+                Standing::Gone => Err(over(self.end_gone(readers).await)),
+            }
         }
         .boxed()
     }

@@ -11,12 +11,11 @@
 //! other databases did. Evidence of such transactions stays with the participants as long: it is what the operator compares with.
 //! When that is done (`lockstep restore --settled`), the evidence may go.
 
-use std::path::PathBuf;
-
 use lockstep_proto::{ClusterId, Epoch, Gtrid, LogPosition, limits};
 use prost::Message;
 
 use super::audit::{Effect, Operation};
+use super::data_dir::NoLog;
 use super::rows::{self, Kind, RowError};
 use super::{EpochState, postgres, sqlite};
 use crate::codes::Code;
@@ -79,8 +78,8 @@ pub enum RestoreError {
     #[error(transparent)]
     Shared(#[from] postgres::OpenError),
     /// The directory has none.
-    #[error("there is no decision log in {}: name the directory that it is in with --data-dir", .0.display())]
-    NoLog(PathBuf),
+    #[error(transparent)]
+    NoLog(#[from] NoLog),
     /// It is another cluster's.
     #[error("refused: this is the log of cluster {ours}, not of {typed}: look whether it is the right one")]
     OtherCluster {
@@ -111,7 +110,7 @@ impl RestoreError {
         match self {
             Self::Embedded(error) => error.code(),
             Self::Shared(error) => error.code(),
-            Self::NoLog(_) => Code::NoLogThere,
+            Self::NoLog(error) => error.code(),
             Self::OtherCluster { .. } => Code::ForeignCluster,
             Self::NodesRunning(_) => Code::NodesRunning,
             Self::NotRestored => Code::NotRestored,
@@ -170,9 +169,15 @@ impl Marks {
     }
 
     /// What absence of this transaction is judged by: its epoch, and whether it is below the horizon.
+    /// Another node that has not been sealed still decides, and is to be left to it: also where the log is behind.
     pub(super) fn weigh(&self, gtrid: &Gtrid, epoch: EpochState, below_horizon: bool) -> (EpochState, bool) {
         if self.behind {
-            return (EpochState::Unknown, below_horizon);
+            return match epoch {
+                EpochState::Live => (EpochState::Live, false),
+                EpochState::Own | EpochState::Sealed | EpochState::Unknown => {
+                    (EpochState::Unknown, below_horizon)
+                }
+            };
         }
         match self.restored_above(gtrid.epoch()) {
             None => (epoch, below_horizon),
@@ -239,6 +244,25 @@ impl Order {
             None => Ok(false),
             Some(typed) if *typed == cluster.to_string() => Ok(true),
             Some(typed) => Err(RestoreError::OtherCluster { ours: cluster, typed: typed.clone() }),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Epoch, EpochState, Gtrid, Marks};
+
+    /// An operator's rollback goes through the owner or after the seal (P14): who is live is not hidden by what the log lacks.
+    #[test]
+    fn a_log_that_is_behind_still_tells_who_is_live() {
+        let behind = Marks { behind: true, restored: None };
+        let gtrid = Gtrid::new(Epoch::new(7).expect("not 0"), 1, [1; 10]);
+        for below_horizon in [false, true] {
+            let weigh = |epoch| behind.weigh(&gtrid, epoch, below_horizon);
+            assert_eq!(weigh(EpochState::Live), (EpochState::Live, false));
+            for epoch in [EpochState::Own, EpochState::Sealed, EpochState::Unknown] {
+                assert_eq!(weigh(epoch), (EpochState::Unknown, below_horizon), "{epoch:?}");
+            }
         }
     }
 }

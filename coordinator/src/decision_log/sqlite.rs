@@ -37,7 +37,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use futures::FutureExt;
 use futures::future::BoxFuture;
-use lockstep_proto::{ClusterId, Gtrid, LogPosition};
+use lockstep_proto::{ClusterId, Epoch, Gtrid, LogPosition, ResourceManagerName};
 use sqlx::{Connection, SqliteConnection, SqlitePool};
 use tokio::sync::{Mutex, MutexGuard, Notify};
 use tokio::task::JoinHandle;
@@ -190,6 +190,16 @@ impl SqliteLog {
         Ok(())
     }
 
+    async fn remember_floor_now(&self, name: &ResourceManagerName, floor: Gtrid) -> Result<(), AppendError> {
+        let mut guard = self.shared.writers.lock().await;
+        let writers = open_writers(&mut guard)?;
+        let mut tx = Tx::begin(&mut writers.forced, &self.shared.broken).await?;
+        let work = remember_floor(tx.connection(), name, floor, &writers.own).await;
+        tx.finish(work).await?;
+        self.shared.grew(writers, 0);
+        Ok(())
+    }
+
     async fn operate_now(&self, operation: &Operation) -> Result<u64, AppendError> {
         let mut guard = self.shared.writers.lock().await;
         let writers = open_writers(&mut guard)?;
@@ -296,6 +306,23 @@ async fn remember(
     remember_within(connection, known).await
 }
 
+/// The log's own record with another floor.
+async fn remember_floor(
+    connection: &mut SqliteConnection,
+    name: &ResourceManagerName,
+    floor: Gtrid,
+    own: &OwnEpoch,
+) -> Result<(), Fault> {
+    epochs::hold(connection, own).await?;
+    match read::resource_manager(&mut *connection, name).await? {
+        Some(known) => {
+            let now = KnownResourceManager { floor: Some(floor), ..known };
+            remember_within(connection, &now).await
+        }
+        None => Err(Fault::Refused(format!("{name} is not known"))),
+    }
+}
+
 /// The same in a transaction that has compared the own epoch already.
 async fn remember_within(
     connection: &mut SqliteConnection,
@@ -353,6 +380,11 @@ impl DecisionLog for SqliteLog {
         async move { read::reaches(self.readers()?, position).await }.boxed()
     }
 
+    /// The own epoch was taken in the transaction that sealed all others.
+    fn has_all_of(&self, epoch: Epoch) -> bool {
+        epoch < self.start.epoch
+    }
+
     fn note_behind(&self) -> BoxFuture<'_, Result<(), AppendError>> {
         self.note_behind_now().boxed()
     }
@@ -379,6 +411,14 @@ impl DecisionLog for SqliteLog {
 
     fn remember<'a>(&'a self, known: &'a KnownResourceManager) -> BoxFuture<'a, Result<(), AppendError>> {
         self.remember_now(known).boxed()
+    }
+
+    fn remember_floor<'a>(
+        &'a self,
+        name: &'a ResourceManagerName,
+        floor: Gtrid,
+    ) -> BoxFuture<'a, Result<(), AppendError>> {
+        self.remember_floor_now(name, floor).boxed()
     }
 
     fn operate<'a>(&'a self, operation: &'a Operation) -> BoxFuture<'a, Result<u64, AppendError>> {

@@ -7,13 +7,13 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
-use lockstep_proto::{Gtrid, TraceParent};
+use lockstep_proto::{Epoch, Gtrid, TraceParent};
 
 use super::input::{Act, Answer, Input, OutcomeAnswer, Summary, TransactionView, Wait};
 use super::maintenance::MIN_FREE_BYTES;
 use super::shell::{Mail, Shards, Stopped};
 use crate::decision_log::group_commit::LogWriter;
-use crate::decision_log::{AppendError, DecisionLog, LookUp, ReadError};
+use crate::decision_log::{AppendError, Batch, DecisionLog, LogStatus, LookUp, ReadError};
 use crate::protocol::outcome::Outcome;
 use crate::protocol::presumption::{Known, conclude};
 use crate::protocol::record::About;
@@ -152,6 +152,31 @@ impl Engine {
     #[must_use]
     pub fn log(&self) -> &Arc<dyn DecisionLog> {
         &self.0.log
+    }
+
+    /// How the log stands. One that does not answer soon is as good as one that says that it cannot: people and scrapers ask, and look
+    /// elsewhere if they hear nothing.
+    ///
+    /// # Errors
+    /// [`ReadError::Unavailable`], after two seconds at most.
+    pub async fn log_status(&self) -> Result<LogStatus, ReadError> {
+        const PATIENCE: Duration = Duration::from_secs(2);
+        let late = |_elapsed| Err(ReadError::Unavailable(format!("it has not answered within {PATIENCE:?}")));
+        tokio::time::timeout(PATIENCE, self.0.log.status()).await.unwrap_or_else(late)
+    }
+
+    /// Before decisions of these epochs are told: sees to it that the position that is told with them is one to which a log without
+    /// them has not come, by a forced batch where it takes one ([`lockstep_proto::positions`]).
+    ///
+    /// # Errors
+    /// [`AppendError`]: nothing may be told.
+    pub async fn cover(&self, epochs: impl IntoIterator<Item = Epoch>) -> Result<(), AppendError> {
+        let log = self.log();
+        let own = log.position().epoch;
+        if epochs.into_iter().any(|epoch| epoch != own && !log.has_all_of(epoch)) {
+            log.force(&Batch::default()).await?;
+        }
+        Ok(())
     }
 
     /// What knows the newest log position.

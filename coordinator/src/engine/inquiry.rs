@@ -4,7 +4,7 @@
 //! then, for the rest, the log is read, in one snapshot. What began or ended between two of these steps is
 //! answered "still running", and comes again with the next listing.
 
-use lockstep_proto::{Gtrid, Xid};
+use lockstep_proto::{Epoch, Gtrid, Xid};
 
 use super::clock;
 use super::handle::{Engine, EngineError};
@@ -52,11 +52,29 @@ impl From<PreparedFate> for BranchAnswer {
     }
 }
 
-/// Answers for each of these prepared branches, in their order.
+/// Answers for each of these prepared branches, in their order, that their participant may act on.
 ///
 /// # Errors
 /// [`EngineError`]: nothing is known then; the participant lists again.
 pub async fn answer_prepared(engine: &Engine, xids: &[Xid]) -> Result<Vec<BranchAnswer>, EngineError> {
+    let (answers, committed) = judge_prepared(engine, xids).await?;
+    engine.cover(committed).await?;
+    Ok(answers)
+}
+
+/// What would be answered, for people.
+///
+/// # Errors
+/// As [`answer_prepared`].
+pub async fn look_at_prepared(engine: &Engine, xids: &[Xid]) -> Result<Vec<BranchAnswer>, EngineError> {
+    Ok(judge_prepared(engine, xids).await?.0)
+}
+
+/// The answers, and the epochs of those that the log's decisions gave.
+async fn judge_prepared(
+    engine: &Engine,
+    xids: &[Xid],
+) -> Result<(Vec<BranchAnswer>, Vec<Epoch>), EngineError> {
     let live = ask_shards(engine, xids).await?;
     let unknown: Vec<usize> = (0..xids.len()).filter(|index| live[*index].is_none()).collect();
     let gtrids: Vec<Gtrid> = unknown.iter().map(|index| xids[*index].gtrid).collect();
@@ -66,10 +84,14 @@ pub async fn answer_prepared(engine: &Engine, xids: &[Xid]) -> Result<Vec<Branch
     let from_shard =
         |answer: Option<PreparedAnswer>| answer.map_or(BranchAnswer::StillRunning, BranchAnswer::from);
     let mut answers: Vec<BranchAnswer> = live.into_iter().map(from_shard).collect();
+    let mut committed = Vec::new();
     for (index, look_up) in unknown.into_iter().zip(&look_ups) {
         answers[index] = prepared_fate(look_up, behind, &xids[index].bqual).into();
+        if answers[index] == BranchAnswer::Commit {
+            committed.push(xids[index].gtrid.epoch());
+        }
     }
-    Ok(answers)
+    Ok((answers, committed))
 }
 
 /// For each branch what its live transaction says, or `None`.

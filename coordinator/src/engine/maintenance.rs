@@ -35,9 +35,10 @@ enum PruneError {
 }
 
 async fn prune(engine: &Engine, registry: &Registry, retention: Duration) -> Result<(), PruneError> {
-    for known in registry.changed() {
-        engine.log().remember(&known).await?;
-        registry.remember(known, false);
+    // Floors alone: where a database is, and whether it is retired, an operator may change meanwhile.
+    for (name, floor) in registry.new_floors() {
+        engine.log().remember_floor(&name, floor).await?;
+        registry.floor_is_remembered(&name, floor);
     }
     let retention_ms = u64::try_from(retention.as_millis()).unwrap_or(u64::MAX);
     let limits = PruneLimits {

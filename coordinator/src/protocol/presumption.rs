@@ -85,6 +85,14 @@ pub struct LookUp {
     pub below_horizon: bool,
 }
 
+impl LookUp {
+    /// Whether it was begun under this coordinator's own epoch.
+    #[must_use]
+    pub fn is_own(&self) -> bool {
+        self.epoch == EpochState::Own
+    }
+}
+
 /// What is known of a transaction that is not live here.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Known {
@@ -112,6 +120,8 @@ pub fn conclude(look_up: &LookUp, behind: bool) -> Known {
             DecisionKind::Commit => Known::Committing,
             DecisionKind::OnePhaseIntent => Known::OnePhase,
         },
+        // Whatever this log has lost: who may still decide it is another coordinator, and nobody else (P14).
+        Recorded::Absent if behind && look_up.epoch == EpochState::Live => Known::Elsewhere,
         Recorded::Absent if behind && !mutated("P8-a-lost-tail-is-presumed") => Known::Unknown(
             "participants have seen decisions that this log does not have: it was restored from a backup, \
              and presumes nothing before an operator says so",

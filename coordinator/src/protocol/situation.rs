@@ -12,7 +12,11 @@
 
 use std::fmt;
 
+use lockstep_proto::Bqual;
+use lockstep_proto::museum::mutated;
+
 use super::outcome::Outcome;
+use super::presumption::{Known, LookUp, PreparedFate, conclude, prepared_fate};
 use super::record::DecisionKind;
 use super::transaction::State;
 
@@ -143,9 +147,11 @@ pub enum Standing {
     },
     /// Prepared in a database of this cluster, and the log cannot tell what becomes of it.
     Orphan(Proof),
+    /// Prepared in a database, and its record is a one-phase commit that was given up: it does not tell what the branch did.
+    Intended(Proof),
     /// Prepared in a database, by another cluster.
     Foreign,
-    /// Another coordinator on the same log has it, and has not been sealed.
+    /// Another coordinator on the same log has it: it may still decide it, or delivers its decision.
     Elsewhere,
 }
 
@@ -176,6 +182,51 @@ impl Standing {
         }
     }
 
+    /// Of a transaction whose end is on its way to the log.
+    #[must_use]
+    pub fn of_unrecorded(outcome: Outcome) -> Self {
+        match outcome {
+            Outcome::Heuristic(_) => Self::Recording,
+            Outcome::Committed | Outcome::RolledBack | Outcome::NothingToCommit | Outcome::Unknown => {
+                Self::Ended
+            }
+        }
+    }
+
+    /// Of a transaction that is not live here, and of which databases hold these branches prepared. `proof`: what they all say of it; `None` if
+    /// it is another cluster's.
+    #[must_use]
+    pub fn of_prepared<'a>(
+        look_up: &LookUp,
+        behind: bool,
+        acknowledged: bool,
+        mut prepared: impl Iterator<Item = &'a Bqual>,
+        proof: Option<Proof>,
+    ) -> Self {
+        let open = |bqual: &Bqual| matches!(prepared_fate(look_up, behind, bqual), PreparedFate::Unknown(_));
+        match (Self::of_recorded(look_up, behind, acknowledged), proof) {
+            (Some(_), Some(proof)) if prepared.any(open) => Self::Intended(proof),
+            (Some(standing), _) => standing,
+            (None, Some(proof)) => Self::Orphan(proof),
+            (None, None) => Self::Foreign,
+        }
+    }
+
+    /// Of a transaction that is not live here and whose end is not on its way to the log, by what the log says of it. `None`: the log can say nothing.
+    #[must_use]
+    pub fn of_recorded(look_up: &LookUp, behind: bool, acknowledged: bool) -> Option<Self> {
+        match conclude(look_up, behind) {
+            Known::Ended(outcome, _) => Some(Self::of_ended(outcome, acknowledged)),
+            // It is live where it is delivered: nothing that is done here would reach it.
+            Known::Committing | Known::OnePhase if !look_up.is_own() => Some(Self::Elsewhere),
+            Known::Committing => Some(Self::Committing),
+            Known::OnePhase => Some(Self::OnePhase),
+            Known::Elsewhere => Some(Self::Elsewhere),
+            Known::PresumedRolledBack => Some(Self::RollingBack),
+            Known::Unknown(_) => None,
+        }
+    }
+
     /// The situation that it is, if it is one. `overdue`: of a decision on its way, whether the deadline has passed.
     #[must_use]
     pub fn situation(self, overdue: bool) -> Option<Situation> {
@@ -184,7 +235,7 @@ impl Standing {
             Self::Deciding if overdue => Some(Situation::Undecided),
             Self::Committing | Self::OnePhase | Self::RollingBack => Some(Situation::Undelivered),
             Self::Recording | Self::Heuristic { acknowledged: false } => Some(Situation::Heuristic),
-            Self::Orphan(_) | Self::Foreign => Some(Situation::Orphan),
+            Self::Orphan(_) | Self::Intended(_) | Self::Foreign => Some(Situation::Orphan),
             Self::Open { overdue: false }
             | Self::Deciding
             | Self::Ended
@@ -234,6 +285,7 @@ impl Standing {
             Self::Heuristic { acknowledged: true } => heuristic(Err(Forbidden::AcknowledgedBefore), action),
             Self::Heuristic { acknowledged: false } => heuristic(Ok(()), action),
             Self::Orphan(proof) => orphan(proof, action),
+            Self::Intended(proof) => intended(proof, action),
             Self::Foreign => Err(Forbidden::OtherCluster),
             Self::Elsewhere => Err(Forbidden::OtherCoordinator),
         }
@@ -267,6 +319,9 @@ fn heuristic(acknowledge: Result<(), Forbidden>, action: Action) -> Result<(), F
 
 fn orphan(proof: Proof, action: Action) -> Result<(), Forbidden> {
     match (action, proof) {
+        (Action::RollbackOrphan, Proof::Incomplete) if mutated("P14-who-does-not-answer-has-nothing") => {
+            Ok(())
+        }
         (Action::CommitOrphan, Proof::Committed) | (Action::RollbackOrphan, Proof::NotCommitted) => Ok(()),
         (Action::CommitOrphan | Action::Commit, Proof::NotCommitted | Proof::Incomplete) => {
             Err(Forbidden::CommitNotProved)
@@ -283,6 +338,22 @@ fn orphan(proof: Proof, action: Action) -> Result<(), Forbidden> {
             | Action::Acknowledge,
             Proof::Committed | Proof::NotCommitted | Proof::Incomplete,
         ) => Err(Forbidden::IsOrphan),
+    }
+}
+
+/// P10: the intent names this branch alone, and one that turns out to be prepared is answered commit. Nobody was told so, though: it may
+/// be rolled back as well, if it has not committed.
+fn intended(proof: Proof, action: Action) -> Result<(), Forbidden> {
+    match action {
+        Action::CommitOrphan => Ok(()),
+        Action::Retry
+        | Action::Pause
+        | Action::Resume
+        | Action::Rollback
+        | Action::Commit
+        | Action::Abandon
+        | Action::Acknowledge
+        | Action::RollbackOrphan => orphan(proof, action),
     }
 }
 
@@ -400,7 +471,7 @@ impl Forbidden {
                  the branch in the database by hand: docs/runbook/orphan.md"
             }
             Self::OtherCoordinator => {
-                "ask that coordinator; when it is gone, another one takes over by itself"
+                "ask that coordinator (`--server`); when it is gone, another one takes over by itself"
             }
         }
     }
@@ -434,7 +505,7 @@ impl fmt::Display for Forbidden {
                 "not every resource manager has said what it holds of this transaction, and one of them may have committed"
             }
             Self::OtherCluster => "it belongs to another cluster, whose coordinator may still decide it",
-            Self::OtherCoordinator => "another coordinator on the same decision log has it, and may still decide it",
+            Self::OtherCoordinator => "another coordinator on the same decision log has it: that one decides it, and delivers",
         })
     }
 }

@@ -5,12 +5,12 @@ use std::task::Poll;
 use std::time::Duration;
 
 use futures::{Stream, StreamExt};
-use lockstep_proto::{limits, v1};
+use lockstep_proto::{Epoch, limits, v1};
 use tokio::sync::mpsc;
 use tonic::{Status, Streaming};
 
 use crate::decision_log::Epochs;
-use crate::sessions::attach::{AttachError, Hello, admit};
+use crate::sessions::attach::{AttachError, Hello, admit, compare};
 use crate::sessions::outbox::{Outbox, frames};
 use crate::sessions::registry::Attached;
 use crate::sessions::session::{Session, Shared};
@@ -31,15 +31,16 @@ pub(super) async fn attach(
     let hello = Hello::from_frame(first)?;
     // In a task of its own: it writes to the log, and a participant that goes away must not break that off halfway.
     let own = shared.clone();
-    let admitting =
-        tokio::spawn(async move { admit(&hello, &own.engine, &own.registry).await.map(|()| hello) });
-    let hello = admitting.await.map_err(|panic| Status::internal(panic.to_string()))??;
+    let admitting = tokio::spawn(async move {
+        admit(&hello, &own.engine, &own.registry).await.map(|settled| (hello, settled))
+    });
+    let (hello, settled) = admitting.await.map_err(|panic| Status::internal(panic.to_string()))??;
     let epochs = shared.engine.log().epochs().await.map_err(AttachError::from)?;
 
     let stop = shared.shutdown.child_token();
     let (outbox, receivers) = Outbox::new(stop.clone());
-    let (instance, resource_manager) = (hello.instance, hello.resource_manager);
-    outbox.answer(v1::coordinator_message::Kind::Welcome(welcome(shared, epochs)));
+    let (instance, resource_manager) = (hello.instance, hello.resource_manager.clone());
+    outbox.answer(v1::coordinator_message::Kind::Welcome(welcome(shared, epochs, &settled)));
     let attached = Attached {
         instance,
         resource_manager: resource_manager.clone(),
@@ -47,6 +48,11 @@ pub(super) async fn attach(
         stop: stop.clone(),
     };
     let id = shared.registry.enter(attached);
+    // An operator may have rebound or retired it since it was admitted. Now that its session can be seen, the next one is told.
+    if let Err(refused) = compare(&hello, shared.registry.known(&resource_manager).as_ref()) {
+        shared.registry.leave(id);
+        return Err(refused.into());
+    }
     tracing::info!(%resource_manager, %instance, session = id.0, "participant attached");
 
     let session = Session {
@@ -72,7 +78,7 @@ pub(super) async fn attach(
     Ok(Box::pin(until_the_end(frames, faults)))
 }
 
-fn welcome(shared: &Shared, epochs: Epochs) -> v1::Welcome {
+fn welcome(shared: &Shared, epochs: Epochs, settled: &[Epoch]) -> v1::Welcome {
     let position = shared.engine.writer().position();
     v1::Welcome {
         protocol_version: limits::PROTOCOL_VERSION,
@@ -82,6 +88,7 @@ fn welcome(shared: &Shared, epochs: Epochs) -> v1::Welcome {
         sealed_below: epochs.sealed_below.get(),
         newest_epoch: epochs.newest.get(),
         report_interval_ms: millis(shared.terms.report_interval),
+        settled: settled.iter().map(|epoch| epoch.get()).collect(),
     }
 }
 

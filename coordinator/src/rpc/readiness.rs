@@ -9,7 +9,7 @@ impl Readiness {
     /// As it is now.
     pub(super) async fn of(shared: &Shared) -> Self {
         let begins = shared.engine.may_begin().map_err(|error| error.to_string());
-        let reads = shared.engine.log().status().await.map(drop).map_err(|error| error.to_string());
+        let reads = shared.engine.log_status().await.map(drop).map_err(|error| error.to_string());
         Self([("begins", begins), ("log", reads)])
     }
 

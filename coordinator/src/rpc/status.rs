@@ -11,6 +11,7 @@ use crate::codes::Code as ErrorCode;
 use crate::decision_log::AppendError;
 use crate::engine::handle::{BeginError, EngineError};
 use crate::engine::shell::Stopped;
+use crate::protocol::outcome::Outcome;
 use crate::protocol::situation::Forbidden;
 use crate::sessions::attach::AttachError;
 
@@ -90,6 +91,43 @@ pub enum RequestError {
     /// An action without a reason.
     #[error("no reason was given, and everything that is done by hand is put on record with one")]
     NoReason,
+    /// It ended between the look at it and the action.
+    #[error("transaction {0} has ended in between")]
+    EndedBefore(Gtrid),
+    /// None of its branches could be told, or given up.
+    #[error("transaction {0} has no branch that waits for its decision, or its deliveries are held back")]
+    NothingWaits(Gtrid),
+    /// An orphan's rollback without a word on who may have taken part.
+    #[error("transaction {0} is rolled back only if everyone was asked, and it was not said who there is")]
+    NotAllNamed(Gtrid),
+    /// Some resource manager was not asked, because this log has never met it.
+    #[error(
+        "refused: {names} was not asked what it holds of {gtrid}, and may have committed: this decision log has never met it"
+    )]
+    NeverMet {
+        /// The orphan.
+        gtrid: Gtrid,
+        /// Who was not asked.
+        names: String,
+    },
+    /// A rollback that did not come about.
+    #[error("transaction {gtrid} was not rolled back: {}", if outcome.is_some() { "its outcome is another one" } else { "it is not decided yet" })]
+    NotRolledBack {
+        /// The transaction.
+        gtrid: Gtrid,
+        /// Its outcome, if that is known.
+        outcome: Option<Outcome>,
+    },
+    /// An action that is on record, and failed.
+    #[error("it is on record as audit {audit_id}, and failed ({noted}): {why}")]
+    NotDone {
+        /// The number of its record.
+        audit_id: u64,
+        /// Whether its failure is on record.
+        noted: String,
+        /// How it failed.
+        why: Box<RequestError>,
+    },
     /// A dangerous action that was not confirmed.
     #[error("{action} cannot be taken back, and was not confirmed for {confirm}")]
     NotConfirmed {
@@ -105,7 +143,7 @@ pub enum RequestError {
     #[error("it was not carried out, because it is not known to be on record: {0}")]
     NotRecorded(AppendError),
     /// It is attached.
-    #[error("{name} has {attached} instances attached, so that it is not gone")]
+    #[error("{name} has {attached} instances attached, so that it is neither gone nor moved")]
     StillAttached {
         /// Which.
         name: ResourceManagerName,
@@ -139,9 +177,18 @@ impl RequestError {
     fn remedy(&self) -> String {
         match self {
             Self::Forbidden { what, forbidden, .. } => forbidden.instead().replace("ID", what),
+            Self::NotAllNamed(_) => {
+                "look at the plan with --dry-run; then name every resource manager that may have taken part: --all NAME,NAME"
+                    .to_owned()
+            }
+            Self::NeverMet { names, .. } => format!("attach an instance of each of {names} first, and ask again"),
+            Self::NotDone { why, .. } => why.remedy(),
+            Self::EndedBefore(gtrid) | Self::NothingWaits(gtrid) | Self::NotRolledBack { gtrid, .. } => {
+                format!("look at it: `lockstep tx show {gtrid}` lists what can be done now")
+            }
             Self::NoReason => "say why: --reason TEXT".to_owned(),
             Self::NotConfirmed { confirm, .. } => {
-                format!("look at the plan with --dry-run; then add --confirm {confirm}")
+                format!("look at the plan with --dry-run; then add what it prints: --confirm {confirm}")
             }
             Self::NoBranchToAbandon { gtrid, .. } => format!("`lockstep tx show {gtrid}` lists its branches"),
             Self::StillAttached { name, .. } => {
@@ -161,6 +208,15 @@ impl RequestError {
             Self::NotRecorded(_) => {
                 "`lockstep health` says whether the decision log answers; then try again".to_owned()
             }
+            Self::Engine(EngineError::Log(_) | EngineError::NotDurable(_)) => {
+                "`lockstep health` says whether the decision log answers; what is live can be told again when it does".to_owned()
+            }
+            Self::Ambiguous { .. } => "name more of it: `lockstep tx ls` prints whole ids".to_owned(),
+            Self::AlreadyCommitted(gtrid) => format!("look at it: `lockstep tx show {gtrid}`"),
+            Self::OrphanNotEnded(_) => {
+                "`lockstep orphans scan` lists what is still prepared; then ask again: `lockstep orphans resolve ID --dry-run`"
+                    .to_owned()
+            }
             Self::Id(_)
             | Self::ForeignCluster { .. }
             | Self::Timeout(_)
@@ -168,12 +224,9 @@ impl RequestError {
             | Self::Labels(_)
             | Self::Label(_)
             | Self::Field(_)
-            | Self::AlreadyCommitted(_)
-            | Self::Ambiguous { .. }
             | Self::TooLong(_)
-            | Self::OrphanNotEnded(_)
             | Self::Begin(_)
-            | Self::Engine(_)
+            | Self::Engine(EngineError::Stopped(_))
             | Self::Stopped(_) => String::new(),
         }
     }
@@ -210,6 +263,16 @@ fn row(error: &RequestError) -> (Code, &'static str, ErrorCode) {
         RequestError::NoBranchToAbandon { .. } => {
             (Code::FailedPrecondition, "NO_SUCH_BRANCH", ErrorCode::NoBranchToAbandon)
         }
+        RequestError::NotDone { why, .. } => row(why),
+        RequestError::NotRolledBack { outcome, .. } => not_rolled_back(*outcome),
+        RequestError::NotAllNamed(_) => (Code::FailedPrecondition, "NOT_ALL_NAMED", ErrorCode::NotConfirmed),
+        RequestError::NeverMet { .. } => {
+            (Code::FailedPrecondition, "NEVER_MET", ErrorCode::NotEveryoneAnswered)
+        }
+        RequestError::EndedBefore(_) => (Code::FailedPrecondition, "ENDED", ErrorCode::Ended),
+        RequestError::NothingWaits(_) => {
+            (Code::FailedPrecondition, "NO_SUCH_BRANCH", ErrorCode::NoBranchToAbandon)
+        }
         RequestError::NoReason => (Code::InvalidArgument, "NO_REASON", ErrorCode::NoReason),
         RequestError::NotConfirmed { .. } => {
             (Code::FailedPrecondition, "NOT_CONFIRMED", ErrorCode::NotConfirmed)
@@ -223,22 +286,34 @@ fn row(error: &RequestError) -> (Code, &'static str, ErrorCode) {
             (Code::FailedPrecondition, "NOTHING_TO_REBIND", ErrorCode::NothingToRebind)
         }
         RequestError::OrphanNotEnded(_) => (Code::Aborted, "ORPHAN_NOT_ENDED", ErrorCode::OrphanNotEnded),
-        RequestError::Begin(cause) => match cause {
-            BeginError::Full(_) => {
-                (Code::ResourceExhausted, "TRANSACTION_LIMIT", ErrorCode::TransactionLimit)
-            }
-            BeginError::Draining => (Code::Unavailable, "DRAINING", ErrorCode::Draining),
-            BeginError::Behind => (Code::FailedPrecondition, "LOG_BEHIND", ErrorCode::LogBehind),
-            BeginError::DiskFull(_) => (Code::ResourceExhausted, "DISK_FULL", ErrorCode::DiskFull),
-            BeginError::ClockBehind => (Code::FailedPrecondition, "CLOCK_BEHIND", ErrorCode::ClockBehind),
-            BeginError::Stopped(_) => (Code::Unavailable, "UNAVAILABLE", ErrorCode::Stopping),
-        },
+        RequestError::Begin(cause) => begin_row(cause),
         RequestError::Engine(EngineError::Log(_) | EngineError::NotDurable(_)) => {
             (Code::Unavailable, "LOG_UNAVAILABLE", ErrorCode::LogUnavailable)
         }
         RequestError::Engine(EngineError::Stopped(_)) | RequestError::Stopped(_) => {
             (Code::Unavailable, "UNAVAILABLE", ErrorCode::Stopping)
         }
+    }
+}
+
+/// The same of a transaction that was not begun.
+fn begin_row(error: &BeginError) -> (Code, &'static str, ErrorCode) {
+    match error {
+        BeginError::Full(_) => (Code::ResourceExhausted, "TRANSACTION_LIMIT", ErrorCode::TransactionLimit),
+        BeginError::Draining => (Code::Unavailable, "DRAINING", ErrorCode::Draining),
+        BeginError::Behind => (Code::FailedPrecondition, "LOG_BEHIND", ErrorCode::LogBehind),
+        BeginError::DiskFull(_) => (Code::ResourceExhausted, "DISK_FULL", ErrorCode::DiskFull),
+        BeginError::ClockBehind => (Code::FailedPrecondition, "CLOCK_BEHIND", ErrorCode::ClockBehind),
+        BeginError::Stopped(_) => (Code::Unavailable, "UNAVAILABLE", ErrorCode::Stopping),
+    }
+}
+
+/// The same of a rollback that did not come about.
+fn not_rolled_back(outcome: Option<Outcome>) -> (Code, &'static str, ErrorCode) {
+    match outcome {
+        Some(Outcome::Heuristic(_)) => (Code::FailedPrecondition, "HEURISTIC", ErrorCode::HeuristicIsFinal),
+        Some(Outcome::Committed | Outcome::RolledBack | Outcome::NothingToCommit | Outcome::Unknown)
+        | None => (Code::FailedPrecondition, "NOT_DECIDED", ErrorCode::DecisionUnderWay),
     }
 }
 

@@ -7,7 +7,7 @@ use std::time::Duration;
 use lockstep_proto::museum::mutated;
 use lockstep_proto::wire::{self, WireError};
 use lockstep_proto::{
-    ClusterId, InstanceId, LogPosition, ResourceManagerId, ResourceManagerName, limits, v1,
+    ClusterId, Epoch, InstanceId, LogPosition, Positions, ResourceManagerId, ResourceManagerName, limits, v1,
 };
 
 use crate::decision_log::{AppendError, KnownResourceManager, ReadError};
@@ -117,8 +117,8 @@ pub struct Hello {
     pub instance: InstanceId,
     /// Which cluster it belongs to, once it has been attached.
     pub cluster: Option<ClusterId>,
-    /// The newest place in a decision log that it has seen.
-    pub seen: Option<LogPosition>,
+    /// The newest places in a decision log that it has seen.
+    pub seen: Positions,
     /// Where it lives, if that matters; else empty.
     pub location: String,
     /// PostgreSQL's timeline, 0 elsewhere.
@@ -154,7 +154,7 @@ impl Hello {
             identity: ResourceManagerId::from_bytes(wire::bytes_16(&hello.identity, "identity")?),
             instance: InstanceId::from_bytes(wire::bytes_16(&hello.instance, "instance")?),
             cluster,
-            seen: hello.seen.map(LogPosition::try_from).transpose()?,
+            seen: positions(hello.seen, hello.seen_of_epochs)?,
             location: hello.location,
             timeline: hello.timeline,
             clock_ms: hello.clock_ms,
@@ -162,11 +162,23 @@ impl Hello {
     }
 }
 
-/// Whether this participant may be served. Its identity is durable in the log when this returns (P21).
+/// What was seen of each epoch. Participants from before there were several say what they have seen of the newest one alone.
+fn positions(
+    newest: Option<v1::LogPosition>,
+    of_epochs: Vec<v1::LogPosition>,
+) -> Result<Positions, WireError> {
+    if of_epochs.len() > limits::MAX_SEEN_EPOCHS {
+        return Err(WireError::Limit { field: "seen_of_epochs", why: "at most 1,024" });
+    }
+    newest.into_iter().chain(of_epochs).map(LogPosition::try_from).collect()
+}
+
+/// Whether this participant may be served. Its identity is durable in the log when this returns (P21). The epochs of which it need
+/// not keep what it has seen.
 ///
 /// # Errors
 /// Why not.
-pub async fn admit(hello: &Hello, engine: &Engine, registry: &Registry) -> Result<(), AttachError> {
+pub async fn admit(hello: &Hello, engine: &Engine, registry: &Registry) -> Result<Vec<Epoch>, AttachError> {
     let name = hello.resource_manager.clone();
     let ours = engine.log().cluster();
     if let Some(theirs) = hello.cluster.filter(|theirs| *theirs != ours) {
@@ -200,21 +212,30 @@ pub async fn admit(hello: &Hello, engine: &Engine, registry: &Registry) -> Resul
     })?;
     if known.as_ref() != Some(&next) {
         engine.log().remember(&next).await?;
-        registry.remember(next, false);
+        registry.remember(next);
     }
-    let ahead = match &hello.seen {
-        Some(seen) => !engine.log().reaches(*seen).await?,
-        None => false,
-    };
-    if ahead {
+    let mut lacking = Vec::new();
+    for seen in hello.seen.iter() {
+        if !engine.log().reaches(*seen).await? {
+            lacking.push(*seen);
+        }
+    }
+    if !lacking.is_empty() {
         let problem = "it has seen decisions that this decision log does not have: the log was restored from a backup. Nothing \
              is presumed and nothing is begun any more: stop every coordinator and run `lockstep restore`";
-        tracing::error!(resource_manager = %name, seen = ?hello.seen, "{problem}");
+        tracing::error!(resource_manager = %name, ?lacking, "{problem}");
         engine.presume_nothing();
         engine.log().note_behind().await?;
         registry.set_problem(&name, problem.to_owned());
+        // What is behind may be put back once more: all that was seen has to be told then, too.
+        return Ok(Vec::new());
     }
-    Ok(())
+    Ok(settled(&hello.seen, |epoch| engine.log().has_all_of(epoch)))
+}
+
+/// The epochs that are all in any log that has the own one ([`lockstep_proto::positions`]).
+fn settled(seen: &Positions, has_all_of: impl Fn(Epoch) -> bool) -> Vec<Epoch> {
+    seen.iter().map(|seen| seen.epoch).filter(|epoch| has_all_of(*epoch)).collect()
 }
 
 /// The resource manager as it is to be known from now on, if it is the one that the name belongs to (P21).
@@ -249,4 +270,39 @@ pub fn compare(
         return Err(AttachError::Timeline { name, known: known.timeline, theirs: hello.timeline });
     }
     Ok(next(known.floor))
+}
+
+#[cfg(test)]
+mod tests {
+    use lockstep_proto::Incarnation;
+
+    use super::*;
+
+    fn position(epoch: u32, sequence: u64) -> LogPosition {
+        let incarnation = Incarnation::from_bytes([7; 16]);
+        LogPosition { epoch: Epoch::new(epoch).unwrap(), incarnation, sequence }
+    }
+
+    fn hello(newest: Option<(u32, u64)>, of_epochs: &[(u32, u64)]) -> Result<Positions, WireError> {
+        let wire = |(epoch, sequence): (u32, u64)| v1::LogPosition::from(&position(epoch, sequence));
+        positions(newest.map(wire), of_epochs.iter().copied().map(wire).collect())
+    }
+
+    #[test]
+    fn a_hello_of_the_old_form_tells_of_one_epoch_and_one_of_the_new_form_of_each() {
+        assert_eq!(hello(None, &[]), Ok(Positions::new()));
+        assert_eq!(hello(Some((2, 7)), &[]), Ok([position(2, 7)].into_iter().collect()));
+        let both: Positions = [position(1, 900), position(2, 7)].into_iter().collect();
+        assert_eq!(hello(Some((2, 7)), &[(2, 7), (1, 900)]), Ok(both));
+        let many: Vec<_> = (1..=1025).map(|epoch| (epoch, 1)).collect();
+        assert!(hello(None, &many[1..]).is_ok() && hello(None, &many).is_err());
+    }
+
+    #[test]
+    fn what_was_open_when_the_own_epoch_began_and_what_came_later_is_not_settled() {
+        let seen: Positions = (1..=6).map(|epoch| position(epoch, 1)).collect();
+        // The own one is 5, and 2 was open when it began.
+        let settled = settled(&seen, |epoch| epoch.get() < 5 && epoch.get() != 2);
+        assert_eq!(settled, [1, 3, 4].map(|epoch| Epoch::new(epoch).unwrap()));
+    }
 }

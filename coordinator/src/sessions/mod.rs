@@ -2,6 +2,7 @@
 //!
 //! - [`attach`]: the handshake: who is it, does it fit, may it be served.
 //! - [`session`]: one stream's life: frames in, mail to the shards out.
+//! - `said`: what a participant's messages mean.
 //! - [`outbox`]: what waits to be written to it.
 //! - [`registry`]: who is attached now, and what is known of each resource manager.
 //! - [`inspections`]: questions to their databases, for people.
@@ -13,4 +14,5 @@ pub mod attach;
 pub mod inspections;
 pub mod outbox;
 pub mod registry;
+mod said;
 pub mod session;

@@ -1,6 +1,6 @@
 //! Who is attached now, and what is known of each resource manager.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use lockstep_proto::v1::coordinator_message::Kind;
@@ -31,8 +31,8 @@ pub struct Attached {
 pub struct Entry {
     /// As the log knows it.
     pub known: KnownResourceManager,
-    /// The log does not have `known` in this form yet.
-    pub changed: bool,
+    /// The log does not have the floor yet.
+    pub new_floor: bool,
     /// Why its branches are not presumed rolled back; empty if they are.
     pub problem: String,
     /// Since when it has no session, in milliseconds since 1970; 0 while it has one. At the start: since then.
@@ -64,10 +64,10 @@ pub struct Orphan {
 }
 
 impl Entry {
-    fn new(known: KnownResourceManager, changed: bool) -> Self {
+    fn new(known: KnownResourceManager) -> Self {
         Self {
             known,
-            changed,
+            new_floor: false,
             problem: String::new(),
             down_since_ms: unix_ms(),
             refused: None,
@@ -104,7 +104,7 @@ impl Registry {
     #[must_use]
     pub fn new(known: Vec<KnownResourceManager>) -> Self {
         let registry = Self::default();
-        let entry = |known: KnownResourceManager| (known.name.clone(), Entry::new(known, false));
+        let entry = |known: KnownResourceManager| (known.name.clone(), Entry::new(known));
         registry.state().resource_managers = known.into_iter().map(entry).collect();
         registry
     }
@@ -224,12 +224,12 @@ impl Registry {
         }
     }
 
-    /// The orphans of this resource manager, by branch.
+    /// Transactions with a branch that nobody answers for.
     #[must_use]
-    pub fn orphans(&self, name: &ResourceManagerName) -> BTreeMap<String, Orphan> {
+    pub fn orphan_transactions(&self) -> usize {
         let state = self.state();
-        let orphans = state.resource_managers.get(name).into_iter().flat_map(|entry| &entry.orphans);
-        orphans.map(|(xid, orphan)| (xid.bqual.to_string(), orphan.clone())).collect()
+        let orphans = state.resource_managers.values().flat_map(|entry| entry.orphans.keys());
+        orphans.map(|xid| xid.gtrid).collect::<BTreeSet<_>>().len()
     }
 
     /// The transactions of orphans whose text, or hex digits, begin so.
@@ -284,15 +284,9 @@ impl Registry {
         self.state().resource_managers.get(name).map(|entry| entry.known.clone())
     }
 
-    /// Takes over what the log has been told, or, with `changed`, has to be told at the next occasion.
-    pub fn remember(&self, known: KnownResourceManager, changed: bool) {
-        let mut state = self.state();
-        match state.resource_managers.get_mut(&known.name) {
-            Some(entry) => (entry.known, entry.changed) = (known, changed),
-            None => {
-                state.resource_managers.insert(known.name.clone(), Entry::new(known, changed));
-            }
-        }
+    /// Takes over what the log has been told.
+    pub fn remember(&self, known: KnownResourceManager) {
+        self.learn(vec![known]);
     }
 
     /// Takes over that this one is gone for good, which another node on the log was told.
@@ -301,20 +295,35 @@ impl Registry {
         match state.resource_managers.get_mut(&retired.name) {
             Some(entry) => entry.known.retired = true,
             None => {
-                state.resource_managers.insert(retired.name.clone(), Entry::new(retired.clone(), false));
+                state.resource_managers.insert(retired.name.clone(), Entry::new(retired.clone()));
             }
         }
     }
 
-    /// Takes over what the log knows, as far as it is not about to be told something newer.
+    /// Takes over where this one's database is, which another node on the log was told. Whether it was somewhere else before.
+    pub fn learn_location(&self, known: &KnownResourceManager) -> bool {
+        let mut state = self.state();
+        let Some(entry) = state.resource_managers.get_mut(&known.name) else { return false };
+        let moved = !entry.known.location.is_empty() && entry.known.location != known.location;
+        if moved {
+            entry.known.location.clone_from(&known.location);
+        }
+        moved
+    }
+
+    /// Takes over what the log knows, but for a floor that it is about to be told.
     pub fn learn(&self, known: Vec<KnownResourceManager>) {
         let mut state = self.state();
         for known in known {
             match state.resource_managers.get_mut(&known.name) {
-                Some(entry) if entry.changed => {}
-                Some(entry) => entry.known = known,
+                Some(entry) => {
+                    let floor = if entry.new_floor { entry.known.floor } else { known.floor };
+                    // Nobody takes a retirement back: what says otherwise was read before.
+                    let retired = entry.known.retired || known.retired;
+                    entry.known = KnownResourceManager { floor, retired, ..known };
+                }
                 None => {
-                    let entry = Entry::new(known, false);
+                    let entry = Entry::new(known);
                     state.resource_managers.insert(entry.known.name.clone(), entry);
                 }
             }
@@ -334,19 +343,73 @@ impl Registry {
             && entry.known.floor != Some(floor)
         {
             entry.known.floor = Some(floor);
-            entry.changed = true;
+            entry.new_floor = true;
         }
     }
 
-    /// What the log has still to be told.
+    /// The floors that the log has still to be told.
     #[must_use]
-    pub fn changed(&self) -> Vec<KnownResourceManager> {
+    pub fn new_floors(&self) -> Vec<(ResourceManagerName, Gtrid)> {
         let state = self.state();
-        state
-            .resource_managers
-            .values()
-            .filter(|entry| entry.changed)
-            .map(|entry| entry.known.clone())
-            .collect()
+        let new = state.resource_managers.iter().filter(|(_, entry)| entry.new_floor);
+        new.filter_map(|(name, entry)| Some((name.clone(), entry.known.floor?))).collect()
+    }
+
+    /// The log has been told this floor; a newer one may have come meanwhile.
+    pub fn floor_is_remembered(&self, name: &ResourceManagerName, floor: Gtrid) {
+        if let Some(entry) = self.state().resource_managers.get_mut(name)
+            && entry.known.floor == Some(floor)
+        {
+            entry.new_floor = false;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Gtrid, KnownResourceManager, Registry, ResourceManagerId};
+
+    fn known(location: &str) -> KnownResourceManager {
+        KnownResourceManager {
+            name: "bank-a".parse().expect("a name"),
+            identity: ResourceManagerId::from_bytes([1; 16]),
+            location: location.to_owned(),
+            timeline: 1,
+            floor: None,
+            retired: false,
+        }
+    }
+
+    fn floor(ms: u64) -> Gtrid {
+        Gtrid::new(lockstep_proto::Epoch::new(1).expect("not 0"), ms, [1; 10])
+    }
+
+    /// P21: what an operator has had noted meanwhile, here or at another node, holds.
+    #[test]
+    fn a_floor_that_the_log_is_about_to_be_told_takes_no_rebind_back() {
+        let registry = Registry::new(vec![known("old")]);
+        let name = known("old").name;
+        registry.set_floor(&name, floor(5));
+        let told = registry.new_floors();
+        assert_eq!(told, [(name.clone(), floor(5))]);
+        registry.remember(known("new"));
+        registry.set_floor(&name, floor(6));
+        registry.floor_is_remembered(&name, floor(5));
+        let now = registry.known(&name).expect("it is known");
+        assert_eq!((now.location.as_str(), now.floor), ("new", Some(floor(6))));
+        assert_eq!(registry.new_floors(), [(name.clone(), floor(6))]);
+        registry.floor_is_remembered(&name, floor(6));
+        assert_eq!(registry.new_floors(), []);
+    }
+
+    /// P21: a session at the place that was given up is ended when another node tells of it.
+    #[test]
+    fn a_rebind_at_another_node_is_learned() {
+        let registry = Registry::new(vec![known("old")]);
+        assert!(!registry.learn_location(&known("old")));
+        assert!(registry.learn_location(&known("new")));
+        assert_eq!(registry.known(&known("").name).expect("it is known").location, "new");
+        let first = Registry::new(vec![known("")]);
+        assert!(!first.learn_location(&known("new")), "nobody has served it at any place yet");
     }
 }

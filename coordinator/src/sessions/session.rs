@@ -11,14 +11,15 @@ use tonic::Streaming;
 
 use crate::engine::delivery::SessionId;
 use crate::engine::handle::{Engine, EngineError};
-use crate::engine::input::{Acknowledgement, Input};
+use crate::engine::input::Input;
 use crate::engine::inquiry::{self, BranchAnswer};
 use crate::engine::shell::{Mail, Stopped};
-use crate::protocol::event::{Applied, Vote};
+use crate::protocol::event::Applied;
 
 use super::inspections::Inspections;
 use super::outbox::Outbox;
 use super::registry::Registry;
+use super::said::{self, Report, Said};
 
 /// Reports and reconciliations that may wait to be answered before the stream is read on.
 const QUESTIONS: usize = 16;
@@ -118,14 +119,6 @@ enum Question {
     Reconcile(Vec<(Xid, Applied)>),
 }
 
-/// A part of a listing of prepared branches.
-struct Report {
-    listing: u64,
-    prepared: Vec<Xid>,
-    /// For the last part of a listing: the oldest transaction that the resource manager holds anything of, if any.
-    complete: Option<Option<Gtrid>>,
-}
-
 /// One attached session.
 pub struct Session {
     /// Its number.
@@ -203,41 +196,18 @@ impl Session {
         message: v1::ParticipantMessage,
         questions: &mpsc::Sender<Question>,
     ) -> Result<(), SessionEnd> {
-        use v1::participant_message::Kind;
         let session = self.id;
         let kind = wire::required(message.kind, "kind")?;
         crash_when_received(&kind);
-        match kind {
-            Kind::Hello(_) => Err(SessionEnd::SecondHello),
-            Kind::Enlist(enlist) => {
-                self.to_shard(wire::xid(enlist.xid)?, |xid| Input::Enlist { session, xid }).await
+        match said::from_wire(kind, &self.resource_manager)? {
+            Said::Enlist(xid) => self.to_shard(xid, |xid| Input::Enlist { session, xid }).await,
+            Said::Vote(xid, vote) => self.to_shard(xid, |xid| Input::Vote { session, xid, vote }).await,
+            Said::Acknowledge(xid, acknowledgement) => {
+                self.to_shard(xid, |xid| Input::Acknowledge { session, xid, acknowledgement }).await
             }
-            Kind::Vote(message) => {
-                let vote = vote(&message)?;
-                self.to_shard(wire::xid(message.xid)?, |xid| Input::Vote { session, xid, vote }).await
-            }
-            Kind::Acknowledge(message) => {
-                let acknowledgement = acknowledgement(&message)?;
-                let input = |xid| Input::Acknowledge { session, xid, acknowledgement };
-                self.to_shard(wire::xid(message.xid)?, input).await
-            }
-            Kind::Report(report) => {
-                let prepared = report.prepared.into_iter().map(Xid::try_from).collect::<Result<_, _>>()?;
-                let oldest = if report.oldest_held.is_empty() {
-                    None
-                } else {
-                    Some(wire::gtrid(&report.oldest_held)?)
-                };
-                let complete = report.complete.then_some(oldest);
-                let report = Report { listing: report.listing, prepared: self.own(prepared)?, complete };
-                self.ask(questions, Question::Report(report)).await
-            }
-            Kind::Reconcile(reconcile) => {
-                let rows = reconcile.rows.into_iter().map(evidence_row).collect::<Result<Vec<_>, _>>()?;
-                self.own(rows.iter().map(|(xid, _)| xid.clone()).collect())?;
-                self.ask(questions, Question::Reconcile(rows)).await
-            }
-            Kind::Inspection(inspection) => {
+            Said::Report(report) => self.ask(questions, Question::Report(report)).await,
+            Said::Reconcile(rows) => self.ask(questions, Question::Reconcile(rows)).await,
+            Said::Inspection(inspection) => {
                 self.shared.inspections.answered(&self.resource_manager, inspection);
                 Ok(())
             }
@@ -256,18 +226,6 @@ impl Session {
     async fn ask(&self, questions: &mpsc::Sender<Question>, question: Question) -> Result<(), SessionEnd> {
         questions.send(question).await.map_err(|_gone| SessionEnd::Stopped)
     }
-
-    /// A participant asks only about its own branches, and about so many at once.
-    fn own(&self, xids: Vec<Xid>) -> Result<Vec<Xid>, WireError> {
-        if xids.len() > limits::MAX_REPORT_ENTRIES {
-            return Err(WireError::Limit { field: "xids", why: "at most 1,024" });
-        }
-        let own = |xid: &Xid| xid.bqual.resource_manager_str() == self.resource_manager.as_str();
-        if !xids.iter().all(own) {
-            return Err(WireError::Limit { field: "xid", why: "it names the session's resource manager" });
-        }
-        Ok(xids)
-    }
 }
 
 /// Crash points: a participant has done what it says here, and nobody else knows.
@@ -280,40 +238,6 @@ fn crash_when_received(kind: &v1::participant_message::Kind) {
         Kind::Report(_) => fail::fail_point!("coordinator-report-received"),
         Kind::Hello(_) | Kind::Reconcile(_) | Kind::Inspection(_) => {}
     }
-}
-
-fn vote(message: &v1::Vote) -> Result<Vote, WireError> {
-    let why = || limits::cut(&message.detail, limits::MAX_DETAIL_BYTES).to_owned();
-    Ok(match wire::known_enum::<v1::VoteKind>(message.vote, "vote")? {
-        v1::VoteKind::Commit => Vote::Commit,
-        v1::VoteKind::ReadOnly => Vote::ReadOnly,
-        v1::VoteKind::Rollback => Vote::Rollback(why()),
-        v1::VoteKind::Hazard => Vote::Hazard(why()),
-        v1::VoteKind::Unspecified => unreachable!("known_enum refuses it"),
-    })
-}
-
-fn acknowledgement(message: &v1::Acknowledge) -> Result<Acknowledgement, WireError> {
-    Ok(match wire::known_enum::<v1::Applied>(message.applied, "applied")? {
-        v1::Applied::Committed => Acknowledgement::Ended(Applied::Committed),
-        v1::Applied::RolledBack => Acknowledgement::Ended(Applied::RolledBack),
-        v1::Applied::Hazard => Acknowledgement::Ended(Applied::Hazard),
-        v1::Applied::NotYet => {
-            Acknowledgement::NotYet(limits::cut(&message.detail, limits::MAX_DETAIL_BYTES).to_owned())
-        }
-        v1::Applied::Unspecified => unreachable!("known_enum refuses it"),
-    })
-}
-
-/// The branch, and how the row says that it ended.
-fn evidence_row(row: v1::reconcile::Row) -> Result<(Xid, Applied), WireError> {
-    let applied = match wire::known_enum::<v1::EvidenceKind>(row.kind, "kind")? {
-        v1::EvidenceKind::Branch => Applied::Committed,
-        v1::EvidenceKind::Fence => Applied::RolledBack,
-        v1::EvidenceKind::Hazard => Applied::Hazard,
-        v1::EvidenceKind::Unspecified => unreachable!("known_enum refuses it"),
-    };
-    Ok((wire::xid(row.xid)?, applied))
 }
 
 /// Answers a session's questions, one after the other.

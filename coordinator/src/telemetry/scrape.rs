@@ -1,6 +1,5 @@
 //! What is looked up when somebody asks for the metrics, and the answer.
 
-use std::collections::BTreeSet;
 use std::time::Duration;
 
 use super::metrics::Gauges;
@@ -10,9 +9,6 @@ use crate::engine::input::Summary;
 use crate::engine::shell::Stopped;
 use crate::sessions::session::Shared;
 
-/// How long the log may take to answer: less than a scraper waits, so that it learns of a log that hangs.
-const LOG_PATIENCE: Duration = Duration::from_secs(2);
-
 /// All metrics, as they are now, in Prometheus' text format. While the log cannot be asked, what it knows is left out and everything else is
 /// told: that is when somebody looks.
 ///
@@ -20,19 +16,16 @@ const LOG_PATIENCE: Duration = Duration::from_secs(2);
 /// If the engine is ending.
 pub async fn scrape(shared: &Shared) -> Result<String, Stopped> {
     let summary = shared.engine.summarize().await?;
-    let asked = tokio::time::timeout(LOG_PATIENCE, shared.engine.log().status()).await;
-    let log = asked.ok().and_then(Result::ok);
+    let log = shared.engine.log_status().await.ok();
     Ok(shared.engine.metrics().scraped(|gauges| {
         set_log(gauges, log.as_ref(), shared.engine.admission().free_bytes());
         gauges.accepting.set(i64::from(shared.engine.may_begin().is_ok()));
         set_transactions(gauges, &summary);
         gauges.attached.reset();
-        let mut orphans = BTreeSet::new();
         for (entry, sessions) in shared.registry.overview() {
-            orphans.extend(entry.orphans.keys().map(|xid| xid.gtrid));
             gauges.attached.with_label_values(&[entry.known.name.as_str()]).set(whole(sessions));
         }
-        gauges.unresolved.with_label_values(&["orphan"]).set(whole(orphans.len()));
+        gauges.unresolved.with_label_values(&["orphan"]).set(whole(shared.registry.orphan_transactions()));
         gauges.queued.reset();
         for (name, depth) in &summary.queued {
             gauges.queued.with_label_values(&[name.as_str()]).set(whole(*depth));

@@ -11,12 +11,13 @@ use std::time::Instant;
 
 use lockstep_proto::Gtrid;
 use lockstep_proto::limits::cut;
+use lockstep_proto::museum::mutated;
 use lockstep_proto::v1;
 use tokio::runtime::Handle;
 use tonic::{Code, Status};
 
 use super::nodes::Coordinator;
-use super::{COMMIT_TURN, Client, Outcome, outcome};
+use super::{COMMIT_TURN, Client, Outcome, TURN, outcome};
 use crate::clock;
 use crate::context::Context;
 use crate::error::{CommitError, RollbackError};
@@ -115,7 +116,7 @@ impl Transaction {
 
     async fn send_commit(mut self, wait: v1::Wait) -> Result<Committed, CommitError> {
         // Before anything is sent, so that no cancellation point lies between the two (P13).
-        self.armed = false;
+        self.armed = mutated("P13-rolls-back-behind-a-commit");
         fail::fail_point!("sdk-client-before-commit");
         let result = commit(&self.client, &self.context, &self.home, wait).await;
         fail::fail_point!("sdk-client-after-commit");
@@ -233,9 +234,16 @@ async fn send_rollback(
         cluster: context.cluster().to_string(),
         reason: cut(why, MAX_REASON_BYTES).to_owned(),
     };
+    // Any but its own can only tell what the log says, which is nothing before one of them has taken over: it is asked again.
     let answer = client.repeat(Some(home), clock::now() + client.shared.patience, |mut rpc| {
         let request = request.clone();
-        async move { rpc.rollback(request).await }
+        client.in_turn(TURN, async move {
+            let response = rpc.rollback(request).await?;
+            match outcome(response.get_ref().outcome, String::new()) {
+                Some(Outcome::Undecided) => Err(Status::unavailable(response.into_inner().detail)),
+                _ended_or_unknown => Ok(response),
+            }
+        })
     });
     let (response, _who) = answer.await.map_err(|status| rollback_error(gtrid, &status))?;
     let unconfirmed = |detail: String| RollbackError::Unconfirmed { gtrid, detail };

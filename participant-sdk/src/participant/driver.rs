@@ -75,6 +75,7 @@ pub(super) enum Report<R: Resource> {
     Room(Result<Option<Room>, Unresolved>),
     OldEvidence(u64, Result<Vec<EvidenceRow>, Unresolved>),
     Forgotten(u64, Result<(), Unresolved>),
+    Settled(Result<(), Unresolved>),
     Inspected(u64, Result<Inspection, Unresolved>),
     AskAgain(Xid),
 }
@@ -270,6 +271,7 @@ impl<R: Resource> Driver<R> {
             | Report::Room(_)
             | Report::OldEvidence(..)
             | Report::Forgotten(..)
+            | Report::Settled(_)
             | Report::Inspected(..) => self.operations.ended(),
         }
         match report {
@@ -286,6 +288,10 @@ impl<R: Resource> Driver<R> {
             Report::Room(result) => self.tell(Event::Room(result)),
             Report::OldEvidence(session, result) => self.tell(Event::OldEvidence(session, result)),
             Report::Forgotten(session, result) => self.tell(Event::Forgotten(session, result)),
+            Report::Settled(Ok(())) => {}
+            Report::Settled(Err(why)) => {
+                tracing::debug!(name = %self.name, "what was seen of sealed epochs is still kept: {why}");
+            }
             // The stream that it was asked over may be gone: then nobody waits for the answer.
             Report::Inspected(question, result) => {
                 if let Link::Up(_) = &self.link {
@@ -474,6 +480,7 @@ impl<R: Resource> Driver<R> {
             }
             Effect::AskLater(xid, failed) => self.ask_later(xid, failed),
             Effect::Bind(session, cluster) => self.operations.bind(session, cluster),
+            Effect::Settle(position, epochs) => self.operations.settle(position, epochs),
             Effect::List { session, cluster, again } => self.operations.list(session, cluster, again),
             Effect::FindRoom => self.operations.find_room(),
             Effect::FindOldEvidence { session, cluster, retention, limit } => {

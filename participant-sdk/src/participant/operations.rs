@@ -5,7 +5,7 @@ use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 
 use futures::FutureExt as _;
-use lockstep_proto::{ClusterId, Gtrid, ResourceManagerName, TraceParent, Xid};
+use lockstep_proto::{ClusterId, Epoch, Gtrid, LogPosition, ResourceManagerName, TraceParent, Xid};
 use opentelemetry::trace::SpanKind;
 use tokio::sync::{Semaphore, mpsc};
 
@@ -79,6 +79,13 @@ impl<R: Resource> Operations<R> {
             },
             move |why| Report::Bound(session, Err(Unresolved(why))),
         );
+    }
+
+    pub(super) fn settle(&mut self, position: LogPosition, epochs: Vec<Epoch>) {
+        let resource = Arc::clone(&self.resource);
+        self.spawn(async move { Report::Settled(resource.settle(&position, &epochs).await) }, |why| {
+            Report::Settled(Err(Unresolved(why)))
+        });
     }
 
     pub(super) fn list(&mut self, session: u64, cluster: ClusterId, again: bool) {

@@ -2,12 +2,12 @@
 
 use std::time::Duration;
 
-use lockstep_proto::limits::{MAX_DETAIL_BYTES, PROTOCOL_VERSION, cut};
+use lockstep_proto::limits::{MAX_DETAIL_BYTES, MAX_SEEN_EPOCHS, PROTOCOL_VERSION, cut};
 use lockstep_proto::v1;
 use lockstep_proto::v1::coordinator_message::Kind;
 use lockstep_proto::v1::participant_message::Kind as ToKind;
 use lockstep_proto::wire::{WireError, known_enum, required, xid};
-use lockstep_proto::{LogPosition, Xid};
+use lockstep_proto::{Epoch, LogPosition, Xid};
 
 use crate::branch::{Applied, Decision, Refusal, Vote};
 use crate::clock;
@@ -111,11 +111,12 @@ fn hello_to_wire(hello: Hello) -> v1::Hello {
         identity: hello.identity.as_bytes().to_vec(),
         instance: hello.instance.as_bytes().to_vec(),
         cluster: hello.cluster.map(|cluster| cluster.to_string()).unwrap_or_default(),
-        seen: hello.seen.as_ref().map(Into::into),
+        seen: hello.seen.newest().as_ref().map(Into::into),
         location: hello.location,
         timeline: hello.timeline,
         clock_ms: clock::unix_ms(),
         sdk_version: env!("CARGO_PKG_VERSION").to_owned(),
+        seen_of_epochs: hello.seen.iter().rev().take(MAX_SEEN_EPOCHS).map(Into::into).collect(),
     }
 }
 
@@ -170,6 +171,7 @@ fn welcome(wire: v1::Welcome) -> Result<Welcome, WireError> {
         sealed_below: wire.sealed_below,
         newest_epoch: wire.newest_epoch,
         report_interval: Duration::from_millis(wire.report_interval_ms),
+        settled: wire.settled.into_iter().filter_map(Epoch::new).collect(),
     })
 }
 
@@ -198,4 +200,29 @@ fn branch_answer(wire: v1::report_answer::Answer) -> Result<(Xid, BranchAnswer),
 
 fn position(wire: Option<v1::LogPosition>) -> Result<LogPosition, WireError> {
     required(wire, "position")?.try_into()
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use prost::Message as _;
+
+    use super::*;
+    use crate::fuzz::{config, near};
+
+    proptest! {
+        #![proptest_config(config())]
+
+        /// Whatever bytes come as a frame: they are refused, or each message means something.
+        #[test]
+        fn fuzz_frames_of_a_coordinator(bytes in near("frames-of-a-coordinator")) {
+            let Ok(frame) = v1::CoordinatorFrame::decode(&*bytes) else { return Ok(()) };
+            for message in frame.messages {
+                if let Ok(FromCoordinator::Welcome(welcome)) = from_wire(message) {
+                    let text = welcome.cluster.to_string();
+                    prop_assert_eq!(text.parse(), Ok(welcome.cluster));
+                }
+            }
+        }
+    }
 }

@@ -24,7 +24,7 @@ use std::time::{Duration, SystemTime};
 pub use inspection::{Blocked, Found, Inspected, Inspection};
 pub use lockstep_proto::limits::MAX_TIMEOUT;
 pub use lockstep_proto::{
-    Bqual, ClusterId, Epoch, Gtrid, Incarnation, LogPosition, ParseIdError, ResourceManagerId,
+    Bqual, ClusterId, Epoch, Gtrid, Incarnation, LogPosition, ParseIdError, Positions, ResourceManagerId,
     ResourceManagerName, Xid,
 };
 
@@ -104,8 +104,8 @@ pub struct Attachment {
     pub identity: ResourceManagerId,
     /// The cluster it was first attached to; `None` before that.
     pub cluster: Option<ClusterId>,
-    /// The newest place in the decision log that it has seen (from evidence rows and what pruning kept of them).
-    pub seen: Option<LogPosition>,
+    /// The newest place in the decision log that it has seen of *each* epoch (from evidence rows and what pruning kept of them).
+    pub seen: Positions,
     /// Where it lives, if a change of it matters; else empty.
     pub location: String,
     /// PostgreSQL's timeline, 0 elsewhere.
@@ -318,7 +318,8 @@ pub trait Resource: Send + Sync + 'static {
     ) -> impl Future<Output = Result<Option<Gtrid>, Unresolved>> + Send;
 
     /// Up to `limit` evidence rows of `cluster` whose branch deadline has passed by `retention` or more, by the store's
-    /// clock, and that no unfinished journal entry needs.
+    /// clock, and that no unfinished journal entry needs. Where a prepared branch was committed after its deadline, the retention counts
+    /// from the commit, or from when its row was first seen here: others may have been told to commit it too, and have to find it.
     fn old_evidence(
         &self,
         cluster: ClusterId,
@@ -341,8 +342,20 @@ pub trait Resource: Send + Sync + 'static {
         async { Err(Unresolved("this store does not say what it holds".to_owned())) }
     }
 
-    /// Deletes these rows by key, keeping the newest log position they hold.
+    /// Deletes these rows by key, keeping the newest log position of each epoch that they hold.
     fn forget(&self, branches: &[BranchId]) -> impl Future<Output = Result<(), Unresolved>> + Send;
+
+    /// Keeps `position`, durably, and lets go of what was seen of these earlier epochs: both or neither. A log that has this position
+    /// has all of theirs ([`lockstep_proto::positions`]). Else a position stays for every life that a coordinator ever had, which is
+    /// safe, and what this does unless implemented.
+    fn settle(
+        &self,
+        position: &LogPosition,
+        epochs: &[Epoch],
+    ) -> impl Future<Output = Result<(), Unresolved>> + Send {
+        let _kept = (position, epochs);
+        async { Ok(()) }
+    }
 }
 
 /// How long a branch may wait for one lock when so much is left until its transaction's deadline: a little less. Two transactions that

@@ -1,66 +1,62 @@
-//! The newest place in the decision log that a database knows of (protocol.md, P8).
+//! The newest places in the decision log that a database knows of, one for each epoch (protocol.md, P8; [`lockstep_proto::positions`]).
 //!
 //! A decision is newer than the branch's evidence: that was written when the branch was prepared, and nobody can change what is
-//! prepared. So the place of the decision is kept beside it, in the row of the identity, before the branch is committed.
+//! prepared. So the place of the decision is kept beside it, in a row for its epoch, before the branch is committed.
 //! Otherwise a log that was restored without its last decisions would look complete to every participant that carried
 //! them out, and the branches that still wait for them would be presumed rolled back.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use lockstep_proto::LogPosition;
+use lockstep_proto::{Epoch, LogPosition, Positions};
 
 /// What this process was told, and what of it is durable.
 #[derive(Debug, Default)]
-pub(super) struct Newest(Mutex<Positions>);
+pub(super) struct Newest(Mutex<Places>);
 
 #[derive(Debug, Default)]
-struct Positions {
-    told: Option<LogPosition>,
-    kept: Option<LogPosition>,
-}
-
-/// The order of positions. Incarnations have none: an epoch has one.
-fn order(position: &LogPosition) -> (u32, u64) {
-    (position.epoch.get(), position.sequence)
-}
-
-fn newer(a: Option<LogPosition>, b: Option<LogPosition>) -> Option<LogPosition> {
-    a.into_iter().chain(b).max_by_key(order)
+struct Places {
+    told: Positions,
+    kept: Positions,
 }
 
 impl Newest {
-    /// Attached: the database has this, and maybe less than it had before, such as after a failover. The newest of all.
-    pub(super) fn found(&self, seen: Option<LogPosition>) -> Option<LogPosition> {
-        let mut positions = self.lock();
-        positions.kept = seen;
-        positions.told = newer(positions.told, seen);
-        positions.told
+    /// Attached: the database has these, and maybe less than it had before, such as after a failover. The newest of all.
+    pub(super) fn found(&self, seen: Positions) -> Positions {
+        let mut places = self.lock();
+        places.told.extend(seen.iter().copied());
+        places.kept = seen;
+        places.told.clone()
     }
 
     pub(super) fn told(&self, position: &LogPosition) {
-        let mut positions = self.lock();
-        positions.told = newer(positions.told, Some(*position));
+        self.lock().told.see(*position);
     }
 
     /// It is durable in the database.
     pub(super) fn kept(&self, position: &LogPosition) {
-        let mut positions = self.lock();
-        positions.kept = newer(positions.kept, Some(*position));
+        self.lock().kept.see(*position);
     }
 
-    /// Whether it, or a newer one, is known to be durable in the database.
+    /// Whether it, or a newer one of its epoch, is known to be durable in the database.
     pub(super) fn is_kept(&self, position: &LogPosition) -> bool {
-        self.lock().kept.is_some_and(|kept| order(&kept) >= order(position))
+        self.lock().kept.covers(position)
     }
 
-    fn lock(&self) -> MutexGuard<'_, Positions> {
+    /// The database has let go of what was seen of these epochs.
+    pub(super) fn settled(&self, epochs: &[Epoch]) {
+        let mut places = self.lock();
+        places.told.forget(epochs);
+        places.kept.forget(epochs);
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Places> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use lockstep_proto::{Epoch, Incarnation};
+    use lockstep_proto::Incarnation;
 
     use super::*;
 
@@ -72,15 +68,27 @@ mod tests {
     #[test]
     fn what_a_database_has_lost_is_not_taken_for_kept_and_not_forgotten() {
         let newest = Newest::default();
-        assert_eq!(newest.found(None), None);
+        assert_eq!(newest.found(Positions::new()), Positions::new());
         newest.told(&position(2, 7));
         assert!(!newest.is_kept(&position(2, 7)), "it was only told");
         newest.kept(&position(2, 7));
+        assert!(newest.is_kept(&position(2, 7)) && !newest.is_kept(&position(2, 8)));
+        assert!(!newest.is_kept(&position(1, 1)), "another epoch's says nothing of it");
         newest.kept(&position(1, 900));
         assert!(newest.is_kept(&position(2, 7)) && newest.is_kept(&position(1, 900)));
-        assert!(!newest.is_kept(&position(2, 8)));
         // A standby was promoted that had not got it yet.
-        assert_eq!(newest.found(Some(position(2, 6))), Some(position(2, 7)));
+        let found = newest.found([position(2, 6)].into_iter().collect());
+        assert_eq!(found, [position(2, 7)].into_iter().collect());
         assert!(newest.is_kept(&position(2, 6)) && !newest.is_kept(&position(2, 7)));
+        assert!(!newest.is_kept(&position(1, 900)));
+    }
+
+    #[test]
+    fn what_is_settled_is_not_reported_any_more() {
+        let newest = Newest::default();
+        newest.told(&position(1, 900));
+        newest.told(&position(2, 7));
+        newest.settled(&[Epoch::new(1).unwrap()]);
+        assert_eq!(newest.found(Positions::new()), [position(2, 7)].into_iter().collect());
     }
 }

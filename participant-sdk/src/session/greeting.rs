@@ -18,7 +18,7 @@ impl Session {
             identity: attachment.identity,
             instance: self.instance,
             cluster: attachment.cluster,
-            seen: attachment.seen,
+            seen: attachment.seen.clone(),
             location: attachment.location.clone(),
             timeline: attachment.timeline,
         };
@@ -30,7 +30,7 @@ impl Session {
         let Phase::Greeting(attachment) = std::mem::replace(&mut self.phase, Phase::Away) else {
             unreachable!("called in this phase only")
         };
-        let seen = attachment.seen.map_or(0, |seen| seen.epoch.get());
+        let seen = attachment.seen.newest().map_or(0, |seen| seen.epoch.get());
         if let Err(why) = check(&welcome, &attachment, self.newest_epoch.max(seen), self.sealed_below) {
             self.close(why);
             return;
@@ -66,6 +66,11 @@ impl Session {
 
     fn become_attached(&mut self, now: Duration, attachment: Attachment, welcome: Welcome) {
         self.effects.push(Effect::Attached(welcome.cluster, welcome.position.epoch));
+        let earlier = welcome.settled.iter().copied().filter(|epoch| *epoch < welcome.position.epoch);
+        let settled: Vec<_> = earlier.collect();
+        if !settled.is_empty() {
+            self.effects.push(Effect::Settle(welcome.position, settled));
+        }
         self.reports.start(now, welcome.report_interval);
         self.phase = Phase::Attached { attachment, welcome };
     }

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use lockstep_proto::{
-    ClusterId, Epoch, Gtrid, InstanceId, LogPosition, ResourceManagerId, ResourceManagerName, Xid,
+    ClusterId, Epoch, Gtrid, InstanceId, LogPosition, Positions, ResourceManagerId, ResourceManagerName, Xid,
 };
 
 use crate::branch::{Applied, Decision, Refusal, Vote};
@@ -48,8 +48,8 @@ pub struct Hello {
     pub instance: InstanceId,
     /// The cluster that the store belongs to, once it has been attached.
     pub cluster: Option<ClusterId>,
-    /// The newest place in the decision log that the store has evidence of.
-    pub seen: Option<LogPosition>,
+    /// The newest place in the decision log that the store has evidence of, for each epoch.
+    pub seen: Positions,
     /// Where the store lives, if a change of it matters; else empty.
     pub location: String,
     /// PostgreSQL's timeline, 0 elsewhere.
@@ -136,6 +136,8 @@ pub struct Welcome {
     pub newest_epoch: u32,
     /// How often the participant lists its prepared branches.
     pub report_interval: Duration,
+    /// Epochs of which the store need not keep what it has seen, once it has kept the position.
+    pub settled: Vec<Epoch>,
 }
 
 /// What becomes of a branch that was reported as prepared.

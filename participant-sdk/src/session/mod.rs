@@ -181,6 +181,8 @@ pub enum Effect {
     },
     /// Delete these rows, and bring [`Event::Forgotten`] with this number.
     Forget(u64, Vec<BranchId>),
+    /// Keep this log position, and let go of what was seen of these epochs. If that fails, it is said again with the next welcome.
+    Settle(LogPosition, Vec<Epoch>),
     /// The greeting is done: the cluster, and the coordinator's epoch.
     Attached(ClusterId, Epoch),
     /// Tell the other sessions of this participant that these epochs are sealed.

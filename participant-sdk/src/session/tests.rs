@@ -6,7 +6,7 @@ use std::path::Path;
 
 use goldenscript::ArgumentConsumer;
 use lockstep_proto::limits::PROTOCOL_VERSION;
-use lockstep_proto::{Epoch, Incarnation, LogPosition, ResourceManagerId};
+use lockstep_proto::{Epoch, Incarnation, LogPosition, Positions, ResourceManagerId};
 
 use super::message::{BranchAnswer, Hello};
 use super::*;
@@ -39,7 +39,7 @@ fn unresolved() -> Unresolved {
     Unresolved("connection lost".to_owned())
 }
 
-fn attachment(identity: u8, cluster: Option<ClusterId>, seen: Option<LogPosition>) -> Attachment {
+fn attachment(identity: u8, cluster: Option<ClusterId>, seen: Positions) -> Attachment {
     let identity = ResourceManagerId::from_bytes([identity; 16]);
     Attachment { identity, cluster, seen, location: String::new(), timeline: 0 }
 }
@@ -53,11 +53,30 @@ fn welcome(epoch: u32) -> Welcome {
         sealed_below: epoch,
         newest_epoch: epoch,
         report_interval: Duration::from_secs(60),
+        settled: Vec::new(),
     }
 }
 
 fn session() -> Session {
     Session::new("bank".parse().unwrap(), InstanceId::from_bytes([7; 16]))
+}
+
+/// Numbers with commas between them; none is no number.
+fn numbers(text: Option<String>) -> Result_<Vec<u32>> {
+    let text = text.unwrap_or_default();
+    let numbers = text.split(',').filter(|number| !number.is_empty());
+    Ok(numbers.map(str::parse).collect::<Result<_, _>>()?)
+}
+
+fn evidence((xid, kind): (&str, &str)) -> Result_<EvidenceRow> {
+    let branch = BranchId { cluster: cluster(None), xid: xid_of(xid)? };
+    let fate = match kind {
+        "branch" => Fate::Committed,
+        "fence" => Fate::RolledBack,
+        "hazard" => Fate::Hazard,
+        other => return Err(format!("no such evidence: {other}").into()),
+    };
+    Ok(EvidenceRow { branch, fate })
 }
 
 impl Script {
@@ -77,9 +96,8 @@ impl Script {
             "dialled" => {
                 let bound = of_cluster.as_deref() != Some("none");
                 let cluster = bound.then(|| cluster(of_cluster.as_deref()));
-                let seen =
-                    key(&mut arguments, "seen").map(|epoch| epoch.parse().map(position)).transpose()?;
-                Event::Dialled(attachment(1, cluster, seen))
+                let seen = numbers(key(&mut arguments, "seen"))?;
+                Event::Dialled(attachment(1, cluster, seen.into_iter().map(position).collect()))
             }
             "welcome" => Event::Received(FromCoordinator::Welcome(Welcome {
                 protocol_version: number(key(&mut arguments, "version"), PROTOCOL_VERSION)?,
@@ -87,6 +105,10 @@ impl Script {
                 sealed_below: number(key(&mut arguments, "sealed-below"), epoch)?,
                 newest_epoch: number(key(&mut arguments, "newest"), epoch)?,
                 report_interval: Duration::from_secs(number(key(&mut arguments, "interval"), 60)?.into()),
+                settled: numbers(key(&mut arguments, "settled"))?
+                    .into_iter()
+                    .filter_map(Epoch::new)
+                    .collect(),
                 ..welcome(epoch)
             })),
             "sealed" | "told-sealed" => {
@@ -108,7 +130,7 @@ impl Script {
                 let session =
                     key(&mut arguments, "session").map_or(Ok(self.session.number), |text| text.parse())?;
                 let store = key(&mut arguments, "store")
-                    .map(|store| attachment(u8::from(store == "same"), None, None));
+                    .map(|store| attachment(u8::from(store == "same"), None, Positions::new()));
                 let oldest_evidence =
                     key(&mut arguments, "oldest").map(|name| gtrid_of(&name)).transpose()?;
                 let prepared = positions(&mut arguments).into_iter().map(xid_of).collect::<Result_<_>>()?;
@@ -116,17 +138,7 @@ impl Script {
             }
             "listed-fails" => Event::Listed(self.session.number, Err(unresolved())),
             "old-evidence" => {
-                let row = |(xid, kind): (&str, &str)| -> Result_<EvidenceRow> {
-                    let branch = BranchId { cluster: cluster(None), xid: xid_of(xid)? };
-                    let fate = match kind {
-                        "branch" => Fate::Committed,
-                        "fence" => Fate::RolledBack,
-                        "hazard" => Fate::Hazard,
-                        other => return Err(format!("no such evidence: {other}").into()),
-                    };
-                    Ok(EvidenceRow { branch, fate })
-                };
-                let rows = keys(&mut arguments).into_iter().map(row).collect::<Result_<_>>()?;
+                let rows = keys(&mut arguments).into_iter().map(evidence).collect::<Result_<_>>()?;
                 Event::OldEvidence(self.session.number, Ok(rows))
             }
             "forgotten" => Event::Forgotten(self.session.number, Ok(())),
@@ -242,7 +254,8 @@ fn show_message(message: &ToCoordinator) -> String {
     match message {
         ToCoordinator::Hello(Hello { cluster, seen, .. }) => {
             let cluster = cluster.map_or("none".to_owned(), |cluster| cluster.to_string());
-            let seen = seen.map_or("nothing".to_owned(), |seen| format!("epoch {}", seen.epoch));
+            let epochs: Vec<String> = seen.iter().map(|seen| format!("epoch {}", seen.epoch)).collect();
+            let seen = if epochs.is_empty() { "nothing".to_owned() } else { epochs.join(" and ") };
             format!("hello, cluster {cluster}, seen {seen}")
         }
         ToCoordinator::Enlist(xid) => format!("enlist {}", show_xid(xid)),
@@ -307,6 +320,10 @@ fn show_effect(effect: &Effect) -> String {
             format!("ask again about {} later, {failed} failed before", show_xid(xid))
         }
         Effect::Bind(..) => "store: bind".to_owned(),
+        Effect::Settle(position, epochs) => {
+            let epochs: Vec<String> = epochs.iter().map(ToString::to_string).collect();
+            format!("store: keep epoch {}, let go of {}", position.epoch, epochs.join(" and "))
+        }
         Effect::List { again, .. } => format!("store: {}list", if *again { "attach again and " } else { "" }),
         Effect::FindOldEvidence { limit, .. } => format!("store: find old evidence, at most {limit}"),
         Effect::Forget(_, branches) => {
@@ -361,7 +378,7 @@ fn the_evidence_of_an_early_vote_keeps_the_newest_position_that_is_known() {
     let mut handle = |event| script.session.handle(Duration::ZERO, event);
     let (xid, other) = (xid_of("a/1").unwrap(), xid_of("b/2").unwrap());
     let decide = |at| Event::Received(FromCoordinator::Decide(other.clone(), Decision::Rollback, at));
-    handle(Event::Dialled(attachment(1, Some(cluster(None)), None)));
+    handle(Event::Dialled(attachment(1, Some(cluster(None)), Positions::new())));
     handle(Event::Received(FromCoordinator::Welcome(welcome(2))));
     let newest = LogPosition { sequence: 9, ..position(2) };
     for at in [newest, LogPosition { sequence: 4, ..newest }, LogPosition { sequence: 30, ..position(1) }] {

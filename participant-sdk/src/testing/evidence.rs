@@ -4,9 +4,11 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::site::{Ask, Instance, Site, check, persist, position};
+use super::site::{Ask, Instance, Site, check, persist, position, position_in};
 use super::{Broken, Subject};
-use crate::resource::{BranchId, ClusterId, EvidenceRow, Fate, Gtrid, Prepared, Resource as _};
+use crate::resource::{
+    BranchId, ClusterId, EvidenceRow, Fate, Gtrid, LogPosition, Positions, Prepared, Resource as _,
+};
 
 /// As many rows as there can be here.
 const ALL: usize = 100;
@@ -83,6 +85,54 @@ pub(super) async fn old<S: Subject>(site: &Site<'_, S>) -> Result<(), Broken> {
     check(left.is_empty(), "nothing is old when that was forgotten", left)
 }
 
+/// The retention that is tried: long enough for a look within it.
+const RETENTION: Duration = Duration::from_secs(2);
+
+pub(super) async fn late_commit<S: Subject>(site: &Site<'_, S>) -> Result<(), Broken> {
+    let instance = site.start().await?;
+    let branch = prepare_briefly(&instance).await?;
+    let rows =
+        async || persist(async || instance.resource.old_evidence(site.cluster, RETENTION, ALL).await).await;
+    // Its deadline is the retention ago, and has been looked for, when it commits.
+    tokio::time::sleep(RETENTION + Duration::from_millis(500)).await;
+    let early = rows().await?;
+    check(early.is_empty(), "a branch that is prepared has no old evidence", early)?;
+    let before = Instant::now();
+    instance.expect(Ask::Commit, &branch, Fate::Committed).await?;
+    for _twice in 0..2 {
+        let found = rows().await?;
+        if before.elapsed() < RETENTION {
+            check(found.is_empty(), "evidence of a late commit is kept for the retention", found)?;
+        }
+        tokio::time::sleep(RETENTION / 4).await;
+    }
+    let give_up = Instant::now() + PATIENCE;
+    while rows().await?.is_empty() {
+        let words = "evidence of a late commit is old when the retention has passed since";
+        check(Instant::now() < give_up, words, "nothing is old")?;
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    Ok(())
+}
+
+/// A branch that is prepared, and whose deadline has passed.
+async fn prepare_briefly<S: Subject>(instance: &Instance<'_, S>) -> Result<BranchId, Broken> {
+    let mut refused = None;
+    for seconds in [2, 8, 32] {
+        let branch = instance.site.branch();
+        let within = Duration::from_secs(seconds);
+        let deadline = Instant::now() + within;
+        let open = instance.work_within(&branch, &format!("brief{seconds}"), within).await?;
+        let vote = instance.resource.prepare(&branch, open, &position(1)).await;
+        if vote == Ok(Prepared::Yes) {
+            tokio::time::sleep_until(deadline).await;
+            return Ok(branch);
+        }
+        refused = Some(vote);
+    }
+    Err(Broken::new("a branch is prepared within its deadline", format!("{refused:?}")))
+}
+
 /// A branch of a transaction with little time, committed within it.
 async fn brief<S: Subject>(
     instance: &Instance<'_, S>,
@@ -131,7 +181,7 @@ pub(super) async fn forget<S: Subject>(site: &Site<'_, S>) -> Result<(), Broken>
 async fn leave_evidence<S: Subject>(instance: &Instance<'_, S>) -> Result<Vec<BranchId>, Broken> {
     let site = instance.site;
     let new = instance.attach().await?.seen;
-    check(new.is_none(), "a new store has seen no position", new)?;
+    check(new == Positions::new(), "a new store has seen no position", new)?;
 
     let prepared = site.branch();
     let open = instance.work(&prepared, "prepared").await?;
@@ -161,9 +211,17 @@ async fn expect_seen<S: Subject>(
     sequence: u64,
     when: &str,
 ) -> Result<(), Broken> {
+    expect_seen_of(instance, &[position(sequence)], when).await
+}
+
+async fn expect_seen_of<S: Subject>(
+    instance: &Instance<'_, S>,
+    expected: &[LogPosition],
+    when: &str,
+) -> Result<(), Broken> {
     let seen = instance.attach().await?.seen;
-    let expected = position(sequence);
-    check(seen == Some(expected), &format!("{expected:?} was seen {when}"), seen)
+    let expected: Positions = expected.iter().copied().collect();
+    check(seen == expected, &format!("{expected:?} was seen {when}"), seen)
 }
 
 pub(super) async fn seen<S: Subject>(site: &Site<'_, S>) -> Result<(), Broken> {
@@ -197,4 +255,46 @@ pub(super) async fn seen_after_forget<S: Subject>(site: &Site<'_, S>) -> Result<
     forget_all(&instance, &branches).await?;
     expect_seen(&instance, 30, "when all evidence was forgotten").await?;
     expect_seen(&instance.restart().await?, 30, "after a restart").await
+}
+
+/// Several epochs are open at once where several coordinators share a log, and each counts its own batches.
+pub(super) async fn seen_of_each_epoch<S: Subject>(site: &Site<'_, S>) -> Result<(), Broken> {
+    let instance = site.start().await?;
+    // The newer epoch's comes first, and between the older one's; the last branch is decided by another epoch than asked it to prepare.
+    let told = [(4, 2, 2), (3, 1, 1), (4, 3, 3), (3, 9, 9)]
+        .map(|(epoch, asked, decided)| (position_in(epoch, asked), position_in(epoch, decided)));
+    let handed_over = (position_in(4, 5), position_in(5, 1));
+    let mut branches = Vec::new();
+    for (number, (asked, decided)) in told.into_iter().chain([handed_over]).enumerate() {
+        let branch = site.branch();
+        let open = instance.work(&branch, &format!("work{number}")).await?;
+        let vote = instance.resource.prepare(&branch, open, &asked).await;
+        check(vote == Ok(Prepared::Yes), "a branch that has written votes yes", vote)?;
+        let fate = persist(async || instance.resource.commit(&branch, &decided).await).await?;
+        check(fate == Fate::Committed, "a prepared branch is committed", fate)?;
+        branches.push(branch);
+    }
+    let at_once = site.branch();
+    let open = instance.work(&at_once, "atonce").await?;
+    let fate = instance.resource.commit_one_phase(&at_once, open, &position_in(2, 70)).await;
+    check(fate == Ok(Fate::Committed), "a commit in one phase is answered with committed", fate)?;
+    branches.push(at_once);
+
+    let all = [(2, 70), (3, 9), (4, 5), (5, 1)].map(|(epoch, sequence)| position_in(epoch, sequence));
+    expect_seen_of(&instance, &all, "after commits that four epochs had decided").await?;
+    let instance = instance.restart().await?;
+    expect_seen_of(&instance, &all, "after a restart").await?;
+    forget_all(&instance, &branches).await?;
+    expect_seen_of(&instance, &all, "when all evidence was forgotten").await?;
+    let instance = instance.restart().await?;
+    expect_seen_of(&instance, &all, "after another restart").await?;
+    // A store that lets go of what is settled lets go of that alone, and keeps what settles it.
+    let settled = [2, 4].map(|epoch| position_in(epoch, 1).epoch);
+    persist(async || instance.resource.settle(&position_in(6, 1), &settled).await).await?;
+    let seen = instance.restart().await?.attach().await?.seen;
+    let stay = [all[1], all[3]];
+    let is_kept = stay.iter().all(|position| seen.covers(position));
+    let gone = settled.iter().all(|epoch| seen.iter().all(|seen| seen.epoch != *epoch));
+    check(is_kept, &format!("{stay:?} was seen when other epochs were settled"), &seen)?;
+    check(!gone || seen.covers(&position_in(6, 1)), "what settles others is kept", seen)
 }

@@ -126,6 +126,9 @@ rules! {
     OldEvidenceIsListed "old-evidence-is-listed"
         "Evidence is listed as old when its deadline has passed by the retention, with what it proves, and no more than asked for."
         evidence::old;
+    LateCommitIsKept "late-commit-is-kept"
+        "Evidence of a commit that came long after its branch's deadline stays as long as any other: the retention counts from the commit."
+        evidence::late_commit;
     ForgetDeletes "forget-deletes"
         "What is forgotten is gone, other evidence and the work itself stay, and forgetting twice is no error."
         evidence::forget;
@@ -138,6 +141,9 @@ rules! {
     SeenOutlivesEvidence "seen-outlives-evidence"
         "The newest log position is reported also when the evidence that held it was forgotten."
         evidence::seen_after_forget;
+    SeenOfEachEpoch "seen-of-each-epoch"
+        "The newest log position of each epoch is reported, in whatever order they came, after a restart and without their evidence too."
+        evidence::seen_of_each_epoch;
 
     CrashWhileAttaching "crash-while-attaching"
         "A process that is killed while it attaches loses neither the identity nor a prepared branch."

@@ -29,7 +29,12 @@ pub(super) fn check(holds: bool, expected: &str, happened: impl Debug) -> Result
 
 /// The log position with this number.
 pub(super) fn position(sequence: u64) -> LogPosition {
-    let epoch = Epoch::new(3).expect("3 is no zero");
+    position_in(3, sequence)
+}
+
+/// The same of another epoch.
+pub(super) fn position_in(epoch: u32, sequence: u64) -> LogPosition {
+    let epoch = Epoch::new(epoch).expect("no test has epoch 0");
     LogPosition { epoch, incarnation: Incarnation::from_bytes([7; 16]), sequence }
 }
 

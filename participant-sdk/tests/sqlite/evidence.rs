@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use lockstep::resource::{EvidenceRow, Fate, Prepared, Resource};
+use lockstep::resource::{Epoch, EvidenceRow, Fate, LogPosition, Positions, Prepared, Resource};
 
 use crate::harness::{Database, LONG, branch, cluster, gtrid, name, position, prepare, refusal, run, work};
 
@@ -51,27 +51,45 @@ async fn a_one_phase_commit_that_wrote_nothing_has_evidence_too() {
     assert_eq!(resource.prove(&branch(1), &position(1)).await.unwrap(), Fate::Committed);
 }
 
+fn seen<const N: usize>(positions: [LogPosition; N]) -> Positions {
+    positions.into_iter().collect()
+}
+
+/// As an SDK has left it that knew one position only.
+#[tokio::test]
+async fn the_one_position_that_an_older_sdk_has_kept_is_still_reported() {
+    let database = Database::new(ONE).await;
+    let resource = database.attached().await;
+    let older =
+        "UPDATE lockstep_identity SET seen = x'00000002000000000000000707070707070707070707070707070707'";
+    run(&mut database.stranger().await, older).await.unwrap();
+    resource.rollback(&branch(1), &position(4)).await.unwrap();
+    resource.forget(&[branch(1)]).await.unwrap();
+    let older = LogPosition { epoch: Epoch::new(2).unwrap(), ..position(7) };
+    assert_eq!(resource.attach(&name()).await.unwrap().seen, seen([older, position(4)]));
+}
+
 /// Every message's position is kept, the newest one also when its row is pruned.
 #[tokio::test]
 async fn the_newest_log_position_is_never_forgotten() {
     let database = Database::new(ONE).await;
     let resource = database.attached().await;
-    assert_eq!(resource.attach(&name()).await.unwrap().seen, None);
+    assert_eq!(resource.attach(&name()).await.unwrap().seen, seen([]));
     let open = work(&resource, 1, "INSERT INTO t VALUES (1)").await;
     resource.prepare(&branch(1), open, &position(4)).await.unwrap();
-    assert_eq!(resource.attach(&name()).await.unwrap().seen, None, "it is not committed yet");
+    assert_eq!(resource.attach(&name()).await.unwrap().seen, seen([]), "it is not committed yet");
     resource.commit(&branch(1), &position(300)).await.unwrap();
-    assert_eq!(resource.attach(&name()).await.unwrap().seen, Some(position(300)));
+    assert_eq!(resource.attach(&name()).await.unwrap().seen, seen([position(300)]));
     resource.rollback(&branch(2), &position(70_000)).await.unwrap();
     let open = work(&resource, 3, "INSERT INTO t VALUES (3)").await;
     resource.commit_one_phase(&branch(3), open, &position(5)).await.unwrap();
-    let seen = Some(position(70_000));
-    assert_eq!(resource.attach(&name()).await.unwrap().seen, seen);
+    let newest = seen([position(70_000)]);
+    assert_eq!(resource.attach(&name()).await.unwrap().seen, newest);
     resource.forget(&[branch(2), branch(1), branch(99)]).await.unwrap();
-    assert_eq!(resource.attach(&name()).await.unwrap().seen, seen);
+    assert_eq!(resource.attach(&name()).await.unwrap().seen, newest);
     resource.forget(&[branch(3)]).await.unwrap();
     drop(resource);
-    assert_eq!(database.resource().await.attach(&name()).await.unwrap().seen, seen);
+    assert_eq!(database.resource().await.attach(&name()).await.unwrap().seen, newest);
 }
 
 #[tokio::test]

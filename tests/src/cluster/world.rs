@@ -8,7 +8,7 @@ use sqlx::{Connection as _, PgConnection};
 
 use crate::harness::bank::Bank;
 use crate::harness::books::{Books, Database};
-use crate::harness::client::{Entry, Told, read_ledger};
+use crate::harness::client::{Entry, Mover, Plan, Told, read_ledger};
 use crate::harness::clock::wait_for;
 use crate::harness::coordinator::Coordinator;
 use crate::harness::postgres::PostgresServer;
@@ -19,6 +19,8 @@ use crate::trial::checker::Seen;
 
 /// The names of the resource managers.
 const BANKS: [&str; 2] = ["bank-a", "bank-b"];
+/// How the transfers of a client are meant to end, over and over.
+const PLANS: [&str; 5] = ["commit", "commit", "commit", "rollback", "refused-by-second"];
 /// Clients, one transfer at a time each.
 const CLIENTS: usize = 3;
 /// The database of the log.
@@ -101,7 +103,7 @@ impl World {
         let mut world = Self::start_idle(roles, directory, setup)?;
         let named = named(&world.coordinators, setup);
         for number in 0..CLIENTS {
-            let client = world.start_client(number, &named)?;
+            let client = world.start_client(number, &named, &PLANS)?;
             world.clients.push(client);
         }
         Ok(world)
@@ -166,13 +168,13 @@ impl World {
         Ok(())
     }
 
-    fn start_client(&self, number: usize, coordinators: &str) -> Result<Process> {
+    fn start_client(&self, number: usize, coordinators: &str, plans: &[&str]) -> Result<Process> {
         let mut command = self.roles.command("client");
         command.args(["--coordinator", coordinators]).arg("--ledger").arg(self.ledger(number));
         for bank in &self.banks {
             command.args(["--bank", &bank.address()]);
         }
-        for plan in ["commit", "commit", "commit", "rollback", "refused-by-second"] {
+        for plan in plans {
             command.args(["--plan", plan]);
         }
         Process::start("client", command, &self.directory.join(format!("client-{number}.log")))
@@ -182,6 +184,80 @@ impl World {
     #[must_use]
     pub fn addresses(&self) -> Vec<String> {
         self.banks.iter().map(Bank::address).collect()
+    }
+
+    /// Moves money over this node alone, until that many transfers have committed.
+    ///
+    /// # Errors
+    /// If they don't in time.
+    pub fn commit_at(&self, node: usize, transfers: usize, patience: Duration) -> Result<()> {
+        let (url, ledger) = (self.coordinators[node].url(), self.directory.join(format!("moved-at-{node}")));
+        let mut mover = self.block_on(Mover::new(&url, &self.addresses(), &ledger))?;
+        for _transfer in 0..transfers {
+            wait_for("a transfer to commit", patience, || {
+                let told = self.block_on(mover.transfer(Plan::Commit))?;
+                Ok((told == Some(Told::Committed)).then_some(()))
+            })?;
+        }
+        Ok(())
+    }
+
+    /// Starts a client that begins at this node alone, and wants nothing but to commit.
+    ///
+    /// # Errors
+    /// If it can't be started.
+    pub fn start_client_at(&mut self, node: usize) -> Result<()> {
+        let client = self.start_client(self.clients.len(), &self.coordinators[node].url(), &["commit"])?;
+        self.clients.push(client);
+        Ok(())
+    }
+
+    /// SIGKILL to all clients.
+    ///
+    /// # Errors
+    /// If one can't be killed.
+    pub fn kill_the_clients(&mut self) -> Result<()> {
+        self.clients.drain(..).try_for_each(|mut client| client.kill().map(drop))
+    }
+
+    /// A bank.
+    pub fn bank(&mut self, number: usize) -> &mut Bank {
+        &mut self.banks[number]
+    }
+
+    /// The names of what is prepared at a bank.
+    ///
+    /// # Errors
+    /// If it can't be asked.
+    pub fn prepared_at(&self, bank: usize) -> Result<Vec<String>> {
+        self.block_on(self.banks[bank].books.prepared())
+    }
+
+    /// Writes the log as it is now to a file.
+    ///
+    /// # Errors
+    /// What `pg_dump` says.
+    pub fn dump_the_log(&self) -> Result<PathBuf> {
+        let dump = self.directory.join("log.dump");
+        self.log_server.dump(LOG, &dump)?;
+        Ok(dump)
+    }
+
+    /// Puts the log back to what was written.
+    ///
+    /// # Errors
+    /// What `pg_restore` says.
+    pub fn put_the_log_back(&self, dump: &Path) -> Result<()> {
+        Ok(self.log_server.put_back(LOG, dump)?)
+    }
+
+    /// Whether it is noted in the log that it is behind.
+    ///
+    /// # Errors
+    /// If the log can't be asked.
+    pub fn is_behind(&self) -> Result<bool> {
+        let noted = "SELECT EXISTS (SELECT FROM lockstep_log.marks WHERE name = 'behind')";
+        self.block_on(self.ask_log(noted.to_owned()))
     }
 
     fn ledger(&self, number: usize) -> PathBuf {
@@ -200,6 +276,14 @@ impl World {
         let cannot = || Failed::because("the log cannot be asked");
         let mut connection = PgConnection::connect(&self.log_server.url(LOG)).await.map_err(cannot())?;
         sqlx::query_scalar(sqlx::AssertSqlSafe(sql)).fetch_one(&mut connection).await.map_err(cannot())
+    }
+
+    /// Runs SQL on the log, from outside. What comes back, as psql prints it.
+    ///
+    /// # Errors
+    /// If it fails.
+    pub fn psql(&self, sql: &str) -> Result<String> {
+        Ok(self.log_server.psql(LOG, sql)?)
     }
 
     /// SIGTERM to a node, and waits until it has ended.

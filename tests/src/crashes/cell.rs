@@ -134,9 +134,9 @@ impl Choices {
 
     /// What it starts with after the first crash.
     fn second_fuse(&self, directory: &Path) -> Option<Fuse> {
-        let point = self.cell.point.name.to_owned();
-        let fuse = Fuse { point, nth: 1, marker: directory.join("second-crash") };
-        (self.cell.point.moment != Moment::Work).then_some(fuse)
+        let in_recovery = (self.cell.point.moment != Moment::Work).then_some(self.cell.point.name);
+        let point = self.cell.then.or(in_recovery)?.to_owned();
+        Some(Fuse { point, nth: 1, marker: directory.join("second-crash") })
     }
 }
 

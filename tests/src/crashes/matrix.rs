@@ -1,6 +1,6 @@
 //! The cells: every crash point on every way over every kind of database; and those that cannot be, each with its reason.
 
-use super::points::{Log, POINTS, Point, Reach, Victim, Way};
+use super::points::{Log, POINTS, Point, Reach, Victim, Way, second_crashes};
 use crate::harness::books::Database;
 
 /// One cell.
@@ -14,6 +14,8 @@ pub struct Cell {
     pub database: Database,
     /// Where the coordinator keeps its decisions.
     pub log: Log,
+    /// Where it dies once more while it comes back.
+    pub then: Option<&'static str>,
 }
 
 impl Cell {
@@ -24,7 +26,8 @@ impl Cell {
             Log::Embedded => "",
             Log::Shared => " / log in postgres",
         };
-        format!("{} / {} / {}{on}", self.point.name, self.way.name(), self.database.name())
+        let then = self.then.map(|then| format!(", then {then}")).unwrap_or_default();
+        format!("{}{then} / {} / {}{on}", self.point.name, self.way.name(), self.database.name())
     }
 }
 
@@ -45,20 +48,32 @@ const DATABASES: [Database; 3] = [Database::Sqlite, Database::Postgres, Database
 pub fn cells(wanted: impl Fn(&Point, Database) -> bool) -> (Vec<Cell>, Vec<Skipped>) {
     let mut cells = Vec::new();
     let mut skipped = Vec::new();
-    for point in POINTS {
+    for (turn, point) in POINTS.iter().enumerate() {
         for way in Way::ALL {
+            let first_of_way = cells.len();
             for database in DATABASES.into_iter().filter(|database| wanted(point, *database)) {
                 for log in logs(point, database) {
-                    let cell = Cell { point, way, database, log };
+                    let cell = Cell { point, way, database, log, then: None };
                     match impossible(&cell) {
                         None => cells.push(cell),
                         Some(reason) => skipped.push(Skipped { cell: cell.name(), reason }),
                     }
                 }
             }
+            let twice = twice(&cells[first_of_way..], turn + way as usize);
+            cells.extend(twice);
         }
     }
     (cells, skipped)
+}
+
+/// One of these cells with a second crash: another one, and another second crash, from one turn to the next.
+fn twice(cells: &[Cell], turn: usize) -> Option<Cell> {
+    let cell = *cells.get(turn % cells.len().max(1))?;
+    let seconds = second_crashes(cell.point, cell.way, cell.database, cell.log);
+    // Behind the cells: otherwise some of the one would never meet some of the other.
+    let then = *seconds.get(turn / cells.len().max(1) % seconds.len().max(1))?;
+    Some(Cell { then: Some(then), ..cell })
 }
 
 /// The logs that a point is tried with. Those of the coordinator with both; where a bank is struck, what is in the coordinator's log is the same.
@@ -104,6 +119,7 @@ mod tests {
     use std::collections::BTreeSet;
 
     use super::*;
+    use crate::crashes::points::{Moment, find};
     use crate::trial::run::share;
 
     #[test]
@@ -114,7 +130,19 @@ mod tests {
             let (cells, skipped) = cells(|other, _| other.name == point.name);
             assert!(!cells.is_empty(), "{} has no cell", point.name);
             let all = if point.victim == Victim::Coordinator { 16 } else { 12 };
-            assert_eq!(cells.len() + skipped.len(), all, "{}", point.name);
+            let once = cells.iter().filter(|cell| cell.then.is_none()).count();
+            assert_eq!(once + skipped.len(), all, "{}", point.name);
+        }
+    }
+
+    #[test]
+    fn processes_die_again_at_every_point_that_they_always_pass_when_they_come_back() {
+        let (cells, _) = cells(|_, _| true);
+        let seconds: BTreeSet<&str> = cells.iter().filter_map(|cell| cell.then).collect();
+        assert_eq!(seconds.len(), 14, "{seconds:?}");
+        for second in seconds {
+            let point = find(second).unwrap_or_else(|| panic!("there is no point {second}"));
+            assert_eq!(point.moment, Moment::Recovery, "{second}");
         }
     }
 

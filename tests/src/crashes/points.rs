@@ -458,6 +458,40 @@ pub const POINTS: &[Point] = &[
     coordinator("coordinator-report-received", AFTER_THE_DECISION).in_recovery(),
 ];
 
+/// Where a process dies once more, while it comes back from a crash at `point`: those of the recovery that it passes whatever the first
+/// crash has left, and those of the replay where that has left a branch in a SQLite journal.
+#[must_use]
+pub fn second_crashes(point: &Point, way: Way, database: Database, log: Log) -> &'static [&'static str] {
+    if point.moment != Moment::Work || point.needs != Needs::Nothing {
+        return &[];
+    }
+    let left_in_journal = ["sdk-after-prepare", "sdk-before-vote", "sqlite-prepare-done"];
+    match (point.victim, log) {
+        (Victim::Client, _) => &[],
+        (Victim::Participant, _)
+            if database == Database::Sqlite && way.banks() == 2 && left_in_journal.contains(&point.name) =>
+        {
+            &["sqlite-replay-begun", "sqlite-replay-written"]
+        }
+        (Victim::Participant, _) => {
+            &["sdk-before-list", "sdk-after-list", "sdk-before-report", "sdk-report-answered"]
+        }
+        (Victim::Coordinator, Log::Embedded) => &[
+            "log-open-before-seal",
+            "log-open-after-seal",
+            "log-open-after-checkpoint",
+            "coordinator-recovered-before-serving",
+        ],
+        (Victim::Coordinator, Log::Shared) => &[
+            "log-shared-open-before-epoch",
+            "log-shared-open-before-seal",
+            "log-shared-seal-before-commit",
+            "log-shared-open-after-seal",
+            "coordinator-recovered-before-serving",
+        ],
+    }
+}
+
 /// The row of this name.
 #[must_use]
 pub fn find(name: &str) -> Option<&'static Point> {

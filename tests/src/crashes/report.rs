@@ -17,6 +17,8 @@ pub struct Report {
     points: usize,
     /// Cells that were tried.
     cells: usize,
+    /// Those in which a process dies at the point, and again while it comes back.
+    double: usize,
     /// Faults that fired: processes reaped with signal 9 that had left a marker at the point.
     faults: u32,
     /// Transactions that were begun.
@@ -61,6 +63,7 @@ impl Report {
         Self {
             points: points.len(),
             cells: verdicts.len(),
+            double: cells.iter().filter(|cell| cell.then.is_some()).count(),
             faults: verdicts.iter().map(|verdict| verdict.faults).sum(),
             transactions: verdicts.iter().map(|verdict| verdict.transactions).sum(),
             skipped: by_reason,
@@ -90,10 +93,11 @@ impl Report {
     #[must_use]
     pub fn summary(&self) -> String {
         let mut lines = vec![format!(
-            "{} crash points, {} cells, {} faults fired, {} transactions, in {} s; in doubt after a restart: {} ms at the most, {} ms \
+            "{} crash points, {} cells, {} of them with a second crash, {} faults fired, {} transactions, in {} s; in doubt after a restart: {} ms at the most, {} ms \
              in the middle",
             self.points,
             self.cells,
+            self.double,
             self.faults,
             self.transactions,
             self.seconds,
@@ -118,9 +122,10 @@ pub fn table(cells: &[Cell], verdicts: &[Verdict]) -> String {
         }
         let (_, ways) = rows.last_mut().expect("it was just put in");
         let mark = if verdict.violations.is_empty() { "ok" } else { "WRONG" };
+        let twice = if cell.then.is_some() { " twice" } else { "" };
         let text = ways.entry(cell.way).or_default();
         let gap = if text.is_empty() { "" } else { ", " };
-        *text = format!("{text}{gap}{} {mark}", cell.database.name());
+        *text = format!("{text}{gap}{}{twice} {mark}", cell.database.name());
     }
     let mut table = Table::new();
     table.load_style(presets::NOTHING);

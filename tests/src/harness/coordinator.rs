@@ -127,6 +127,12 @@ impl Coordinator {
         }
     }
 
+    /// The port that it listens on.
+    #[must_use]
+    pub fn port(&self) -> u16 {
+        self.setup.port.number()
+    }
+
     /// Where it is reached.
     #[must_use]
     pub fn url(&self) -> String {

@@ -4,6 +4,8 @@ use std::fs::{File, OpenOptions};
 use std::net::{Ipv4Addr, TcpListener};
 use std::sync::Arc;
 
+use tokio::runtime::Runtime;
+
 use super::{Failed, Result};
 
 /// Below the range that Linux gives to outgoing connections: a connection of somebody else could otherwise sit on a
@@ -42,6 +44,24 @@ impl Port {
     pub fn number(&self) -> u16 {
         self.number
     }
+}
+
+/// A port that this process listens on, and a runtime for who answers there: everything in it ends when it is dropped, whatever the runtime
+/// does that asked for it.
+///
+/// # Errors
+/// If it can't listen.
+pub(crate) fn listen_apart() -> Result<(Port, tokio::net::TcpListener, Runtime)> {
+    let cannot = || Failed::because("nobody can listen on a port of its own");
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(1)
+        .enable_all()
+        .build()
+        .map_err(cannot())?;
+    let port = Port::reserve()?;
+    let listening = tokio::net::TcpListener::bind((Ipv4Addr::LOCALHOST, port.number()));
+    let listener = runtime.block_on(listening).map_err(cannot())?;
+    Ok((port, listener, runtime))
 }
 
 /// `None` if somebody else has it.

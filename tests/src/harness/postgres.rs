@@ -156,6 +156,28 @@ impl PostgresServer {
         Err(PostgresError(format!("{sql}\n{}", String::from_utf8_lossy(&output.stderr).trim_end())))
     }
 
+    /// Writes a database as it is at this moment to a file, with `pg_dump`, while it is used.
+    ///
+    /// # Errors
+    /// What `pg_dump` says.
+    pub fn dump(&self, database: &str, to: &Path) -> Result<()> {
+        let mut command = Command::new(self.programs.path("pg_dump"));
+        command.arg("--format=custom").arg("--file").arg(to).arg(self.url(database));
+        run(command)
+    }
+
+    /// Puts a database back to what was written, with `pg_restore`. Sessions in it are ended.
+    ///
+    /// # Errors
+    /// What `pg_restore` says.
+    pub fn put_back(&self, database: &str, from: &Path) -> Result<()> {
+        self.psql("postgres", &format!("DROP DATABASE {database} WITH (FORCE)"))?;
+        self.create_database(database)?;
+        let mut command = Command::new(self.programs.path("pg_restore"));
+        command.arg("--exit-on-error").arg("--dbname").arg(self.url(database)).arg(from);
+        run(command)
+    }
+
     /// Changes settings in the configuration file. They count from the next [`PostgresServer::restart`].
     ///
     /// # Errors
@@ -497,6 +519,16 @@ impl Drop for Database {
             eprintln!("{}", self.server.failed(&format!("the log's end ({} failed)", self.name)));
         }
     }
+}
+
+/// Runs a program to its end.
+fn run(mut command: Command) -> Result<()> {
+    let output = command.stdin(Stdio::null()).output();
+    let output = output.map_err(PostgresError::io(format!("{command:?} does not run")))?;
+    if output.status.success() {
+        return Ok(());
+    }
+    Err(PostgresError(format!("{command:?}\n{}", String::from_utf8_lossy(&output.stderr).trim_end())))
 }
 
 fn pid_of(child: &Child) -> Pid {

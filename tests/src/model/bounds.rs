@@ -108,6 +108,8 @@ pub const LARGE: &[Bounds] = &[
     world("crash and log", 2, Faults { coordinator_dies: 1, refused: 1, unknown: 1, ..NONE }),
     world("crash and hand", 2, Faults { coordinator_dies: 1, hand: 1, ..NONE }),
     world("takeover of two", 2, Faults { takeover: 1, ..NONE }),
+    world("takeover and a loss", 2, Faults { takeover: 1, loss: 1, ..NONE }),
+    world("participants and a crash", 2, Faults { participant_dies: 1, coordinator_dies: 1, ..NONE }),
+    world("crash, hand and session", 2, Faults { coordinator_dies: 1, hand: 1, session_breaks: 1, ..NONE }),
     world("three branches", 3, NONE),
-    world("three branches and a crash", 3, Faults { coordinator_dies: 1, ..NONE }),
 ];

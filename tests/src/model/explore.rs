@@ -4,7 +4,7 @@
 //! apart by 128 bits of hash, which do not collide in the life of this project.
 
 use std::collections::HashMap;
-use std::hash::{BuildHasherDefault, Hash, Hasher};
+use std::hash::{BuildHasherDefault, DefaultHasher, Hash, Hasher};
 
 use super::bounds::Bounds;
 use super::world::World;
@@ -53,15 +53,27 @@ struct Graph {
     over: Vec<u32>,
 }
 
+/// Two independent hashes at once.
+#[derive(Default)]
+struct Both(DefaultHasher, DefaultHasher);
+
+impl Hasher for Both {
+    fn finish(&self) -> u64 {
+        unreachable!("both are asked for")
+    }
+
+    fn write(&mut self, bytes: &[u8]) {
+        self.0.write(bytes);
+        self.1.write(bytes);
+    }
+}
+
 /// Two independent hashes of a state, in one number.
 fn hash(world: &World) -> u128 {
-    let half = |seed: u8| {
-        let mut hasher = std::hash::DefaultHasher::new();
-        hasher.write_u8(seed);
-        world.hash(&mut hasher);
-        u128::from(hasher.finish())
-    };
-    half(0) << 64 | half(1)
+    let mut both = Both::default();
+    both.1.write_u8(1);
+    world.hash(&mut both);
+    u128::from(both.0.finish()) << 64 | u128::from(both.1.finish())
 }
 
 impl Graph {

@@ -1,5 +1,8 @@
 //! The worlds that are tried, one after the other, each twice: by stateright for safety, by [`super::explore`] for liveness.
 
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::thread;
 use std::time::Duration;
 
 use comfy_table::{Table, presets};
@@ -49,7 +52,7 @@ impl Model for Explorable {
 #[derive(Debug, Clone, Serialize)]
 pub struct Tried {
     /// Which.
-    world: &'static str,
+    pub world: &'static str,
     /// Distinct states.
     pub states: u64,
     /// Steps between them.
@@ -61,7 +64,7 @@ pub struct Tried {
     /// Violated properties, each with the steps that lead there; and states from which no end can be reached.
     pub violations: Vec<String>,
     /// How long it took.
-    seconds: f64,
+    pub seconds: f64,
 }
 
 /// Everything that was tried.
@@ -69,6 +72,8 @@ pub struct Tried {
 pub struct Report {
     /// Distinct states of all worlds together.
     states: u64,
+    /// How many there have to be: a bound that has become narrow by mistake is noticed.
+    promised: u64,
     /// Steps between them.
     steps: u64,
     /// Worlds.
@@ -85,16 +90,47 @@ pub struct Report {
     peak_mb: u64,
 }
 
-/// Explores one world, for safety and then for liveness.
+/// Explores these worlds, so many at a time. `told` hears of each as it ends. In the order of the bounds.
+///
+/// # Panics
+/// If one of them has more states than `enough`.
+#[must_use]
+pub fn explore_worlds(
+    bounds: &[Bounds],
+    enough: usize,
+    at_a_time: usize,
+    told: impl Fn(&Tried) + Sync,
+) -> Vec<Tried> {
+    let next = AtomicUsize::new(0);
+    let tried = Mutex::new(Vec::new());
+    thread::scope(|scope| {
+        for _ in 0..at_a_time {
+            scope.spawn(|| {
+                while let Some((place, bounds)) = {
+                    let place = next.fetch_add(1, Ordering::SeqCst);
+                    bounds.get(place).map(|bounds| (place, bounds))
+                } {
+                    let one = explore_world(bounds, enough);
+                    told(&one);
+                    tried.lock().expect("no thread panics with it").push((place, one));
+                }
+            });
+        }
+    });
+    let mut tried = tried.into_inner().expect("no thread panics with it");
+    tried.sort_by_key(|(place, _)| *place);
+    tried.into_iter().map(|(_, one)| one).collect()
+}
+
+/// Explores one world, for liveness and then for safety. In this order: the first one gives up a world that is too large.
 ///
 /// # Panics
 /// If it has more states than `enough`.
 #[must_use]
-pub fn explore_world(bounds: &Bounds, enough: usize, threads: usize) -> Tried {
+pub fn explore_world(bounds: &Bounds, enough: usize) -> Tried {
     let started = clock::now();
-    let mut violations: Vec<String> =
-        unsafe_states(bounds, threads).into_iter().map(|(_, words)| words).collect();
     let explored = explore(bounds, enough);
+    let mut violations: Vec<String> = unsafe_states(bounds, 1).into_iter().map(|(_, words)| words).collect();
     if explored.stuck > 0 {
         let way = explored.stuck_trace.join("\n  ");
         violations
@@ -132,11 +168,12 @@ fn tenths(duration: Duration) -> f64 {
 }
 
 impl Report {
-    /// Of these worlds.
+    /// Of these worlds, which together have at least as many states as promised.
     #[must_use]
-    pub fn new(worlds: Vec<Tried>, took: Duration) -> Self {
+    pub fn new(worlds: Vec<Tried>, promised: u64, took: Duration) -> Self {
         Self {
             states: worlds.iter().map(|tried| tried.states).sum(),
+            promised,
             steps: worlds.iter().map(|tried| tried.steps).sum(),
             cells: worlds.len(),
             faults: worlds.iter().map(|tried| tried.faults).sum(),
@@ -147,10 +184,10 @@ impl Report {
         }
     }
 
-    /// Whether nothing was violated, and every world has an end.
+    /// Whether nothing was violated, every world has an end, and all were as large as promised.
     #[must_use]
     pub fn is_clean(&self) -> bool {
-        self.violations == 0 && self.worlds.iter().all(|tried| tried.ends > 0)
+        self.states >= self.promised && self.violations == 0 && self.worlds.iter().all(|tried| tried.ends > 0)
     }
 
     /// One line of JSON.

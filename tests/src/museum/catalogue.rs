@@ -3,6 +3,7 @@
 use lockstep::testing::Rule;
 
 use super::log::Promise;
+use super::schedule::Schedule;
 use super::script::Script;
 
 /// Who is meant to find a bug.
@@ -16,8 +17,10 @@ pub enum Layer {
     Log(Promise),
     /// A real SQLite database under the contract of stores, by one of these rules.
     Store(&'static [Rule]),
-    /// A schedule that is written out.
+    /// A schedule that is written out, for the pure parts.
     Script(Script),
+    /// A schedule that is written out, on real databases, files and connections.
+    Schedule(Schedule),
 }
 
 impl Layer {
@@ -26,7 +29,7 @@ impl Layer {
     pub const fn rules(&self) -> &'static [Rule] {
         match self {
             Self::Store(rules) => rules,
-            Self::Simulation(_) | Self::Model(..) | Self::Log(_) | Self::Script(_) => &[],
+            Self::Simulation(_) | Self::Model(..) | Self::Log(_) | Self::Script(_) | Self::Schedule(_) => &[],
         }
     }
 }
@@ -48,6 +51,10 @@ const fn bug(name: &'static str, what: &'static str, layer: Layer) -> Bug {
 
 const fn simulation(name: &'static str, what: &'static str, by: &'static [&'static str]) -> Bug {
     bug(name, what, Layer::Simulation(by))
+}
+
+const fn schedule(name: &'static str, what: &'static str, schedule: Schedule) -> Bug {
+    bug(name, what, Layer::Schedule(schedule))
 }
 
 const fn model(
@@ -185,7 +192,7 @@ pub const BUGS: &[Bug] = &[
     simulation(
         "P10-session-ends-an-intent",
         "a broken session ends a transaction whose only branch was told to commit in one phase",
-        &["reply_matches_log"],
+        &["reply_matches_log", "agreement"],
     ),
     simulation(
         "P10-intent-recovered-as-commit",
@@ -340,6 +347,11 @@ pub const BUGS: &[Bug] = &[
         Layer::Store(&[Rule::SeenOutlivesEvidence]),
     ),
     bug(
+        "P8-one-position-for-all-epochs",
+        "the newest log position of one epoch hides that of another one, which is open at the same time",
+        Layer::Store(&[Rule::SeenOfEachEpoch]),
+    ),
+    bug(
         "P19-evidence-is-old-at-once",
         "evidence is let go before the retention is over",
         Layer::Store(&[Rule::OldEvidenceIsListed]),
@@ -353,5 +365,77 @@ pub const BUGS: &[Bug] = &[
         "P19-prepares-after-the-deadline",
         "a branch is prepared though its deadline has passed",
         Layer::Store(&[Rule::DeadlineHolds]),
+    ),
+    bug(
+        "P19-retention-counts-from-the-deadline",
+        "the evidence of a commit that comes late is as old as its branch",
+        Layer::Store(&[Rule::LateCommitIsKept]),
+    ),
+    // ---- what a person may do ----
+    bug(
+        "P14-who-does-not-answer-has-nothing",
+        "an orphan may be rolled back though a resource manager has not said what it has of it",
+        Layer::Script(Script::SilentResourceManager),
+    ),
+    // ---- what only real databases show ----
+    schedule(
+        "P3-reads-without-a-write",
+        "what is read from a replicated log leaves the node though no standby has it",
+        Schedule::ReadWithoutWrite,
+    ),
+    schedule(
+        "P13-rolls-back-behind-a-commit",
+        "an application that gives up waiting for its commit sends a rollback",
+        Schedule::CancelledCommit,
+    ),
+    schedule(
+        "P16-prepares-what-the-service-began",
+        "PostgreSQL prepares the transaction that it finds, whoever began it",
+        Schedule::OwnTransaction,
+    ),
+    schedule(
+        "P18-prepares-without-evidence",
+        "MariaDB is told to prepare though the branch's evidence was refused",
+        Schedule::RefusedEvidence,
+    ),
+    schedule(
+        "P18-lists-the-neighbours-branches",
+        "on a MariaDB server with several resource managers, each takes all branches for its own",
+        Schedule::Neighbour,
+    ),
+    schedule(
+        "P19-old-when-first-seen",
+        "a two-phase row of PostgreSQL or MariaDB is old when it is first seen, and its branch's deadline is long past",
+        Schedule::LateCommit,
+    ),
+    schedule(
+        "P22-any-setting-will-do",
+        "a PostgreSQL server is served that can lose what it has confirmed",
+        Schedule::TornPages,
+    ),
+    schedule(
+        "P23-read-only-is-committed",
+        "a branch that has written nothing is committed when it is asked for its vote",
+        Schedule::Notification,
+    ),
+    schedule(
+        "P24-unknown-xid-is-done",
+        "MariaDB's \"unknown xid\" is taken for done, while the session is there that prepared the branch",
+        Schedule::SessionStillThere,
+    ),
+    schedule(
+        "P25-two-instances-of-a-file",
+        "a SQLite file is served by as many instances as want to",
+        Schedule::TwoInstances,
+    ),
+    schedule(
+        "P26-before-images-are-not-compared",
+        "a branch that is written again after a crash overwrites what has changed in between",
+        Schedule::ChangedInBetween,
+    ),
+    schedule(
+        "P27-acknowledged-before-the-end-mark",
+        "a commit is acknowledged, and its evidence goes, while the journal still has its entry",
+        Schedule::JournalComesBack,
     ),
 ];

@@ -6,11 +6,13 @@
 //!
 //! - [`catalogue`]: the bugs, the schedules that they need, and who is meant to find each.
 //! - [`run`]: puts each one back, tries it, and reports.
+//! - [`schedule`]: what only real servers, files and connections can show.
 //! - [`log`], [`store`], [`script`]: what is tried where neither the simulation nor the model has the real code: the embedded decision log,
 //!   a real SQLite database, and rules about two databases or two coordinators of one name.
 
 pub mod catalogue;
 pub mod log;
 pub mod run;
+pub mod schedule;
 pub mod script;
 pub mod store;

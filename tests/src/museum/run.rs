@@ -9,6 +9,7 @@ use serde::Serialize;
 
 use super::catalogue::{Bug, Layer};
 use super::log::{PROMISES, keeps};
+use super::schedule::SCHEDULES;
 use super::script::SCRIPTS;
 use super::store::first_broken;
 use crate::harness::clock;
@@ -117,6 +118,10 @@ fn try_one(bug: &Bug, effort: Effort) -> Found {
             let by = block_on(first_broken(rules)).map(|rule| rule.name().to_owned());
             ("store contract", rules.iter().map(|rule| rule.name()).collect(), by, 1)
         }
+        Layer::Schedule(schedule) => {
+            let by = (!block_on(schedule.ends_well())).then(|| schedule.invariant().to_owned());
+            ("real databases", vec![schedule.invariant()], by, 1)
+        }
         Layer::Script(script) => {
             let by = (!script.ends_well()).then(|| script.invariant().to_owned());
             ("script", vec![script.invariant()], by, 1)
@@ -186,6 +191,8 @@ fn false_alarms(bugs: &[Bug], effort: Effort) -> Vec<String> {
     rules.sort_by_key(|rule| rule.name());
     rules.dedup();
     alarms.extend(block_on(first_broken(&rules)).map(|rule| format!("{rule} (store contract)")));
+    let schedules = SCHEDULES.into_iter().filter(|schedule| !block_on(schedule.ends_well()));
+    alarms.extend(schedules.map(|schedule| format!("{schedule:?} (real databases)")));
     let scripts = SCRIPTS.into_iter().filter(|script| !script.ends_well());
     alarms.extend(scripts.map(|script| format!("{script:?} (script)")));
     alarms

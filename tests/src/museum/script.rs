@@ -13,10 +13,11 @@ use lockstep_coordinator::engine::shard::{Shard, ShardConfig};
 use lockstep_coordinator::protocol::event::Vote;
 use lockstep_coordinator::protocol::presumption::{EpochState, Known, LookUp, Recorded, conclude};
 use lockstep_coordinator::protocol::record::About;
+use lockstep_coordinator::protocol::situation::{Action, Proof, Standing};
 use lockstep_coordinator::sessions::attach::{Hello, compare};
 use lockstep_proto::limits::PROTOCOL_VERSION;
 use lockstep_proto::{
-    Bqual, ClusterId, Epoch, Gtrid, Incarnation, InstanceId, LogPosition, ResourceManagerId,
+    Bqual, ClusterId, Epoch, Gtrid, Incarnation, InstanceId, LogPosition, Positions, ResourceManagerId,
     ResourceManagerName, Xid,
 };
 
@@ -35,18 +36,21 @@ pub enum Script {
     LostTail,
     /// An instance votes for a branch that another one holds (P12): `commit_needs_all_votes`.
     AnotherInstanceVotes,
+    /// An orphan is to be rolled back, and a resource manager has not answered (P14): `agreement`.
+    SilentResourceManager,
     /// The epoch was never given out by this log (P8): `stability`.
     UnknownEpoch,
 }
 
 /// All of them.
-pub const SCRIPTS: [Script; 7] = [
+pub const SCRIPTS: [Script; 8] = [
     Script::AnotherInstanceVotes,
     Script::OldCoordinator,
     Script::OtherCluster,
     Script::OtherDatabase,
     Script::OldPrimary,
     Script::LostTail,
+    Script::SilentResourceManager,
     Script::UnknownEpoch,
 ];
 
@@ -56,6 +60,7 @@ impl Script {
     pub const fn invariant(self) -> &'static str {
         match self {
             Self::OldCoordinator => "one_owner",
+            Self::SilentResourceManager => "agreement",
             Self::AnotherInstanceVotes => "commit_needs_all_votes",
             Self::OtherCluster | Self::OtherDatabase => "nothing_foreign_touched",
             Self::OldPrimary | Self::LostTail | Self::UnknownEpoch => "stability",
@@ -72,6 +77,9 @@ impl Script {
             Self::OldPrimary => compare(&hello(1, 0), Some(&known())).is_err(),
             Self::AnotherInstanceVotes => !counts_a_strangers_vote(),
             Self::LostTail => presumes_nothing(EpochState::Sealed, true),
+            Self::SilentResourceManager => {
+                Standing::Orphan(Proof::Incomplete).permit(Action::RollbackOrphan).is_err()
+            }
             Self::UnknownEpoch => presumes_nothing(EpochState::Unknown, false),
         }
     }
@@ -126,7 +134,7 @@ fn hello(identity: u8, timeline: u32) -> Hello {
         identity: ResourceManagerId::from_bytes([identity; 16]),
         instance: InstanceId::from_bytes([3; 16]),
         cluster: None,
-        seen: None,
+        seen: Positions::new(),
         location: String::new(),
         // Of another database, it is not the timeline that gives it away.
         timeline: timeline + u32::from(identity),
@@ -145,6 +153,7 @@ fn welcome(epoch: u32, cluster: u32) -> Welcome {
         newest_epoch: 2,
         sealed_below: epoch.get(),
         report_interval: Duration::from_secs(60),
+        settled: Vec::new(),
     }
 }
 
@@ -154,7 +163,7 @@ fn refuses(welcomes: &[Welcome]) -> bool {
     let attachment = Attachment {
         identity: ResourceManagerId::from_bytes([1; 16]),
         cluster: Some(ClusterId::from_random(1)),
-        seen: None,
+        seen: Positions::new(),
         location: String::new(),
         timeline: 0,
     };

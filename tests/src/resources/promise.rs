@@ -235,8 +235,8 @@ const HAS_WRITTEN: &str = " AS written";
 const ONE_PHASE: &str = "; COMMIT; BEGIN";
 const FENCE: &str = "'fence'";
 /// The position of the decision, which is newer than the evidence's.
-const KEEP: &str = "SET LOCAL synchronous_commit = off; UPDATE lockstep.identity";
-const KEPT: &[&str] = &["SET", "UPDATE 1"];
+const KEEP: &str = "SET LOCAL synchronous_commit = off; INSERT INTO lockstep.positions";
+const KEPT: &[&str] = &["SET", "INSERT 0 1"];
 
 /// Constraints, the role, durability, the evidence; then PREPARE, and the question whether it is listed.
 const PREPARED: &[&str] =
@@ -262,7 +262,7 @@ const XA_ROLLBACK: &str = "XA ROLLBACK ";
 const XA_ONE_PHASE: &str = " ONE PHASE";
 const XA_RECOVER: &str = "XA RECOVER";
 const XA_HAS_WRITTEN: &str = "IN ('Handler_write', ";
-const XA_KEEP: &str = ".lockstep_identity SET seen_epoch = ";
+const XA_KEEP: &str = ".lockstep_positions (resource_manager, ";
 const KIND: &str = "SELECT kind FROM";
 const KIND_UNCOMMITTED: &str = "READ UNCOMMITTED; SELECT kind FROM";
 const SESSION_IS_THERE: &str = "SELECT CAST(IS_USED_LOCK(";

@@ -111,11 +111,10 @@ impl World {
         say!(self, None, "the coordinator's clock is {} ms off", self.skew_ms);
     }
 
-    /// The standby lacks far less than what is retained: evidence that comes back with a branch is as old as the branch, and must not be
-    /// pruned while answers about it are still on their way.
+    /// The standby lacks less than what is retained: whose evidence was pruned is not brought back.
     fn failover(&mut self) {
         let store = self.rng.index(self.stores.len());
-        let since = self.now.saturating_sub(self.style.retention / 10);
+        let since = self.now.saturating_sub(self.style.retention / 2);
         let undone = self.stores[store].fail_over(since, &mut self.history);
         if undone > 0 {
             say!(self, None, "store {store} fails over, and {undone} commits are undone");

@@ -163,7 +163,7 @@ impl World {
     }
 
     fn planned_call(&mut self) -> (usize, bool) {
-        (self.rng.index(self.instances.len()), self.rng.below(8) == 0)
+        (self.rng.index(self.instances.len()), self.rng.below(12) == 0)
     }
 
     fn client(&mut self, client: u32) -> &mut Client {

@@ -33,73 +33,73 @@ macro_rules! kinds {
 kinds! {
     // ---- the network: for each message ----
     /// A message is lost.
-    Loss, "message lost", 18_000, Mild;
+    Loss, "message lost", 20_500, Mild;
     /// It comes twice.
-    Duplicate, "message doubled", 172_000, Benign;
+    Duplicate, "message doubled", 167_000, Benign;
     /// Later ones overtake it.
-    Reorder, "message overtaken", 165_000, Benign;
+    Reorder, "message overtaken", 160_000, Benign;
     /// It comes late.
-    Delay, "message late", 145_000, Benign;
+    Delay, "message late", 142_000, Benign;
     /// A client's request or its answer, or a call of a service, is lost.
-    CallLost, "call lost", 39_000, Harsh;
+    CallLost, "call lost", 60_000, Harsh;
 
     // ---- the network: for each transaction ----
     /// A participant is cut off for a while.
-    Partition, "partition", 256_000, Harsh;
+    Partition, "partition", 364_000, Harsh;
     /// A session breaks; each side learns it at its own time.
-    SessionBreak, "session broken", 470_000, Harsh;
+    SessionBreak, "session broken", 845_000, Harsh;
 
     // ---- processes: for each transaction, or between any two effects ----
     /// The coordinator is killed; what it wrote stays in the page cache.
-    CoordinatorCrash, "coordinator killed", 280_000, Harsh;
+    CoordinatorCrash, "coordinator killed", 422_000, Harsh;
     /// Its machine loses power; what was not synced is gone.
-    PowerLoss, "power lost", 320_000, Harsh;
+    PowerLoss, "power lost", 448_000, Harsh;
     /// A participant's process is killed.
-    ParticipantCrash, "participant killed", 240_000, Harsh;
+    ParticipantCrash, "participant killed", 338_000, Harsh;
     /// An application is gone, in the middle of its transaction.
-    ClientGone, "client gone", 78_000, Harsh;
+    ClientGone, "client gone", 112_000, Harsh;
     /// A handler fails or is cancelled.
-    HandlerFails, "handler failed", 132_000, Mild;
+    HandlerFails, "handler failed", 150_000, Mild;
     /// A handler stands for a while.
-    HandlerSlow, "handler slow", 132_000, Mild;
+    HandlerSlow, "handler slow", 147_000, Mild;
     /// A clock jumps.
     ClockJump, "clock jumped", 100_000, Benign;
 
     // ---- the decision log: for each force ----
     /// Refused: nothing is written.
-    LogRefused, "log write refused", 180_000, Benign;
+    LogRefused, "log write refused", 170_000, Benign;
     /// An error though it is written.
-    LogErrorThere, "log error, written", 370_000, Benign;
+    LogErrorThere, "log error, written", 340_000, Benign;
     /// An error, and it is not written.
-    LogErrorAbsent, "log error, not written", 300_000, Benign;
+    LogErrorAbsent, "log error, not written", 262_000, Benign;
     /// Power fails in the middle of the write: it is torn.
-    LogTorn, "log write torn", 248_000, Benign;
+    LogTorn, "log write torn", 220_000, Benign;
 
     // ---- databases: for each operation ----
     /// The reply is lost after the effect.
-    ReplyLost, "store reply lost", 62_000, Mild;
+    ReplyLost, "store reply lost", 67_000, Mild;
     /// It is out of reach, and nothing was done.
-    Unavailable, "store out of reach", 20_000, Mild;
+    Unavailable, "store out of reach", 17_000, Mild;
     /// It refuses to prepare.
-    Refuses, "store refused prepare", 360_000, Mild;
+    Refuses, "store refused prepare", 352_000, Mild;
     /// PREPARE says OK and did nothing.
-    HollowPrepare, "hollow prepare", 500_000, Mild;
+    HollowPrepare, "hollow prepare", 530_000, Mild;
     /// A service has committed in the middle of its branch.
-    ServiceCommits, "service committed by itself", 580_000, Mild;
+    ServiceCommits, "service committed by itself", 1_500_000, Mild;
     /// "Unknown xid", because the session that prepared it is still attached.
     UnknownXid, "unknown xid", 3_600_000, Benign;
 
     // ---- databases: for each transaction ----
     /// It restarts: every connection is lost.
-    StoreRestart, "store restarted", 250_000, Harsh;
+    StoreRestart, "store restarted", 357_000, Harsh;
     /// A standby takes over that lacks the newest commits of prepared branches.
-    Failover, "failover undid commits", 600_000, Benign;
+    Failover, "failover undid commits", 450_000, Benign;
 
     // ---- people: for each transaction ----
     /// An administrator ends a prepared branch by hand.
-    Hand, "branch ended by hand", 190_000, Benign;
+    Hand, "branch ended by hand", 175_000, Benign;
     /// An operator rolls a transaction back.
-    OperatorRollback, "operator rollback", 330_000, Harsh;
+    OperatorRollback, "operator rollback", 484_000, Harsh;
 }
 
 /// No occasion is a fault for certain: what never goes well never ends.
@@ -131,13 +131,11 @@ impl Faults {
     pub fn drawn(rng: &mut Rng) -> Self {
         let mut rates = [0; COUNT];
         if rng.below(16) > 0 {
-            let strongest = rng.pick(&[
-                Strength::Benign,
-                Strength::Benign,
-                Strength::Mild,
-                Strength::Harsh,
-                Strength::Harsh,
-            ]);
+            let strongest = match rng.below(15) {
+                0..7 => Strength::Benign,
+                7..11 => Strength::Mild,
+                _ => Strength::Harsh,
+            };
             for (rate, (middling, strength)) in rates.iter_mut().zip(RATES) {
                 let quarters = rng.pick(&[0, 0, 1, 2, 4, 8]);
                 if *strength <= strongest {

@@ -22,8 +22,7 @@
 //!   shells' orders (durable, sent, answered; shards before log) are written again here, from the pure parts that they share.
 //! - Two coordinators at a time. A coordinator is restarted on the same log under a new epoch, and the old one is sealed by that.
 //! - A log that loses what it had forced (a restore from backup).
-//! - Retention that is not much longer than the slowest message: a commit that a failover has undone comes back with evidence as old as
-//!   the branch, and if that is pruned while an answer about it is still under way, the answer finds none.
+//! - Retention that is not much longer than the slowest message, and a standby that lacks more than is retained.
 
 pub mod calamities;
 pub mod client;

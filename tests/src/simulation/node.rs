@@ -245,7 +245,7 @@ impl World {
         if self.log.known(&next.name) != Some(&next) {
             self.log.remember(next);
         }
-        if let Some(seen) = hello.seen.filter(|seen| !self.log.reaches(*seen)) {
+        if let Some(seen) = hello.seen.iter().find(|seen| !self.log.reaches(**seen)) {
             let what = format!("a participant has seen {seen:?}, and the log has not come so far");
             return self.violate("durable_before_sent", None, what);
         }
@@ -269,6 +269,13 @@ impl World {
             sealed_below: position.epoch.get(),
             newest_epoch: position.epoch.get(),
             report_interval: Duration::from_micros(self.style.report_interval),
+            // All earlier ones are sealed when one is taken.
+            settled: hello
+                .seen
+                .iter()
+                .map(|seen| seen.epoch)
+                .filter(|epoch| *epoch < position.epoch)
+                .collect(),
         };
         self.send_down(link, FromCoordinator::Welcome(welcome));
         for shard in 0..self.style.shards {

@@ -284,7 +284,7 @@ impl World {
         retention: Duration,
         limit: usize,
     ) {
-        let store = &self.stores[self.instances[process.instance].store];
+        let store = &mut self.stores[self.instances[process.instance].store];
         let rows = store.old_evidence(cluster, retention, limit, self.now);
         let takes = self.store_takes();
         self.plan(takes, Happening::FoundEvidence(process, session, Ok(rows)));

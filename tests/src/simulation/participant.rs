@@ -217,6 +217,9 @@ impl World {
                 let wait = (FIRST_QUESTION << failed.min(10)).min(LONGEST_QUESTION);
                 self.plan(wait, Happening::AsksAgain(process, xid));
             }
+            Effect::Settle(position, epochs) => {
+                self.stores[self.instances[instance].store].settle(position, &epochs);
+            }
             Effect::Bind(session, cluster) => {
                 let at = self.store_takes();
                 self.plan(at, Happening::Binds(process, session, cluster));

@@ -10,6 +10,17 @@ use super::faults::KINDS;
 use super::run::{IN_A_WORLD, Run};
 use super::sometimes::never_seen;
 
+/// A run of so many transactions has to reach the goals: in a shorter one, chance has too much to say.
+const LONG: u64 = 1_000_000;
+/// Faults for each transaction.
+const FAULTS_EACH: u64 = 5;
+/// What each kind has of all faults, in hundredths.
+const SHARE_OF_A_KIND: u64 = 1;
+/// Transactions that commit, in hundredths: where nothing ever commits, little is tried.
+const COMMITTED: u64 = 30;
+/// Transactions in a second of one core: what is slow is not run.
+const SPEED: u64 = 20_000;
+
 /// Everything that was tried, and what came of it.
 #[derive(Debug, Serialize)]
 pub struct Report {
@@ -27,6 +38,8 @@ pub struct Report {
     situations: usize,
     /// Situations that have to be reached by a run of this size, and were not.
     never_seen: Vec<String>,
+    /// Goals of a long run that this one has missed.
+    missed: Vec<String>,
     /// How many worlds have a violation.
     violations: usize,
     /// Each violation, with what repeats it.
@@ -59,7 +72,7 @@ impl Report {
                 found.violation.transaction.map_or(String::new(), |number| format!(", transaction {number}"));
             format!("{} (seed {}{about}): {}", found.violation.invariant, found.seed, found.violation.what)
         };
-        Self {
+        let mut report = Self {
             worlds: run.worlds,
             transactions: run.transactions,
             committed: run.committed,
@@ -67,6 +80,7 @@ impl Report {
             faults_by_kind: faults_by_kind.collect(),
             situations: run.reached.situations().len(),
             never_seen: never_seen(&run.reached, run.transactions),
+            missed: Vec::new(),
             violations: run.found.len(),
             violation_texts: run.found.iter().map(text).collect(),
             seed,
@@ -75,13 +89,50 @@ impl Report {
             transactions_per_second: per_second(took),
             transactions_per_core_second: per_second(processor),
             threads,
+        };
+        report.missed = report.missed_goals();
+        report
+    }
+
+    /// The goals that a long run has to reach, and this one has not.
+    fn missed_goals(&self) -> Vec<String> {
+        if self.transactions < LONG {
+            return Vec::new();
         }
+        let mut missed = Vec::new();
+        let mut goal = |reached: bool, words: String| {
+            if !reached {
+                missed.push(words);
+            }
+        };
+        goal(
+            self.faults >= FAULTS_EACH * self.transactions,
+            format!(
+                "{} faults in each transaction, of {FAULTS_EACH}",
+                tenths(self.faults, self.transactions)
+            ),
+        );
+        for (kind, count) in &self.faults_by_kind {
+            let share = tenths(count * 100, self.faults);
+            goal(
+                count * 100 >= SHARE_OF_A_KIND * self.faults,
+                format!("{kind}: {share} % of all faults, of {SHARE_OF_A_KIND} %"),
+            );
+        }
+        goal(
+            self.committed * 100 >= COMMITTED * self.transactions,
+            format!("{} % committed, of {COMMITTED} %", tenths(self.committed * 100, self.transactions)),
+        );
+        let speed = self.transactions_per_core_second;
+        goal(speed >= SPEED, format!("{speed} transactions in a second of a core, of {SPEED}"));
+        missed
     }
 
     /// Whether everything that was promised was tried and reached, and nothing was violated.
     #[must_use]
     pub fn is_clean(&self, promised: u64) -> bool {
-        self.violations == 0 && self.never_seen.is_empty() && self.transactions >= promised
+        let reached = self.never_seen.is_empty() && self.missed.is_empty();
+        self.violations == 0 && reached && self.transactions >= promised
     }
 
     /// One line of JSON.
@@ -118,6 +169,7 @@ impl Report {
             self.transactions_per_core_second
         ));
         lines.extend(self.never_seen.iter().map(|what| format!("NEVER SEEN {what}")));
+        lines.extend(self.missed.iter().map(|goal| format!("GOAL MISSED: {goal}")));
         for (text, found) in self.violation_texts.iter().zip(&run.found) {
             lines.push(format!("{}VIOLATION of {text}", found.trace));
             lines
@@ -132,4 +184,42 @@ impl Report {
 fn tenths(of: u64, by: u64) -> String {
     let tenths = (of * 10).checked_div(by).unwrap_or(0);
     format!("{}.{}", tenths / 10, tenths % 10)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const A_SECOND: Duration = Duration::from_secs(1);
+
+    /// A run that reaches every goal.
+    fn good() -> Run {
+        Run {
+            transactions: LONG,
+            committed: LONG * 3 / 10,
+            faults: vec![LONG * 5 / KINDS.len() as u64 + 1; KINDS.len()],
+            ..Run::default()
+        }
+    }
+
+    fn missed(run: &Run, processor: Duration) -> Vec<String> {
+        Report::new(run, 1, 1, A_SECOND, processor).missed
+    }
+
+    #[test]
+    fn a_long_run_says_which_goal_it_missed() {
+        let (fast, slow) = (Duration::from_secs(50), Duration::from_secs(51));
+        assert_eq!(missed(&good(), fast), Vec::<String>::new());
+        assert_eq!(missed(&good(), slow), ["19607 transactions in a second of a core, of 20000"]);
+        let few_commits = Run { committed: LONG * 3 / 10 - 1, ..good() };
+        assert_eq!(missed(&few_commits, fast), ["29.9 % committed, of 30 %"]);
+        let mut rare = good();
+        rare.faults[1] += rare.faults[0];
+        rare.faults[0] = 49_999;
+        assert_eq!(missed(&rare, fast), ["message lost: 0.9 % of all faults, of 1 %"]);
+        let few_faults = Run { faults: vec![LONG / 10; KINDS.len()], ..good() };
+        assert_eq!(missed(&few_faults, fast), ["2.8 faults in each transaction, of 5"]);
+        let short = Run { transactions: LONG - 1, committed: 0, ..few_faults };
+        assert_eq!(missed(&short, slow), Vec::<String>::new());
+    }
 }

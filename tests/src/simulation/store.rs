@@ -6,7 +6,9 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use lockstep::resource::{Attachment, BranchId, EvidenceRow, Fate, Prepared, Room, Unresolved};
-use lockstep_proto::{ClusterId, Gtrid, LogPosition, ResourceManagerId, ResourceManagerName, Xid};
+use lockstep_proto::{
+    ClusterId, Epoch, Gtrid, LogPosition, Positions, ResourceManagerId, ResourceManagerName, Xid,
+};
 
 use super::history::{History, Local, branch_number};
 use super::queue::Time;
@@ -51,6 +53,9 @@ struct Row {
     deadline: Time,
     at: Time,
     two_phase: bool,
+    /// Its retention counts from its deadline. That of a prepared branch's row counts from when it is first noticed as old: it may have been
+    /// committed long after its deadline.
+    noticed: bool,
 }
 
 impl Row {
@@ -84,7 +89,7 @@ pub struct Store {
     identity: ResourceManagerId,
     cluster: Option<ClusterId>,
     timeline: u32,
-    seen: Option<LogPosition>,
+    seen: Positions,
     /// A prepared branch is bound to the connection that prepared it as long as that lives.
     pub is_xa: bool,
     /// Grows with each restart and each failover: what spans one was cut off.
@@ -110,7 +115,7 @@ impl Store {
             identity,
             cluster: None,
             timeline: 1,
-            seen: None,
+            seen: Positions::new(),
             is_xa,
             restarts: 0,
             open: BTreeMap::new(),
@@ -126,7 +131,7 @@ impl Store {
         Attachment {
             identity: self.identity,
             cluster: self.cluster,
-            seen: self.seen,
+            seen: self.seen.clone(),
             location: String::new(),
             timeline: self.timeline,
         }
@@ -216,6 +221,7 @@ impl Store {
                 deadline,
                 at: now,
                 two_phase: false,
+                noticed: true,
             };
             self.evidence.insert(number, row);
             return Ok(Prepared::Hazard("its service has committed by itself".to_owned()));
@@ -332,10 +338,10 @@ impl Store {
         at: Time,
         two_phase: bool,
     ) {
-        let newer = |seen: &LogPosition| (seen.epoch, seen.sequence) >= (position.epoch, position.sequence);
-        self.seen = Some(self.seen.filter(newer).unwrap_or(position));
+        self.seen.see(position);
         let xid = branch.xid.clone();
-        let row = Row { xid, committed, hazard: false, position, deadline, at, two_phase };
+        let row =
+            Row { xid, committed, hazard: false, position, deadline, at, two_phase, noticed: !two_phase };
         self.evidence.insert(branch_number(&branch.xid.bqual), row);
     }
 
@@ -376,19 +382,29 @@ impl Store {
         self.evidence.values().filter(|row| row.fate() != Fate::RolledBack).map(|row| row.xid.gtrid).min()
     }
 
-    /// Evidence whose deadline is `retention` ago.
+    /// Evidence whose deadline is `retention` ago, and was noticed as old as long ago, as the SDK's resources have it.
     #[must_use]
     pub fn old_evidence(
-        &self,
+        &mut self,
         cluster: ClusterId,
         retention: Duration,
         limit: usize,
         now: Time,
     ) -> Vec<EvidenceRow> {
         let retention = u64::try_from(retention.as_micros()).expect("a retention is short");
-        let old = self.evidence.values().filter(|row| row.deadline + retention <= now).take(limit);
+        let is_old = |row: &Row| row.deadline + retention <= now;
+        for row in self.evidence.values_mut().filter(|row| is_old(row) && !row.noticed) {
+            (row.noticed, row.deadline) = (true, now);
+        }
+        let old = self.evidence.values().filter(|row| is_old(row)).take(limit);
         old.map(|row| EvidenceRow { branch: BranchId { cluster, xid: row.xid.clone() }, fate: row.fate() })
             .collect()
+    }
+
+    /// Keeps the position, and lets go of what was seen of these epochs.
+    pub fn settle(&mut self, position: LogPosition, epochs: &[Epoch]) {
+        self.seen.see(position);
+        self.seen.forget(epochs);
     }
 
     /// Deletes these rows.
@@ -455,6 +471,7 @@ impl Store {
             let branch =
                 BranchId { cluster: self.cluster.expect("it is bound, or has no branch"), xid: xid.clone() };
             self.put(&branch, true, prepared.position, prepared.deadline, now, false);
+            self.evidence.get_mut(&number).expect("it was just put").noticed = false;
         }
     }
 

@@ -22,6 +22,8 @@ use super::book::{Book, PATIENCE, roles};
 pub(crate) const MEETS: &[Code] = &[
     Code::OnePhaseUnderWay,
     Code::RollbackIsDecided,
+    Code::NotConfirmed,
+    Code::NotEveryoneAnswered,
     Code::OtherCluster,
     Code::NoBranchToAbandon,
     Code::StillAttached,
@@ -162,6 +164,7 @@ async fn a_coordinator_says_why_it_refuses_where_a_participant_is_in_the_way() {
     book.fails(Code::StillAttached, &names, &["participants", "retire", "orders", "--dry-run"]);
     book.fails(Code::NothingToRebind, &names, &["participants", "rebind", "orders", "--dry-run"]);
     undelivered(&mut book, &names, &mut orders).await;
+    given_up(&names, &book).await;
     orphans(&mut book, &names).await;
     moved(&mut book, &names, known).await;
 
@@ -221,6 +224,64 @@ async fn undelivered(book: &mut Book, names: &Names<'_>, orders: &mut Played) {
     rolling_back.abort();
 }
 
+/// Retires one whose stream has ended, or is about to.
+async fn retire(book: &Book, names: &Names<'_>, name: &str) {
+    let retire = ["participants", "retire", name, "--reason", "test", "--confirm", name];
+    let gone = async {
+        while book.ran(names, &retire).code != 0 {
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, gone).await.expect("its session ends");
+}
+
+/// A one-phase commit that was given up, and whose branch turns out to be prepared: its record is acknowledged as any other, and the branch is
+/// ended as an orphan (P10).
+async fn given_up(names: &Names<'_>, book: &Book) {
+    const NAME: &str = "early";
+    let status: serde_json::Value =
+        serde_json::from_str(&book.ran(names, &["status", "--json"]).stdout).unwrap();
+    let gtrid = begin(names.server).await;
+    let id = gtrid.as_str();
+    let branch = v1::inspection::Branch {
+        cluster: status["cluster"].as_str().unwrap().to_owned(),
+        xid: Some(xid(NAME, id)),
+        found: v1::BranchFound::Prepared.into(),
+        ..Default::default()
+    };
+    let holds = v1::Inspection { branches: vec![branch], ..Default::default() };
+    let mut early = Played::attach(names.server, NAME, hello(NAME), holds).await.unwrap();
+    early.enlist(id).await;
+    let mut client = CoordinatorServiceClient::new(channel(names.server).await);
+    let wait = v1::Wait::Decided.into();
+    let request = v1::CommitRequest { gtrid: gtrid.clone(), wait, ..Default::default() };
+    let committing = tokio::spawn(async move { client.commit(request).await });
+    early.hear(|kind| matches!(kind, Kind::CommitOnePhase(_))).await;
+    let done = |arguments: &[&str]| {
+        let ran = book.ran(names, arguments);
+        assert_eq!(ran.code, 0, "{arguments:?}: {ran:?}");
+        ran.stdout
+    };
+    done(&["tx", "abandon", id, "--resource", NAME, "--reason", "lost", "--confirm", id]);
+    committing.abort();
+    let prepared = vec![xid(NAME, id)];
+    let listed = v1::Report { prepared, complete: true, ..Default::default() };
+    send(&early.out, Said::Report(listed)).await;
+    early.hear(|kind| matches!(kind, Kind::ReportAnswer(_))).await;
+
+    let plan: serde_json::Value =
+        serde_json::from_str(&done(&["tx", "ack", id, "--dry-run", "--json"])).unwrap();
+    assert_eq!((&plan["confirm"], &plan["situation"]), (&"".into(), &"heuristic".into()), "{plan}");
+    let plan = done(&["orphans", "resolve", id, "--commit", "--dry-run"]);
+    assert!(plan.contains("commit the prepared branches early."), "{plan}");
+    done(&["orphans", "resolve", id, "--rollback", "--dry-run"]);
+    done(&["tx", "ack", id, "--reason", "seen"]);
+    let shown = done(&["tx", "show", id, "--offline"]);
+    assert!(shown.contains("acknowledged"), "{shown}");
+    drop(early);
+    retire(book, names, NAME).await;
+}
+
 /// Branches that nobody answers for: one of another cluster, and one that stays prepared whatever it is told.
 async fn orphans(book: &mut Book, names: &Names<'_>) {
     let status: serde_json::Value =
@@ -238,18 +299,25 @@ async fn orphans(book: &mut Book, names: &Names<'_>) {
         let holds = v1::Inspection { branches: vec![branch], ..Default::default() };
         let played = Played::attach(names.server, name, hello(name), holds).await.unwrap();
         let of_it = Names { id: LOST, name, ..*names };
+        // It has listed nothing yet: the database says so when it is asked.
+        let scan = book.ran(names, &["orphans", "scan", "--exit-code", "--json"]);
+        assert!(scan.code == 6 && scan.stdout.contains(LOST), "{scan:?}");
         let resolve = ["orphans", "resolve", LOST, "--rollback", "--timeout=60s"];
-        let really = ["--reason", "test", "--confirm", LOST];
+        let really = ["--reason", "test", "--confirm", LOST, "--all", "orders,stubborn"];
+        if code == Code::OrphanNotEnded {
+            book.fails(Code::NotConfirmed, &of_it, &[&resolve[..], &really[..4]].concat());
+            let more = ["--reason", "test", "--confirm", LOST, "--all", "orders,stubborn,never-met"];
+            let ran = book.fails(Code::NotEveryoneAnswered, &of_it, &[&resolve[..], &more].concat());
+            assert!(ran.stderr.contains("never-met was not asked"), "{ran:?}");
+        }
         let how = if code == Code::OtherCluster { &["--dry-run"][..] } else { &really };
         book.fails(code, &of_it, &[&resolve, how].concat());
+        if code == Code::OrphanNotEnded {
+            let audit = book.ran(names, &["audit", "ls", LOST, "--json"]).stdout;
+            assert!(audit.contains("failed: "), "that it failed is on record: {audit}");
+        }
         drop(played);
-        let retire = ["participants", "retire", name, "--reason", "test", "--confirm", name];
-        let gone = async {
-            while book.ran(names, &retire).code != 0 {
-                tokio::time::sleep(Duration::from_millis(100)).await;
-            }
-        };
-        tokio::time::timeout(PATIENCE, gone).await.expect("its session ends");
+        retire(book, names, name).await;
     }
 }
 

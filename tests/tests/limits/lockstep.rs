@@ -59,6 +59,14 @@ impl Lockstep {
         Self { coordinator, _directory: directory, rpc, client, healthy }
     }
 
+    /// Kills the coordinator and starts it again.
+    pub(crate) async fn restart(&mut self) {
+        self.coordinator.process().kill().unwrap();
+        self.coordinator.start_again(None).unwrap();
+        self.coordinator.expect_it_serves().unwrap();
+        self.rpc = CoordinatorServiceClient::new(channel(&self.url()).await);
+    }
+
     pub(crate) fn url(&self) -> String {
         self.coordinator.url()
     }

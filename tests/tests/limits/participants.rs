@@ -284,8 +284,36 @@ async fn a_participant_that_has_seen_more_than_the_log_stops_every_presumption()
     // It has evidence of an epoch that this log never had: the log was restored from a backup (P8).
     let seen = v1::LogPosition { epoch: 9, incarnation: vec![7; 16], sequence: 5 };
     let ahead = v1::Hello { seen: Some(seen), ..hello("ahead-db") };
-    let _attached = Raw::greet(&lockstep.url(), frame([Said::Hello(ahead)])).await;
-    assert_eq!(lockstep.inquire(&absent).await.unwrap().outcome(), Outcome::Unknown);
+    expect_nothing_presumed(&lockstep, ahead, &absent).await;
+}
+
+/// What it has seen of the newest epoch is all there, and of an older one it has seen more.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_participant_that_has_seen_more_of_an_older_epoch_stops_every_presumption() {
+    let mut lockstep = Lockstep::start().await;
+    let older = Raw::attach(&lockstep.url(), "first-db").await.welcome.position.unwrap();
+    lockstep.restart().await;
+    let newest = Raw::attach(&lockstep.url(), "second-db").await.welcome.position.unwrap();
+    assert!(newest.epoch > older.epoch);
+    let gtrid = lockstep.begin().await;
+    let absent = format!("{}.{}0123abcd", newest.epoch, &gtrid.split_once('.').unwrap().1[..24]);
+    let said = |name: &str, older| {
+        let seen_of_epochs = vec![newest.clone(), older];
+        v1::Hello { seen: Some(newest.clone()), seen_of_epochs, ..hello(name) }
+    };
+    let fits = said("fits-db", older.clone());
+    let raw = Raw::greet(&lockstep.url(), frame([Said::Hello(fits)])).await.unwrap();
+    assert_eq!(raw.welcome.settled, [older.epoch], "it was sealed when the newest one began");
+    assert_eq!(lockstep.inquire(&absent).await.unwrap().outcome(), Outcome::RolledBack);
+    let ahead = said("ahead-db", v1::LogPosition { sequence: older.sequence + 1, ..older });
+    expect_nothing_presumed(&lockstep, ahead, &absent).await;
+}
+
+/// Once this participant has attached.
+async fn expect_nothing_presumed(lockstep: &Lockstep, ahead: v1::Hello, absent: &str) {
+    let raw = Raw::greet(&lockstep.url(), frame([Said::Hello(ahead)])).await.unwrap();
+    assert_eq!(raw.welcome.settled, Vec::<u32>::new());
+    assert_eq!(lockstep.inquire(absent).await.unwrap().outcome(), Outcome::Unknown);
     let begun = lockstep.begin_with(v1::BeginRequest::default()).await;
     let status = begun.expect_err("nothing new begins");
     assert_eq!(refusal(&status), (Code::FailedPrecondition, "LOG_BEHIND".to_owned()));

@@ -18,6 +18,7 @@ pub(crate) struct Raw {
     outgoing: mpsc::Sender<ParticipantFrame>,
     incoming: Streaming<CoordinatorFrame>,
     heard: VecDeque<Heard>,
+    pub(crate) welcome: v1::Welcome,
 }
 
 /// A hello that fits, for a database that nobody knows yet.
@@ -51,9 +52,10 @@ impl Raw {
         let stream = futures::stream::poll_fn(move |context| frames.poll_recv(context));
         let mut client = ParticipantServiceClient::new(channel(url).await);
         let incoming = client.attach(stream).await?.into_inner();
-        let mut raw = Self { name: String::new(), outgoing, incoming, heard: VecDeque::new() };
+        let (heard, welcome) = (VecDeque::new(), v1::Welcome::default());
+        let mut raw = Self { name: String::new(), outgoing, incoming, heard, welcome };
         match raw.next().await? {
-            Heard::Welcome(_) => Ok(raw),
+            Heard::Welcome(welcome) => Ok(Self { welcome, ..raw }),
             other => panic!("the first message is a welcome, not {other:?}"),
         }
     }

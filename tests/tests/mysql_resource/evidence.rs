@@ -36,8 +36,8 @@ impl Site {
         self.resource.old_evidence(self.cluster, HOUR, 100).await.unwrap()
     }
 
-    /// What a new process would say of the newest position.
-    async fn seen(&self) -> Option<LogPosition> {
+    /// What a new process would say of the newest positions.
+    async fn seen(&self) -> Positions {
         self.other_instance().await.attachment.seen
     }
 }
@@ -89,6 +89,11 @@ async fn evidence_is_old_when_the_deadline_of_its_branch_is_long_past() {
     assert_eq!(site.old().await, []);
     site.age(&[&fence], 61).await;
     site.age(&[&branch], 62).await;
+    // It may have been committed just now: its retention counts from here.
+    assert_eq!(site.old().await, [EvidenceRow { branch: fence.clone(), fate: Fate::RolledBack }]);
+    site.age(&[&branch], 59).await;
+    assert_eq!(site.old().await.len(), 1);
+    site.age(&[&branch], 62).await;
     let rows = [
         EvidenceRow { branch: branch.clone(), fate: Fate::Committed },
         EvidenceRow { branch: fence.clone(), fate: Fate::RolledBack },
@@ -101,25 +106,86 @@ async fn evidence_is_old_when_the_deadline_of_its_branch_is_long_past() {
     assert_eq!(neighbour.old_evidence(site.cluster, HOUR, 9).await.unwrap(), []);
 }
 
+/// Whoever was told to commit a branch must find its evidence, be the commit hours late, or done again after a failover, or by hand.
 #[tokio::test]
-async fn forgetting_removes_rows_by_key_and_keeps_the_newest_position() {
+async fn evidence_of_a_late_commit_is_kept_as_long_as_any_other() {
+    let site = Site::new().await;
+    let branches = [site.committed(1, 1_000, position(1)).await, site.committed(1, 1_000, position(1)).await];
+    site.age(&[&branches[0], &branches[1]], 600).await;
+    let old = async |retention, limit| {
+        site.resource.old_evidence(site.cluster, retention, limit).await.unwrap().len()
+    };
+    for _again in 0..2 {
+        assert_eq!(old(HOUR, 100).await, 0, "they were seen just now");
+    }
+    tokio::time::sleep(Duration::from_millis(1_500)).await;
+    assert_eq!(old(Duration::from_secs(1), 100).await, 2, "seen a second ago");
+    // What is committed in one phase was never in doubt, and a list that is full of new rows hides no old ones.
+    let late = site.committed(1, 1_000, position(1)).await;
+    site.age(&[&late], 660).await;
+    assert_eq!(old(Duration::from_secs(1), 1).await, 1);
+    let at_once = site.branch();
+    let mut open = site.resource.begin(&at_once, LONG).await.unwrap();
+    run(&mut open, &take_from(1)).await.unwrap();
+    let fate = site.resource.commit_one_phase(&at_once, open, &position(1)).await;
+    assert_eq!(fate, Ok(Fate::Committed));
+    site.age(&[&at_once], 120).await;
+    let rows = site.old().await;
+    assert_eq!(rows, [EvidenceRow { branch: at_once, fate: Fate::Committed }]);
+}
+
+#[tokio::test]
+async fn forgetting_removes_rows_by_key_and_keeps_the_newest_position_of_each_epoch() {
     let site = Site::new().await;
     site.resource.bind(site.cluster).await.unwrap();
-    assert_eq!(site.seen().await, None);
+    assert_eq!(site.seen().await, seen([]));
     let newest = site.committed(1, 1_000, position_in(2, 7)).await;
     let other = site.committed(1, 2_000, position_in(1, 900)).await;
     let stays = site.committed(1, 3_000, position_in(2, 6)).await;
-    assert_eq!(site.seen().await, Some(position_in(2, 7)));
+    let both = seen([position_in(1, 900), position_in(2, 7)]);
+    assert_eq!(site.seen().await, both);
 
     site.resource.forget(&[newest.clone(), other.clone()]).await.unwrap();
     site.resource.forget(&[newest, other]).await.unwrap();
     site.resource.forget(&[]).await.unwrap();
     assert_eq!(site.scalar::<String>("SELECT xid FROM lockstep_evidence").await, stays.to_string());
-    assert_eq!(site.seen().await, Some(position_in(2, 7)), "P8: what was pruned is still known to have been");
+    assert_eq!(site.seen().await, both, "P8: what was pruned is still known to have been");
     site.resource.forget(&[stays]).await.unwrap();
-    assert_eq!(site.seen().await, Some(position_in(2, 7)));
+    assert_eq!(site.seen().await, both);
     site.committed(1, 4_000, position_in(2, 8)).await;
-    assert_eq!(site.seen().await, Some(position_in(2, 8)));
+    assert_eq!(site.seen().await, seen([position_in(1, 900), position_in(2, 8)]));
+}
+
+/// As an SDK has left it that knew one position only: the table is made, and what was kept counts with the rest.
+#[tokio::test]
+async fn the_one_position_that_an_older_sdk_has_kept_is_still_reported() {
+    let site = Site::new().await;
+    site.resource.bind(site.cluster).await.unwrap();
+    let other = site.committed(1, 1_000, position_in(1, 900)).await;
+    let as_it_was = "DROP TABLE lockstep_positions; UPDATE lockstep_identity \
+         SET seen_epoch = 2, seen_incarnation = '07070707070707070707070707070707', seen_sequence = 7";
+    sqlx::raw_sql(as_it_was).execute(&site.pool).await.unwrap();
+    let both = seen([position_in(1, 900), position_in(2, 7)]);
+    assert_eq!(site.seen().await, both);
+    site.resource.forget(&[other]).await.unwrap();
+    assert_eq!(site.seen().await, both);
+}
+
+/// An epoch that was sealed when a newer one began.
+#[tokio::test]
+async fn what_is_settled_goes_with_the_position_that_settles_it() {
+    let site = Site::new().await;
+    site.resource.bind(site.cluster).await.unwrap();
+    for (id, epoch) in [(1, 1), (2, 2)] {
+        let branch = site.prepared(id).await;
+        assert_eq!(site.resource.commit(&branch, &position_in(epoch, 5)).await, Ok(Fate::Committed));
+        site.resource.forget(&[branch]).await.unwrap();
+    }
+    let first = position_in(1, 0).epoch;
+    site.resource.settle(&position_in(3, 1), &[first]).await.unwrap();
+    let left = seen([position_in(2, 5), position_in(3, 1)]);
+    assert_eq!(site.seen().await, left);
+    assert_eq!(site.resource.attach(&name(NAME)).await.unwrap().seen, left, "nor has the process kept it");
 }
 
 /// The decision about a branch is newer than what its evidence knows.
@@ -130,7 +196,7 @@ async fn a_process_remembers_the_newest_position_that_it_was_told() {
     assert_eq!(site.resource.commit(&branch, &position(50)).await, Ok(Fate::Committed));
     assert_eq!(site.resource.commit(&branch, &position(40)).await, Ok(Fate::Committed));
     let attachment = site.resource.attach(&name(NAME)).await.unwrap();
-    assert_eq!(attachment.seen, Some(position(50)));
+    assert_eq!(attachment.seen, seen([position(50)]));
 }
 
 /// P19: a range of rows, or a scan, would wait for the row of a prepared branch, and keep out new ones.

@@ -18,7 +18,9 @@ use std::time::Duration;
 
 use lockstep::resource::mysql::{MySql, OpenBranch};
 use lockstep::resource::{Attachment, BranchId, Fate, Prepared, Resource as _, Unresolved};
-use lockstep_proto::{Bqual, ClusterId, Epoch, Gtrid, Incarnation, LogPosition, ResourceManagerName, Xid};
+use lockstep_proto::{
+    Bqual, ClusterId, Epoch, Gtrid, Incarnation, LogPosition, Positions, ResourceManagerName, Xid,
+};
 use lockstep_tests::harness::mariadb::{Database, MariaDbServer, fresh_database};
 use sqlx::mysql::{MySqlConnectOptions, MySqlPoolOptions};
 use sqlx::{AssertSqlSafe, MySqlConnection, MySqlPool};
@@ -209,6 +211,11 @@ fn branch_begun(cluster: ClusterId, name: &ResourceManagerName, epoch: u32, unix
 
 fn position(sequence: u64) -> LogPosition {
     position_in(1, sequence)
+}
+
+/// What an attachment says that was seen.
+fn seen<const N: usize>(positions: [LogPosition; N]) -> Positions {
+    positions.into_iter().collect()
 }
 
 fn position_in(epoch: u32, sequence: u64) -> LogPosition {

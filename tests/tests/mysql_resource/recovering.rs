@@ -339,8 +339,8 @@ async fn what_the_server_says_it_did_is_acknowledged_only_if_it_did() {
 
 /// SQL that gives `branch` the evidence of another one.
 fn evidence_like(another: &BranchId, branch: &BranchId) -> String {
-    let columns =
-        "kind, deadline, resource_manager, gtrid_uuid, gtrid_epoch, epoch, incarnation, sequence, written_at";
+    let columns = "kind, deadline, noticed, resource_manager, gtrid_uuid, gtrid_epoch, epoch, incarnation, sequence, \
+         written_at";
     format!(
         "INSERT INTO lockstep_evidence (xid, {columns}) \
          SELECT '{branch}', {columns} FROM lockstep_evidence WHERE xid = '{another}'"

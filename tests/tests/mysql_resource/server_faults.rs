@@ -159,7 +159,7 @@ async fn the_position_of_a_commit_is_as_durable_as_the_commit() {
         server.restart().unwrap();
         site = Site::attached(&url, 5, site.cluster).await;
         assert_eq!(site.amount(id).await, 99);
-        assert_eq!(site.attachment.seen, Some(position(number)));
+        assert_eq!(site.attachment.seen, seen([position(number)]));
     }
 }
 
@@ -182,14 +182,16 @@ async fn after_a_failover_a_branch_that_is_back_is_committed_again_and_a_lost_on
     let after = Site::attached(&url, 5, site.cluster).await;
     assert_eq!(after.resource.prepared(site.cluster, &name(NAME)).await, Ok(vec![is_back.xid.clone()]));
     assert_eq!(after.amount(1).await, 100, "its commit is undone");
-    assert_eq!(after.attachment.seen, None);
+    assert_eq!(after.attachment.seen, seen([]));
     // The process that lived on knows more than its database, and does not take it for kept.
-    let seen = async || site.resource.attach(&name(NAME)).await.ok().and_then(|attachment| attachment.seen);
-    eventually("it has found that its connections are gone", async || seen().await == Some(position(2)))
-        .await;
+    let found = async || site.resource.attach(&name(NAME)).await.ok().map(|attachment| attachment.seen);
+    eventually("it has found that its connections are gone", async || {
+        found().await == Some(seen([position(2)]))
+    })
+    .await;
     assert_eq!(site.commit(&is_back).await, Ok(Fate::Committed));
     assert_eq!(after.amount(1).await, 99);
-    assert_eq!(Site::attached(&url, 5, site.cluster).await.attachment.seen, Some(position(2)));
+    assert_eq!(Site::attached(&url, 5, site.cluster).await.attachment.seen, seen([position(2)]));
     assert_eq!(after.commit(&is_lost).await, Ok(Fate::RolledBack));
     assert_eq!(after.amount(2).await, 100);
 }

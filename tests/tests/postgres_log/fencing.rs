@@ -41,6 +41,36 @@ async fn a_node_whose_epoch_was_sealed_learns_it_when_it_renews_its_lease() {
     assert!(matches!(renewed, Err(AppendError::Sealed(_))), "{renewed:?}");
 }
 
+/// Of a peer that was there before, decisions may follow on the own epoch's first, whatever becomes of it later (P8).
+#[tokio::test]
+async fn what_a_peer_decides_is_not_all_there_because_the_own_epoch_is() {
+    let database = fresh_database();
+    let gone = open(&options(&database.url(), "a")).await;
+    let peer = open(&leased(&database.url(), "b")).await;
+    assert!(!peer.has_all_of(own(&gone)), "it was sealed behind the moment in which the own one began");
+    let late = open(&leased(&database.url(), "c")).await;
+    assert!(late.has_all_of(own(&gone)));
+    assert!(!late.has_all_of(own(&peer)) && !peer.has_all_of(own(&late)));
+}
+
+/// P8: it need not write anything for that.
+#[tokio::test]
+async fn a_node_whose_batches_are_gone_learns_it_when_it_renews_its_lease() {
+    let database = fresh_database();
+    let node = open(&leased(&database.url(), "a")).await;
+    for low in 0..2 {
+        decide(&node, &commit(gtrid(own(&node), 0, low))).await.unwrap();
+    }
+    node.renew(Renewal { floor_ms: 1, live: 0 }).await.unwrap();
+    database.psql("UPDATE lockstep_log.positions SET sequence = sequence - 1");
+    let renewed = node.renew(Renewal { floor_ms: 1, live: 0 }).await;
+    assert!(
+        matches!(&renewed, Err(AppendError::Unknown(why)) if why.contains("lockstep restore")),
+        "{renewed:?}"
+    );
+    assert_eq!(database.psql("SELECT count(*) FROM lockstep_log.marks WHERE name = 'behind'"), "1");
+}
+
 #[tokio::test]
 async fn a_node_whose_epoch_was_sealed_prunes_and_remembers_nothing() {
     let database = fresh_database();
@@ -156,4 +186,30 @@ async fn what_is_read_waits_for_a_write_behind_it() {
     let found = tokio::time::timeout(LONG, read).await.unwrap().unwrap().unwrap();
     assert_eq!(found[0].recorded, Recorded::Decided(decision));
     assert!(database.psql(passed).parse::<i64>().unwrap() > before);
+}
+
+/// A log that has lost the whole epoch, as after a failover to a standby that lacked it, was not taken over from. Else the node takes the
+/// same number again, and presumes of the transactions of the lost one that they were rolled back (P8).
+#[tokio::test]
+async fn an_epoch_that_the_log_has_lost_is_not_taken_for_a_sealed_one() {
+    for by in ["a write", "a renewal", "a look"] {
+        let database = fresh_database();
+        let log = open(&leased(&database.url(), "a")).await;
+        for row in
+            ["epochs WHERE number", "leases WHERE epoch", "positions WHERE epoch", "barriers WHERE epoch"]
+        {
+            database.psql(&format!("DELETE FROM lockstep_log.{row} = {}", own(&log)));
+        }
+        let told = match by {
+            "a write" => decide(&log, &commit(gtrid(own(&log), 0, 1))).await.unwrap_err().to_string(),
+            "a renewal" => log.renew(Renewal { floor_ms: 1, live: 0 }).await.unwrap_err().to_string(),
+            _look => log.epochs().await.unwrap_err().to_string(),
+        };
+        assert!(told.contains("lockstep restore"), "by {by}: {told}");
+        let over = decide(&log, &commit(gtrid(own(&log), 0, 2))).await.unwrap_err();
+        assert!(matches!(over, AppendError::Unknown(_)), "by {by}: {over}");
+        let next = open(&leased(&database.url(), "a")).await;
+        assert_eq!(own(&next), own(&log), "the same number is given out again");
+        assert!(next.status().await.unwrap().behind, "by {by}");
+    }
 }

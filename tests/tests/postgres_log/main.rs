@@ -1,8 +1,8 @@
 //! The decision log in PostgreSQL, against real servers: the contract of every log, and each rule of protocol.md that holds it
 //! together when several nodes share it.
 //!
-//! Every log here is opened with a lease that has run out already unless the test says otherwise, so that the next one that is
-//! opened seals it.
+//! Every log here is opened with a lease that has run out already unless the test says otherwise, and seals at once all whose lease has run
+//! out, which a node does only when it has waited for them.
 
 #![allow(clippy::unwrap_used, reason = "a test panics where something is not as it should be")]
 
@@ -25,7 +25,7 @@ use lockstep_coordinator::decision_log::{DecisionLog, LookUp};
 use lockstep_coordinator::engine::clock::unix_ms;
 use lockstep_coordinator::protocol::record::DecisionRecord;
 use lockstep_proto::{Epoch, Gtrid};
-use lockstep_tests::harness::postgres::{Database, fresh_database};
+use lockstep_tests::harness::postgres::{Database, PostgresServer, fresh_database};
 
 /// Longer than anything takes here on a loaded machine.
 const LONG: Duration = Duration::from_secs(60);
@@ -72,7 +72,9 @@ fn leased(url: &str, node: &str) -> Options {
 }
 
 async fn open(options: &Options) -> PostgresLog {
-    PostgresLog::open(options).await.unwrap().0
+    let (log, _opened) = PostgresLog::open(options).await.unwrap();
+    log.take_over().await.unwrap();
+    log
 }
 
 fn own(log: &PostgresLog) -> Epoch {
@@ -124,5 +126,26 @@ impl Gate {
     /// Lets everything through.
     async fn open(mut self) {
         sqlx::raw_sql("SELECT pg_advisory_unlock(42)").execute(&mut self.0).await.unwrap();
+    }
+}
+
+/// Has the server's commits wait for a standby that there is none of, or not.
+fn wait_for_nobody(server: &PostgresServer, wait: bool) {
+    let names = if wait { "= 'nobody'" } else { "= ''" };
+    server.psql("postgres", &format!("ALTER SYSTEM SET synchronous_standby_names {names}")).unwrap();
+    server.psql("postgres", "SELECT pg_reload_conf()").unwrap();
+    let now = "SELECT current_setting('synchronous_standby_names') <> ''";
+    let deadline = tokio::time::Instant::now() + LONG;
+    while (server.psql("postgres", now).unwrap() == "t") != wait {
+        assert!(tokio::time::Instant::now() < deadline, "the setting does not count");
+    }
+}
+
+/// Waits until this query of a server's own database says yes.
+async fn until_at(server: &PostgresServer, what: &str, query: &str) {
+    let deadline = tokio::time::Instant::now() + LONG;
+    while server.psql("postgres", query).unwrap() != "t" {
+        assert!(tokio::time::Instant::now() < deadline, "waited {LONG:?} for {what}");
+        tokio::time::sleep(Duration::from_millis(20)).await;
     }
 }

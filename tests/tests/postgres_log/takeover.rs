@@ -4,9 +4,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use lockstep_coordinator::decision_log::contract::{commit, gtrid};
-use lockstep_coordinator::decision_log::postgres::{Options, Renewal};
+use lockstep_coordinator::decision_log::postgres::{Options, PostgresLog, Renewal};
 use lockstep_coordinator::decision_log::{AppendError, DecisionLog, EpochState, Recorded};
-use lockstep_tests::harness::postgres::fresh_database;
+use lockstep_tests::harness::postgres::{PostgresServer, fresh_database};
 
 use super::{AT_GATE, Gate, LONG, decide, leased, look, open, options, own, until};
 
@@ -150,4 +150,92 @@ async fn a_session_that_holds_the_row_is_ended() {
     let refused = tokio::time::timeout(LONG, write).await.unwrap().unwrap();
     assert!(matches!(refused, Err(AppendError::Sealed(_))), "{refused:?}");
     assert_eq!(look(&peer, decision.gtrid).await.recorded, Recorded::Absent);
+}
+
+/// A node that has just started does not know yet whether the others are gone, or only have had no log to renew their leases in.
+#[tokio::test]
+async fn opening_seals_nobody_whose_lease_has_only_run_out() {
+    let database = fresh_database();
+    let late = open(&options(&database.url(), "a")).await;
+    let (given_up, _opened) = PostgresLog::open(&leased(&database.url(), "b")).await.unwrap();
+    given_up.close().await;
+    let (peer, opened) = PostgresLog::open(&leased(&database.url(), "c")).await.unwrap();
+    assert_eq!(opened.adopted, [own(&given_up)]);
+    assert_eq!(look(&peer, gtrid(own(&late), 0, 1)).await.epoch, EpochState::Live);
+    assert_eq!(peer.take_over().await.unwrap(), [own(&late), own(&given_up)]);
+}
+
+/// A node that was stopped between the seal and its COMMIT holds a row that is not its own.
+#[tokio::test]
+async fn a_sealer_that_holds_the_row_is_ended() {
+    use sqlx::Connection as _;
+    let database = fresh_database();
+    let peer = open(&leased(&database.url(), "c")).await;
+    let victim = open(&leased(&database.url(), "a")).await;
+    let stopped = open(&leased(&database.url(), "b")).await;
+    victim.close().await;
+    // As the other node's connection for that is called.
+    let incarnation = "SELECT left(encode(incarnation, 'hex'), 16) FROM lockstep_log.epochs WHERE number";
+    let incarnation = database.psql(&format!("{incarnation} = {}", own(&stopped)));
+    let name = format!("lockstep epoch {} {incarnation} seal", own(&stopped));
+    let mut sealer = sqlx::PgConnection::connect(&database.url()).await.unwrap();
+    let halfway = format!(
+        "SET application_name = '{name}'; BEGIN; \
+         UPDATE lockstep_log.epochs SET sealed = true, owner = {} WHERE number = {}",
+        own(&stopped),
+        own(&victim)
+    );
+    sqlx::raw_sql(sqlx::AssertSqlSafe(halfway)).execute(&mut sealer).await.unwrap();
+    let begun = tokio::time::Instant::now();
+    let adopted = async {
+        loop {
+            let adopted = peer.take_over().await.unwrap();
+            if !adopted.is_empty() {
+                return adopted;
+            }
+        }
+    };
+    assert_eq!(tokio::time::timeout(Duration::from_secs(20), adopted).await.unwrap(), [own(&victim)]);
+    assert!(begun.elapsed() < Duration::from_secs(9), "{:?}", begun.elapsed());
+    assert_eq!(look(&peer, gtrid(own(&stopped), 0, 1)).await.epoch, EpochState::Live);
+    assert!(sqlx::raw_sql("COMMIT").execute(&mut sealer).await.is_err(), "its session is over");
+}
+
+/// It ends by itself, and nothing is gained: the seal would wait for the same standby. And nobody is to break such a wait off.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_session_that_waits_for_a_standby_is_left_alone() {
+    let server = PostgresServer::start().unwrap();
+    let peer = open(&leased(&server.url("postgres"), "b")).await;
+    let log = Arc::new(open(&leased(&server.url("postgres"), "a")).await);
+    super::wait_for_nobody(&server, true);
+    let decision = commit(gtrid(own(&log), 0, 1));
+    let write = tokio::spawn({
+        let (log, decision) = (Arc::clone(&log), decision.clone());
+        async move { decide(&log, &decision).await }
+    });
+    let waits =
+        "SELECT count(*) > 0 FROM pg_stat_activity WHERE wait_event = 'SyncRep' AND query LIKE 'WITH own%'";
+    super::until_at(&server, "the write to wait for the standby", waits).await;
+    let run_out =
+        format!("UPDATE lockstep_log.leases SET expires_at = '-infinity' WHERE epoch = {}", own(&log));
+    server.psql("postgres", &format!("SET synchronous_commit = off; {run_out}")).unwrap();
+    for _attempt in 0..2 {
+        assert_eq!(peer.take_over().await.unwrap(), []);
+    }
+    assert_eq!(server.psql("postgres", waits).unwrap(), "t");
+    super::wait_for_nobody(&server, false);
+    assert_eq!(tokio::time::timeout(LONG, write).await.unwrap().unwrap(), Ok(()));
+    assert_eq!(peer.take_over().await.unwrap(), [own(&log)]);
+    assert_eq!(peer.unfinished(None, 10).await.unwrap(), [decision]);
+}
+
+/// A renewal may still be under way when a node gives its lease up.
+#[tokio::test]
+async fn a_lease_that_was_given_up_is_not_renewed() {
+    let database = fresh_database();
+    let log = open(&leased(&database.url(), "a")).await;
+    let given_up = "SELECT expires_at = '-infinity' FROM lockstep_log.leases";
+    database.psql("UPDATE lockstep_log.leases SET expires_at = '-infinity'");
+    log.renew(Renewal { floor_ms: 1, live: 1 }).await.unwrap();
+    assert_eq!(database.psql(given_up), "t");
 }

@@ -4,6 +4,7 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 
+use lockstep_coordinator::decision_log::DecisionLog as _;
 use lockstep_coordinator::decision_log::postgres::PostgresLog;
 use lockstep_tests::harness::postgres::{PostgresServer, give_to_server};
 

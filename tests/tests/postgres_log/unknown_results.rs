@@ -15,7 +15,7 @@ use super::{AT_GATE, Gate, LONG, decide, leased, look, open, own, until};
 /// The server's process of the connection that writes under this log's epoch.
 fn writing_process(database: &Database, log: &PostgresLog) -> Pid {
     let query = format!(
-        "SELECT pid FROM pg_stat_activity WHERE datname = current_database() AND application_name LIKE 'lockstep epoch {} %'",
+        "SELECT pid FROM pg_stat_activity WHERE datname = current_database() AND application_name ~ '^lockstep epoch {} [0-9a-f]+$'",
         own(log)
     );
     Pid::from_raw(database.psql(&query).parse().unwrap()).unwrap()
@@ -159,4 +159,31 @@ async fn a_decision_that_finds_no_server_is_refused() {
         matches!(&refused, Err(AppendError::Refused(why)) if why.contains("cannot be reached")),
         "{refused:?}"
     );
+}
+
+/// Else one server process after the other waits for the row, until the server takes no more connections.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_write_that_stays_unknown_holds_no_more_connections_than_one_and_the_next() {
+    let server = PostgresServer::start().unwrap();
+    let options = Options { patience: Duration::from_secs(1), ..leased(&server.url("postgres"), "a") };
+    let log = Arc::new(open(&options).await);
+    decide(&log, &commit(gtrid(own(&log), 0, 200))).await.unwrap();
+    super::wait_for_nobody(&server, true);
+    let decision = commit(gtrid(own(&log), 0, 1));
+    let write = spawn(&log, &decision);
+    let waiting = "SELECT count(*) FROM pg_stat_activity WHERE query LIKE '%lockstep_log.epochs%' \
+         AND state <> 'idle' AND pid <> pg_backend_pid()";
+    // Long enough for several attempts to settle it.
+    tokio::time::sleep(Duration::from_secs(12)).await;
+    let mut seen = Vec::new();
+    for _look in 0..10 {
+        seen.push(server.psql("postgres", waiting).unwrap().parse::<u32>().unwrap());
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    assert!(!write.is_finished(), "nobody was told of it");
+    // The write itself, and what waits for its row, if an attempt is under way; one that was just given up may not have ended yet.
+    assert!(seen.contains(&2) && seen.iter().all(|waiting| (1..=3).contains(waiting)), "{seen:?}");
+    super::wait_for_nobody(&server, false);
+    assert_eq!(tokio::time::timeout(LONG, write).await.unwrap().unwrap(), Ok(()));
+    assert_eq!(look(&log, decision.gtrid).await.recorded, Recorded::Decided(decision));
 }

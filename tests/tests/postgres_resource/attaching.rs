@@ -65,7 +65,7 @@ async fn instances_that_attach_at_once_find_one_identity() {
     let found: Vec<Attachment> = found.into_iter().map(Result::unwrap).collect();
     assert!(found.windows(2).all(|pair| pair[0] == pair[1]), "{found:?}");
     assert_eq!(attach(&database.url()).await.unwrap(), found[0]);
-    assert_eq!((found[0].cluster, found[0].seen, found[0].timeline), (None, None, 1));
+    assert_eq!((found[0].cluster, &found[0].seen, found[0].timeline), (None, &seen([]), 1));
 }
 
 #[tokio::test]

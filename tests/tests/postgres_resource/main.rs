@@ -18,7 +18,9 @@ use std::time::Duration;
 
 use lockstep::resource::postgres::{OpenBranch, Postgres};
 use lockstep::resource::{Attachment, BranchId, Fate, Prepared, Resource as _, Unresolved};
-use lockstep_proto::{Bqual, ClusterId, Epoch, Gtrid, Incarnation, LogPosition, ResourceManagerName, Xid};
+use lockstep_proto::{
+    Bqual, ClusterId, Epoch, Gtrid, Incarnation, LogPosition, Positions, ResourceManagerName, Xid,
+};
 use lockstep_tests::harness::postgres::{Database, PostgresServer, fresh_database};
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
 use sqlx::{AssertSqlSafe, PgConnection, PgPool};
@@ -174,6 +176,11 @@ fn branch_begun(cluster: ClusterId, name: &ResourceManagerName, epoch: u32, unix
 
 fn position(sequence: u64) -> LogPosition {
     position_in(1, sequence)
+}
+
+/// What an attachment says that was seen.
+fn seen<const N: usize>(positions: [LogPosition; N]) -> Positions {
+    positions.into_iter().collect()
 }
 
 fn position_in(epoch: u32, sequence: u64) -> LogPosition {

@@ -259,8 +259,9 @@ async fn a_branch_that_took_another_role_can_still_be_finished() {
         "CREATE ROLE took_role_service LOGIN NOINHERIT; CREATE ROLE took_role_tenant; \
          GRANT took_role_tenant TO took_role_service; GRANT ALL ON account TO took_role_tenant; \
          GRANT USAGE ON SCHEMA lockstep TO took_role_service; \
-         GRANT SELECT, INSERT, DELETE ON lockstep.evidence TO took_role_service; \
-         GRANT SELECT, INSERT, UPDATE ON lockstep.identity TO took_role_service",
+         GRANT SELECT, INSERT, UPDATE, DELETE ON lockstep.evidence TO took_role_service; \
+         GRANT SELECT, INSERT, UPDATE ON lockstep.identity TO took_role_service; \
+         GRANT SELECT, INSERT, UPDATE, DELETE ON lockstep.positions TO took_role_service",
     )
     .execute(&site.pool)
     .await

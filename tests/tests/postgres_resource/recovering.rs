@@ -177,8 +177,9 @@ async fn a_branch_of_another_role_stays_prepared_and_the_remedy_is_named() {
     let site = Site::new().await;
     sqlx::raw_sql(
         "CREATE ROLE other_role_service LOGIN; GRANT USAGE ON SCHEMA lockstep TO other_role_service; \
-         GRANT SELECT, INSERT, DELETE ON lockstep.evidence TO other_role_service; \
-         GRANT SELECT, INSERT, UPDATE ON lockstep.identity TO other_role_service",
+         GRANT SELECT, INSERT, UPDATE, DELETE ON lockstep.evidence TO other_role_service; \
+         GRANT SELECT, INSERT, UPDATE ON lockstep.identity TO other_role_service; \
+         GRANT SELECT, INSERT, UPDATE, DELETE ON lockstep.positions TO other_role_service",
     )
     .execute(&site.pool)
     .await

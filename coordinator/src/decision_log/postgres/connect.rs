@@ -110,17 +110,30 @@ pub(super) async fn run(
 pub(super) struct Connector {
     options: PgConnectOptions,
     accepted: Accepted,
+    /// How long a statement waits for a lock; zero: for ever. Less than its answer is waited for: a server's process that nobody listens
+    /// to any more would wait on, and with each attempt there would be one more of them.
+    lock_timeout: Duration,
 }
 
 impl Connector {
     /// To the database that these options name. `accepted`: settings that were told not to matter.
     pub(super) fn new(options: PgConnectOptions, accepted: Accepted) -> Self {
-        Self { options: options.disable_statement_logging(), accepted }
+        Self { options: options.disable_statement_logging(), accepted, lock_timeout: Duration::ZERO }
     }
 
     /// The same under this name, by which the server's list of sessions shows whose they are.
     pub(super) fn named(&self, application: &str) -> Self {
-        Self { options: self.options.clone().application_name(application), accepted: self.accepted }
+        Self { options: self.options.clone().application_name(application), ..self.clone() }
+    }
+
+    /// The same for statements whose answer is waited for so long.
+    pub(super) fn answering_within(&self, patience: Duration) -> Self {
+        Self { lock_timeout: patience / 2, ..self.clone() }
+    }
+
+    /// Settings that were told not to matter.
+    pub(super) fn accepted(&self) -> Accepted {
+        self.accepted
     }
 
     /// A connection whose server writes durably and is no standby.
@@ -132,26 +145,30 @@ impl Connector {
                 return Err(Failure::Lost(format!("no connection within {CONNECT_TIMEOUT:?}")).into());
             }
         };
-        run(&mut connection, CONNECT_TIMEOUT, SET_UP).await?;
-        durability::check(&mut connection, CONNECT_TIMEOUT, self.accepted).await?;
+        self.set_up(&mut connection).await?;
         Ok(connection)
+    }
+
+    async fn set_up(&self, connection: &mut PgConnection) -> Result<(), ConnectFailure> {
+        run(connection, CONNECT_TIMEOUT, SET_UP).await?;
+        durability::check(connection, CONNECT_TIMEOUT, self.accepted).await?;
+        let timeout = sqlx::query("SELECT set_config('lock_timeout', $1, false)")
+            .persistent(false)
+            .bind(self.lock_timeout.as_millis().to_string());
+        answer(CONNECT_TIMEOUT, timeout.execute(connection)).await?;
+        Ok(())
     }
 
     /// A pool of such connections, for what may wait for one another.
     pub(super) fn pool(&self, connections: u32) -> PgPool {
-        let accepted = self.accepted;
+        let connector = self.clone();
         PgPoolOptions::new()
             .max_connections(connections)
             .acquire_timeout(CONNECT_TIMEOUT)
             .idle_timeout(Duration::from_secs(60))
             .after_connect(move |connection, _metadata| {
-                async move {
-                    run(connection, CONNECT_TIMEOUT, SET_UP).await.map_err(|error| protocol(&error))?;
-                    durability::check(connection, CONNECT_TIMEOUT, accepted)
-                        .await
-                        .map_err(|error| protocol(&error))
-                }
-                .boxed()
+                let connector = connector.clone();
+                async move { connector.set_up(connection).await.map_err(|error| protocol(&error)) }.boxed()
             })
             .connect_lazy_with(self.options.clone())
     }

@@ -1,4 +1,5 @@
-//! Whether a server keeps what it has acknowledged. Asked of every new connection: after a failover it is another server.
+//! Whether a server keeps what it has acknowledged. Asked of every new connection: after a failover it is another server. And asked again
+//! with each renewal of the lease, for a server can be told otherwise while it runs.
 
 use std::fmt;
 use std::time::Duration;
@@ -90,7 +91,7 @@ pub enum Unfit {
     Standby,
 }
 
-/// Asks the server.
+/// Asks the server, and has this session keep to what it said of its own commits, whatever the server is told later.
 pub(super) async fn check(
     connection: &mut PgConnection,
     within: Duration,
@@ -99,7 +100,8 @@ pub(super) async fn check(
     let rows: Vec<(String, String, String, bool)> = answer(
         within,
         sqlx::query_as(
-            "SELECT current_setting('fsync'), current_setting('synchronous_commit'), \
+            "SELECT current_setting('fsync'), \
+                 set_config('synchronous_commit', current_setting('synchronous_commit'), false), \
                  current_setting('full_page_writes'), pg_is_in_recovery()",
         )
         .persistent(false)
@@ -110,11 +112,24 @@ pub(super) async fn check(
         if in_recovery {
             return Err(Unfit::Standby.into());
         }
-        let found = [fsync, synchronous_commit, full_page_writes];
-        for (setting, found) in Setting::ALL.into_iter().zip(found) {
-            if !setting.keeps(&found) && !accepted.has(setting) {
-                return Err(Unfit::NotDurable { setting, found }.into());
-            }
+        let found = [
+            (Setting::Fsync, fsync),
+            (Setting::SynchronousCommit, synchronous_commit),
+            (Setting::FullPageWrites, full_page_writes),
+        ];
+        judge(found, accepted)?;
+    }
+    Ok(())
+}
+
+/// Whether nothing is lost with these settings as they were found.
+pub(super) fn judge(
+    found: impl IntoIterator<Item = (Setting, String)>,
+    accepted: Accepted,
+) -> Result<(), Unfit> {
+    for (setting, found) in found {
+        if !setting.keeps(&found) && !accepted.has(setting) {
+            return Err(Unfit::NotDurable { setting, found });
         }
     }
     Ok(())

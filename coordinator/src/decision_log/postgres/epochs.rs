@@ -10,6 +10,7 @@ use lockstep_proto::{Epoch, Incarnation, LogPosition};
 use sqlx::{PgConnection, PgExecutor};
 
 use super::connect::{Failure, answer, run};
+use super::durability::Setting;
 use super::open::Options;
 use crate::decision_log::rows;
 
@@ -41,9 +42,37 @@ impl Own {
     }
 }
 
+/// What a log says of the own epoch.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Standing<T> {
+    /// It goes on.
+    Unsealed(T),
+    /// Another node has taken over.
+    Sealed,
+    /// It has no such epoch. Nothing ever removes one: the log was put back to an older state (P8).
+    Gone,
+}
+
+/// What a node says when its epoch is [`Standing::Gone`].
+pub(super) fn gone(epoch: Epoch) -> String {
+    format!(
+        "the decision log has no epoch {epoch} any more: its server has failed over to a standby that did not have it, or was \
+         restored from a backup. Stop every coordinator and run `lockstep restore`"
+    )
+}
+
 fn session_name(epoch: Epoch, incarnation: &[u8]) -> String {
     let digits: String = incarnation.iter().take(8).map(|byte| format!("{byte:02x}")).collect();
     format!("lockstep epoch {epoch} {digits}")
+}
+
+/// An epoch that was taken.
+#[derive(Debug)]
+pub(super) struct Taken {
+    /// It.
+    pub(super) own: Own,
+    /// Earlier ones that were not sealed in the snapshot from which it was taken. All others are, in any copy of the log that has it.
+    pub(super) beside: Vec<Epoch>,
 }
 
 /// Takes the next epoch, with a lease that runs out unless it is renewed. `None`: another node took that number at the same moment.
@@ -51,9 +80,10 @@ pub(super) async fn take(
     connection: &mut PgConnection,
     options: &Options,
     floor_ms: i64,
-) -> Result<Option<Own>, Failure> {
+) -> Result<Option<Taken>, Failure> {
     let incarnation = Incarnation::from_bytes(rand::random());
-    let statement = sqlx::query_scalar(
+    // One statement, and so one snapshot: what it lists as unsealed is complete below the number that it takes.
+    let statement = sqlx::query_as(
         "WITH taken AS ( \
              INSERT INTO lockstep_log.epochs (number, incarnation) \
              SELECT coalesce(max(number), 0) + 1, $1 FROM lockstep_log.epochs RETURNING number \
@@ -63,19 +93,22 @@ pub(super) async fn take(
              INSERT INTO lockstep_log.leases (epoch, node, address, expires_at, floor_ms) \
              SELECT number, $2, $3, clock_timestamp() + $4 * interval '1 millisecond', $5 FROM taken \
          ) \
-         SELECT number FROM taken",
+         SELECT number, ARRAY(SELECT number FROM lockstep_log.epochs WHERE NOT sealed) FROM taken",
     )
     .bind(incarnation.as_bytes().as_slice())
     .bind(&options.node)
     .bind(options.address.as_deref().unwrap_or_default())
     .bind(millis(options.lease))
     .bind(floor_ms);
-    let numbers: Vec<i64> = match answer(PATIENCE, statement.fetch_all(connection)).await {
+    let rows: Vec<(i64, Vec<i64>)> = match answer(PATIENCE, statement.fetch_all(connection)).await {
         Err(failure) if failure.is(Failure::DUPLICATE_KEY) => return Ok(None),
         taken => taken?,
     };
-    let epoch = numbers.first().and_then(|number| epoch(*number));
-    Ok(epoch.map(|epoch| Own { epoch, incarnation, generation: 1, sequence: 0 }))
+    let taken = |(number, unsealed): (i64, Vec<i64>)| {
+        let own = Own { epoch: epoch(number)?, incarnation, generation: 1, sequence: 0 };
+        Some(Taken { own, beside: unsealed.into_iter().filter_map(epoch).collect() })
+    };
+    Ok(rows.into_iter().next().and_then(taken))
 }
 
 /// The epoch of this number. The table holds no others than there are.
@@ -89,22 +122,40 @@ pub(super) fn millis(duration: Duration) -> f64 {
 }
 
 /// Raises the own epoch's generation, after all writes of the old one: they have been done, or never will be (P2). The new
-/// generation and the newest forced batch; `None` if the epoch is sealed.
-pub(super) async fn fence(connection: &mut PgConnection, own: &Own) -> Result<Option<Own>, Failure> {
+/// generation and the newest forced batch.
+pub(super) async fn fence(
+    connection: &mut PgConnection,
+    within: Duration,
+    own: &Own,
+) -> Result<Standing<Own>, Failure> {
     let statement = sqlx::query_scalar(
         "UPDATE lockstep_log.epochs SET generation = generation + 1 \
          WHERE number = $1 AND incarnation = $2 AND NOT sealed RETURNING generation",
     )
     .bind(i64::from(own.epoch.get()))
     .bind(own.incarnation.as_bytes().as_slice());
-    let generations: Vec<i64> = answer(PATIENCE, statement.fetch_all(&mut *connection)).await?;
-    let Some(generation) = generations.first() else { return Ok(None) };
+    let generations: Vec<i64> = answer(within, statement.fetch_all(&mut *connection)).await?;
+    let Some(generation) = generations.first() else { return is_over(connection, within, own).await };
     // In a statement of its own: the one before may have waited for the batch that this has to count.
     let sequence = sqlx::query_scalar("SELECT sequence FROM lockstep_log.positions WHERE epoch = $1")
         .bind(i64::from(own.epoch.get()));
-    let sequences: Vec<i64> = answer(PATIENCE, sequence.fetch_all(connection)).await?;
+    let sequences: Vec<i64> = answer(within, sequence.fetch_all(connection)).await?;
     let sequence = sequences.first().map_or(own.sequence, |sequence| sequence.cast_unsigned());
-    Ok(Some(Own { generation: *generation, sequence, ..*own }))
+    Ok(Standing::Unsealed(Own { generation: *generation, sequence, ..*own }))
+}
+
+/// Why there is no unsealed row of the own epoch.
+async fn is_over<T>(
+    connection: &mut PgConnection,
+    within: Duration,
+    own: &Own,
+) -> Result<Standing<T>, Failure> {
+    let statement =
+        sqlx::query_scalar("SELECT number FROM lockstep_log.epochs WHERE number = $1 AND incarnation = $2")
+            .bind(i64::from(own.epoch.get()))
+            .bind(own.incarnation.as_bytes().as_slice());
+    let rows: Vec<i64> = answer(within, statement.fetch_all(connection)).await?;
+    Ok(if rows.is_empty() { Standing::Gone } else { Standing::Sealed })
 }
 
 /// Locks the own epoch's row for a write that is no decision, inside of an open transaction. Whether the epoch is unsealed and as this
@@ -139,28 +190,46 @@ pub struct NodeAddress {
     pub address: String,
 }
 
-/// Renews the own lease. Who shares the log, newest first, so that after many short lives the living are among those that are told of; `None`
-/// if the own epoch is sealed.
+/// What a renewal found.
+pub(super) struct Renewed {
+    /// Who shares the log, newest first, so that after many short lives the living are among those that are told of.
+    pub(super) nodes: Vec<NodeAddress>,
+    /// The newest forced batch of the own epoch, as the log has it (P8).
+    pub(super) sequence: u64,
+    /// What the server's settings are now.
+    pub(super) settings: [(Setting, String); 2],
+}
+
+/// Sealed, numbers and addresses of nodes, the newest batch, `fsync`, `full_page_writes`; what was set.
+type RenewedRow = (bool, Vec<i64>, Vec<String>, Option<i64>, String, String, String);
+
+/// Renews the own lease, unless it was given up.
 pub(super) async fn renew(
     connection: &mut PgConnection,
+    within: Duration,
     own: &Own,
     lease: Duration,
     renewal: Renewal,
-) -> Result<Option<Vec<NodeAddress>>, Failure> {
+) -> Result<Standing<Renewed>, Failure> {
     let column = |number: u64| i64::try_from(number).unwrap_or(i64::MAX);
     // Not forced: a lease that a crash of the server forgets was only shorter.
     let statement = sqlx::query_as(
-        "WITH renewed AS ( \
-             UPDATE lockstep_log.leases SET expires_at = clock_timestamp() + $2 * interval '1 millisecond', \
-                 floor_ms = greatest(floor_ms, $3), live = $4 WHERE epoch = $1 \
+        "WITH own AS ( \
+             SELECT number, sealed FROM lockstep_log.epochs WHERE number = $1 AND incarnation = $5 \
+         ), renewed AS ( \
+             UPDATE lockstep_log.leases AS l SET expires_at = clock_timestamp() + $2 * interval '1 millisecond', \
+                 floor_ms = greatest(floor_ms, $3), live = $4 \
+             FROM own WHERE l.epoch = own.number AND NOT own.sealed AND l.expires_at <> '-infinity' \
          ), listed AS ( \
              SELECT e.number, l.address FROM lockstep_log.epochs AS e \
              JOIN lockstep_log.leases AS l ON l.epoch = e.number \
              WHERE NOT e.sealed AND l.address <> '' AND l.expires_at <> '-infinity' ORDER BY e.number DESC LIMIT $6 \
          ) \
-         SELECT ARRAY(SELECT number FROM listed ORDER BY number DESC), \
-             ARRAY(SELECT address FROM listed ORDER BY number DESC), set_config('synchronous_commit', 'off', true) \
-         FROM lockstep_log.epochs AS e WHERE e.number = $1 AND e.incarnation = $5 AND NOT e.sealed",
+         SELECT sealed, ARRAY(SELECT number FROM listed ORDER BY number DESC), \
+             ARRAY(SELECT address FROM listed ORDER BY number DESC), \
+             (SELECT sequence FROM lockstep_log.positions WHERE epoch = $1), \
+             current_setting('fsync'), current_setting('full_page_writes'), set_config('synchronous_commit', 'off', true) \
+         FROM own",
     )
     .bind(i64::from(own.epoch.get()))
     .bind(millis(lease))
@@ -168,11 +237,16 @@ pub(super) async fn renew(
     .bind(column(renewal.live))
     .bind(own.incarnation.as_bytes().as_slice())
     .bind(i64::try_from(MAX_NODES).expect("a few"));
-    let rows: Vec<(Vec<i64>, Vec<String>, String)> =
-        answer(PATIENCE, statement.fetch_all(connection)).await?;
-    let Some((numbers, addresses, _set)) = rows.into_iter().next() else { return Ok(None) };
+    let rows: Vec<RenewedRow> = answer(within, statement.fetch_all(connection)).await?;
+    let Some((sealed, numbers, addresses, sequence, fsync, full_page_writes, _set)) = rows.into_iter().next()
+    else {
+        return Ok(Standing::Gone);
+    };
     let node = |(number, address)| epoch(number).map(|epoch| NodeAddress { epoch, address });
-    Ok(Some(numbers.into_iter().zip(addresses).filter_map(node).collect()))
+    let nodes = numbers.into_iter().zip(addresses).filter_map(node).collect();
+    let sequence = sequence.unwrap_or(0).cast_unsigned();
+    let settings = [(Setting::Fsync, fsync), (Setting::FullPageWrites, full_page_writes)];
+    Ok(if sealed { Standing::Sealed } else { Standing::Unsealed(Renewed { nodes, sequence, settings }) })
 }
 
 /// Tells the other nodes that nothing which is live here, or will be, is older than this (P7).
@@ -196,11 +270,16 @@ pub(super) async fn publish_floor(
     answer(PATIENCE, statement.execute(executor)).await.map(drop)
 }
 
-/// Lets the own lease run out now, so that a peer takes over at its next look.
+/// Lets the own lease run out now, so that a peer takes over at its next look. Not forced, so that it does not wait for a standby that is
+/// away: a lease that is there again after a crash of the server only lasts longer.
 pub(super) async fn release(connection: &mut PgConnection, own: &Own) -> Result<(), Failure> {
-    let statement =
-        sqlx::query("UPDATE lockstep_log.leases SET expires_at = '-infinity', live = 0 WHERE epoch = $1")
-            .bind(i64::from(own.epoch.get()));
+    let statement = sqlx::query(
+        "WITH released AS ( \
+             UPDATE lockstep_log.leases SET expires_at = '-infinity', live = 0 WHERE epoch = $1 \
+         ) \
+         SELECT set_config('synchronous_commit', 'off', true)",
+    )
+    .bind(i64::from(own.epoch.get()));
     answer(PATIENCE, statement.execute(connection)).await.map(drop)
 }
 
@@ -300,14 +379,34 @@ async fn hold_unsealed(connection: &mut PgConnection, own: &Own) -> Result<bool,
     Ok(!rows.is_empty())
 }
 
-/// Ends the sessions that write under an epoch which cannot be sealed because one of them holds its row: a node that was stopped
-/// in the middle of a statement would hold it for ever (P5). What such a session had not committed is undone by the server.
-pub(super) async fn end_sessions(connection: &mut PgConnection, sealed: &Expired) -> Result<u64, Failure> {
+/// The server's process of this connection.
+pub(super) async fn process(connection: &mut PgConnection) -> Result<i32, Failure> {
+    let statement = sqlx::query_scalar("SELECT pg_backend_pid()");
+    let pids: Vec<i32> = answer(PATIENCE, statement.fetch_all(connection)).await?;
+    Ok(pids.into_iter().next().expect("a SELECT without FROM has one row"))
+}
+
+/// Ends the sessions that keep `sealer`, a server's process, from sealing an epoch: a node that was stopped in the middle of a statement
+/// would hold a row for ever (P5). Those are the sessions of that epoch, and whichever of another node holds the row: one that was
+/// stopped while it was sealing. What such a session had not committed is undone by the server. How many were ended.
+///
+/// Those that wait for a standby are left alone: they have committed, and end as soon as it is there, for which the seal waits too.
+pub(super) async fn end_sessions(
+    connection: &mut PgConnection,
+    sealed: &Expired,
+    sealer: i32,
+) -> Result<u64, Failure> {
     let statement = sqlx::query_scalar(
-        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity \
-         WHERE application_name = $1 AND datname = current_database() AND pid <> pg_backend_pid()",
+        "WITH holders AS MATERIALIZED (SELECT pg_blocking_pids($2) AS pids) \
+         SELECT pg_terminate_backend(a.pid) FROM pg_stat_activity AS a, holders \
+         WHERE a.datname = current_database() AND cardinality(holders.pids) > 0 \
+             AND a.wait_event IS DISTINCT FROM 'SyncRep' \
+             AND (a.application_name = $1 OR starts_with(a.application_name, $1 || ' ') \
+                 OR (a.pid = ANY (holders.pids) AND a.wait_event_type IS DISTINCT FROM 'Lock' \
+                     AND starts_with(a.application_name, 'lockstep epoch ')))",
     )
-    .bind(&sealed.session);
+    .bind(&sealed.session)
+    .bind(sealer);
     let ended: Vec<bool> = answer(PATIENCE, statement.fetch_all(connection)).await?;
     Ok(ended.len() as u64)
 }

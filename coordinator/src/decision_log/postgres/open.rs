@@ -1,4 +1,5 @@
-//! Opening the log: the schema, a new epoch with a lease, and the epochs whose lease has run out.
+//! Opening the log: the schema, a new epoch with a lease, and the epochs that were given up, or that this node left. Whether another node is
+//! gone, one that has just started cannot know: after an outage of the log all leases have run out.
 
 use std::str::FromStr;
 use std::time::Duration;
@@ -9,7 +10,7 @@ use sqlx::postgres::PgConnectOptions;
 
 use super::connect::{ConnectFailure, Connector, Failure, answer};
 use super::durability::{Accepted, Unfit};
-use super::epochs::{self, Own, PATIENCE};
+use super::epochs::{self, PATIENCE, Taken};
 use super::nodes::Node;
 use super::schema::{self, SchemaError};
 use super::{PostgresLog, read};
@@ -206,12 +207,12 @@ impl Opening {
         Err(OpenError::Clock { place: self.place.clone(), off_s: off.as_secs() })
     }
 
-    async fn take_epoch(&self, connection: &mut PgConnection, options: &Options) -> Result<Own, OpenError> {
+    async fn take_epoch(&self, connection: &mut PgConnection, options: &Options) -> Result<Taken, OpenError> {
         let floor_ms = rows::column_ms(options.now_ms);
         for _attempt in 0..ATTEMPTS {
             let taken = epochs::take(connection, options, floor_ms).await;
-            if let Some(own) = taken.map_err(|failure| self.failed("take an epoch in", &failure))? {
-                return Ok(own);
+            if let Some(taken) = taken.map_err(|failure| self.failed("take an epoch in", &failure))? {
+                return Ok(taken);
             }
         }
         Err(self.failed("take an epoch in", &"too many others took one at the same moment"))
@@ -273,7 +274,7 @@ pub(super) async fn known_cluster(connection: &mut PgConnection) -> Result<Clust
 }
 
 impl PostgresLog {
-    /// Opens the log under a new epoch, and seals and adopts those whose lease has run out.
+    /// Opens the log under a new epoch, and seals and adopts those that were given up, or that an earlier life of this node left.
     ///
     /// # Errors
     /// [`OpenError`]. An epoch that was taken is left to its lease.
@@ -287,10 +288,12 @@ impl PostgresLog {
         opening.check_clock(&mut connection, options.now_ms).await?;
         let cluster = cluster(&mut connection).await.map_err(|error| opening.failed("read", &error))?;
         fail::fail_point!("log-shared-open-before-epoch");
-        let own = opening.take_epoch(&mut connection, options).await?;
-        let log = Self::new(cluster, own, &opening.connector, options);
+        let taken = opening.take_epoch(&mut connection, options).await?;
+        let position = taken.own.position();
+        let log = Self::new(cluster, taken, &opening.connector, options);
         fail::fail_point!("log-shared-open-before-seal");
-        let adopted = log.take_over().await.map_err(|error| opening.failed("adopt in", &error))?;
+        let adopted =
+            log.take_over_what_was_given_up().await.map_err(|error| opening.failed("adopt in", &error))?;
         fail::fail_point!("log-shared-open-after-seal");
         let accepted = options.accepted.to_string();
         let durability = if accepted.is_empty() {
@@ -298,7 +301,6 @@ impl PostgresLog {
         } else {
             format!("PostgreSQL, INSECURE: {accepted} may be off, and decisions be lost")
         };
-        let position = own.position();
         let opened = Opened { place: opening.place, cluster, position, adopted, durability };
         Ok((log, opened))
     }

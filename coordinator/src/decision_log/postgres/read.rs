@@ -9,6 +9,7 @@ use lockstep_proto::{Epoch, Gtrid, LogPosition};
 use sqlx::{PgConnection, PgExecutor, PgPool};
 
 use super::connect::answer;
+use super::epochs::{Own, Standing};
 use crate::decision_log::restore::Marks;
 use crate::decision_log::rows::{self, RowError};
 use crate::decision_log::{EpochState, Epochs, KnownResourceManager, LogStatus, LookUp, ReadError, Recorded};
@@ -237,21 +238,25 @@ pub(super) async fn resource_managers(
     found.into_iter().map(decode).collect()
 }
 
-/// The epochs that were given out; `None` if `own` is sealed.
-pub(super) async fn epochs(pool: &PgPool, own: Epoch) -> Result<Option<Epochs>, ReadError> {
+/// The epochs that were given out, as long as the own one is unsealed.
+pub(super) async fn epochs(pool: &PgPool, own: &Own) -> Result<Standing<Epochs>, ReadError> {
     let statement = sqlx::query_as(
         "SELECT min(number) FILTER (WHERE NOT sealed), max(number), \
-             count(*) FILTER (WHERE number = $1 AND NOT sealed) FROM lockstep_log.epochs",
+             bool_or(sealed) FILTER (WHERE number = $1 AND incarnation = $2) FROM lockstep_log.epochs",
     )
-    .bind(i64::from(own.get()));
-    let rows: Vec<(Option<i64>, Option<i64>, i64)> = answer(PATIENCE, statement.fetch_all(pool)).await?;
+    .bind(i64::from(own.epoch.get()))
+    .bind(own.incarnation.as_bytes().as_slice());
+    let rows: Vec<(Option<i64>, Option<i64>, Option<bool>)> =
+        answer(PATIENCE, statement.fetch_all(pool)).await?;
+    let (sealed_below, newest, sealed) = rows.into_iter().next().expect("an aggregate has one row");
     let known = |number: Option<i64>| number.and_then(super::epochs::epoch);
-    Ok(rows.into_iter().find_map(|(sealed_below, newest, own)| {
-        match (known(sealed_below), known(newest), own) {
-            (Some(sealed_below), Some(newest), 1) => Some(Epochs { sealed_below, newest }),
-            _own_is_sealed => None,
+    Ok(match (sealed, known(sealed_below), known(newest)) {
+        (Some(true), _, _) => Standing::Sealed,
+        (Some(false), Some(sealed_below), Some(newest)) => {
+            Standing::Unsealed(Epochs { sealed_below, newest })
         }
-    }))
+        (None, _, _) | (Some(false), _, _) => Standing::Gone,
+    })
 }
 
 /// The earliest time of anything that is live, or will be, at another node; `None` if there is no other.

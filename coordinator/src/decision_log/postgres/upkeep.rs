@@ -4,7 +4,7 @@
 //! that nodes prune one after the other; it takes the floors of every resource manager and every other node; deletes; and
 //! raises the horizon.
 
-use lockstep_proto::Gtrid;
+use lockstep_proto::{Gtrid, ResourceManagerName};
 use sqlx::{PgConnection, PgExecutor};
 
 use super::connect::{Failure, answer, run};
@@ -124,6 +124,14 @@ pub(super) async fn note_behind(executor: impl PgExecutor<'_>) -> Result<(), Fai
     answer(PATIENCE, note.execute(executor)).await.map(drop)
 }
 
+/// The same by a node that has found it out by itself. Said in the log before its life ends, so that the next one, and every other node,
+/// presumes nothing; if that fails, the participants will tell.
+pub(super) async fn leave_word(executor: impl PgExecutor<'_>) {
+    if let Err(error) = note_behind(executor).await {
+        tracing::error!(%error, "that the decision log has lost something could not be noted in it");
+    }
+}
+
 /// Writes what is new of a resource manager. Its identity is fixed, and the highest timeline stays.
 pub(super) async fn remember(
     connection: &mut PgConnection,
@@ -137,17 +145,41 @@ pub(super) async fn remember(
     Ok(())
 }
 
+/// The log's own record with another floor.
+pub(super) async fn remember_floor(
+    connection: &mut PgConnection,
+    own: &Own,
+    name: &ResourceManagerName,
+    floor: Gtrid,
+) -> Result<(), Undone> {
+    begin(connection, own).await?;
+    let Some(known) = hold(connection, name).await? else {
+        return Err(Undone(format!("{name} is not known")));
+    };
+    remember_within(connection, &KnownResourceManager { floor: Some(floor), ..known }).await?;
+    run(connection, PATIENCE, "COMMIT").await?;
+    Ok(())
+}
+
+/// A resource manager as the log has it, which nobody changes before this transaction ends.
+async fn hold(
+    connection: &mut PgConnection,
+    name: &ResourceManagerName,
+) -> Result<Option<KnownResourceManager>, Undone> {
+    let before =
+        sqlx::query_scalar("SELECT record FROM lockstep_log.resource_managers WHERE name = $1 FOR UPDATE")
+            .bind(name.as_str());
+    let before: Vec<Vec<u8>> = answer(PATIENCE, before.fetch_all(&mut *connection)).await?;
+    let before = before.first().map(|record| rows::decode_resource_manager(name.as_str(), record));
+    Ok(before.transpose().map_err(|error| read::damaged(format_args!("{name}"), error))?)
+}
+
 /// The same in a transaction that is open already.
 pub(super) async fn remember_within(
     connection: &mut PgConnection,
     known: &KnownResourceManager,
 ) -> Result<(), Undone> {
-    let before =
-        sqlx::query_scalar("SELECT record FROM lockstep_log.resource_managers WHERE name = $1 FOR UPDATE")
-            .bind(known.name.as_str());
-    let before: Vec<Vec<u8>> = answer(PATIENCE, before.fetch_all(&mut *connection)).await?;
-    let before = before.first().map(|record| rows::decode_resource_manager(known.name.as_str(), record));
-    let before = before.transpose().map_err(|error| read::damaged(format_args!("{}", known.name), error))?;
+    let before = hold(connection, &known.name).await?;
     let mut now = known.clone();
     if let Some(before) = &before {
         if before.identity != now.identity {

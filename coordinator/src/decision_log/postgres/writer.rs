@@ -5,7 +5,8 @@
 //! whatever holds the epoch's row, and from then on no write of the old generation finds it. Only then is the batch looked for,
 //! in a snapshot of its own: it is there, or it never will be.
 //!
-//! As long as the server cannot be reached, this waits: nobody is told anything meanwhile, and nothing is concluded.
+//! As long as the server cannot be reached, this waits: nobody is told anything meanwhile, and nothing is concluded. Where the row is held, the
+//! server itself breaks the waiting off before this process does: else each attempt would leave a process of the server behind that waits.
 
 use std::time::Duration;
 
@@ -15,7 +16,7 @@ use tokio::time::Instant;
 
 use super::append::{Appended, Changes, MISFIT, SECOND_DECISION, append, contradiction};
 use super::connect::{ConnectFailure, Connector, Failure, answer};
-use super::epochs::{self, Own};
+use super::epochs::{self, Own, Standing};
 use super::{barrier, read, upkeep};
 use crate::decision_log::{AppendError, ReadError};
 
@@ -84,8 +85,8 @@ pub(super) struct Writer {
 
 impl Writer {
     /// A writer under this epoch.
-    pub(super) fn new(connector: Connector, own: Own, patience: Duration) -> Self {
-        Self { line: Line::new(connector), own, patience, unsettled: false }
+    pub(super) fn new(line: Line, own: Own, patience: Duration) -> Self {
+        Self { line, own, patience, unsettled: false }
     }
 
     /// Writes all of it or nothing, however often the connection breaks.
@@ -114,6 +115,9 @@ impl Writer {
                     Ok(Settled::Sealed) => return Err(WriteError::Sealed),
                     Ok(Settled::TailLost) => {
                         return Err(lost_tail(&mut connection, self.own.sequence).await);
+                    }
+                    Ok(Settled::Gone) => {
+                        return Err(lost(&mut connection, epochs::gone(self.own.epoch)).await);
                     }
                     Ok(Settled::Written) => {
                         self.line.give_back(connection);
@@ -174,7 +178,11 @@ impl Writer {
         changes: &Changes,
         sent: bool,
     ) -> Result<Settled, ReadError> {
-        let Some(own) = epochs::fence(connection, &self.own).await? else { return Ok(Settled::Sealed) };
+        let own = match epochs::fence(connection, self.patience, &self.own).await? {
+            Standing::Unsealed(own) => own,
+            Standing::Sealed => return Ok(Settled::Sealed),
+            Standing::Gone => return Ok(Settled::Gone),
+        };
         if own.sequence < self.own.sequence {
             return Ok(Settled::TailLost);
         }
@@ -194,18 +202,26 @@ enum Settled {
     Absent,
     Sealed,
     TailLost,
+    Gone,
 }
 
-/// The log has fewer batches of this epoch than were acknowledged (P8): it is on another server by now, or was put back. Said in the log
-/// itself before this life ends, so that the next one, and every other node, presumes nothing.
+/// The log has fewer batches of this epoch than were acknowledged (P8).
 async fn lost_tail(connection: &mut PgConnection, acknowledged: u64) -> WriteError {
-    if let Err(error) = upkeep::note_behind(&mut *connection).await {
-        tracing::error!(%error, "that the decision log has lost its tail could not be noted in it");
-    }
-    WriteError::Contradiction(format!(
+    lost(connection, tail_lost(acknowledged)).await
+}
+
+/// What a node says when the log lacks batches of its epoch.
+pub(super) fn tail_lost(acknowledged: u64) -> String {
+    format!(
         "the decision log lacks batches that it had acknowledged (up to number {acknowledged}): its server has failed over to a \
          standby that did not have them, or was restored from a backup. Stop every coordinator and run `lockstep restore`"
-    ))
+    )
+}
+
+/// The log is on another server by now, or was put back (P8).
+async fn lost(connection: &mut PgConnection, why: String) -> WriteError {
+    upkeep::leave_word(&mut *connection).await;
+    WriteError::Contradiction(why)
 }
 
 /// Whether the log has every decision of these. Ends alone may be written again without harm.

@@ -13,6 +13,7 @@ use proptest::sample::{Index, select};
 use crate::decision_log::KnownResourceManager;
 use crate::decision_log::contract::{commit, committed, gtrid};
 use crate::decision_log::rows::*;
+use crate::fuzz::{config, near};
 use crate::protocol::outcome::{BranchEnd, Heuristic, Outcome};
 use crate::protocol::record::{About, DecisionKind, DecisionRecord, EndRecord};
 
@@ -195,6 +196,35 @@ proptest! {
         if let Ok(read) = decode_decision(decision.gtrid, &record) {
             // Whatever it says now is a decision that can be written again.
             prop_assert_eq!(decode_decision(read.gtrid, &encode_decision(&read)), Ok(read));
+        }
+    }
+}
+
+proptest! {
+    #![proptest_config(config())]
+
+    /// Whatever a row of the log holds, as it is and behind a checksum that fits.
+    #[test]
+    fn fuzz_log_rows(bytes in near("log-rows")) {
+        let decision = commit(gtrid(Epoch::new(3).unwrap(), 5, 7));
+        let gtrid = decision.gtrid;
+        decode_all(gtrid, &bytes, &decision);
+        for (kind, key) in [
+            (Kind::Decision, gtrid.to_bytes().to_vec()),
+            (Kind::End, [&gtrid.to_bytes()[..], &[0; 8]].concat()),
+            (Kind::Epoch, 1u32.to_be_bytes().to_vec()),
+            (Kind::ResourceManager, b"orders-db".to_vec()),
+            (Kind::Mark, b"cluster".to_vec()),
+            (Kind::Mark, b"horizon".to_vec()),
+            (Kind::Operation, 1u64.to_be_bytes().to_vec()),
+        ] {
+            let record = frame(kind, &key, &bytes);
+            decode_all(gtrid, &record, &decision);
+            let _ = decode_operation(1, None, &record);
+        }
+        if let Ok(read) = decode_decision(gtrid, &frame(Kind::Decision, &gtrid.to_bytes(), &bytes)) {
+            // Whatever it says is a decision that can be written again.
+            prop_assert_eq!(decode_decision(gtrid, &encode_decision(&read)), Ok(read));
         }
     }
 }

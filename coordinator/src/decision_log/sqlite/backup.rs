@@ -14,14 +14,14 @@ use lockstep_proto::ClusterId;
 use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqliteSynchronous};
 use sqlx::{ConnectOptions, Connection, SqliteConnection};
 
-use super::epochs::{self, mark};
+use super::epochs;
 use super::frozen::still;
 use super::read;
+use super::restore::cluster;
 use super::transaction::Fault;
 use crate::codes::Code;
-use crate::decision_log::data_dir::{DataDir, DataDirError, FORMAT_VERSION, Held};
+use crate::decision_log::data_dir::{DataDir, DataDirError, FORMAT_VERSION, Held, NoLog};
 use crate::decision_log::restore::{BEHIND, encode_behind};
-use crate::decision_log::rows;
 
 /// How long to wait for the coordinator, which holds readers up only while it starts or ends.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(10);
@@ -49,8 +49,8 @@ pub struct BackedUp {
 #[derive(Debug, thiserror::Error)]
 pub enum BackupError {
     /// There is no log.
-    #[error("there is no decision log in {}: name the directory that it is in with --data-dir", .0.display())]
-    NoLog(PathBuf),
+    #[error(transparent)]
+    NoLog(#[from] NoLog),
     /// A newer version wrote it.
     #[error(transparent)]
     Newer(DataDirError),
@@ -67,7 +67,7 @@ impl BackupError {
     #[must_use]
     pub fn code(&self) -> Code {
         match self {
-            Self::NoLog(_) => Code::NoLogThere,
+            Self::NoLog(error) => error.code(),
             Self::Newer(error) => error.code(),
             Self::Target(_) | Self::Failed(_) => Code::BackupFailed,
         }
@@ -79,9 +79,7 @@ impl BackupError {
 /// # Errors
 /// [`BackupError`].
 pub async fn back_up(from: &Path, to: &Path) -> Result<BackedUp, BackupError> {
-    if !DataDir::is_made(from) {
-        return Err(BackupError::NoLog(from.to_owned()));
-    }
+    DataDir::expect_log(from)?;
     if let Some(found) = DataDir::format(from).filter(|format| *format > FORMAT_VERSION) {
         return Err(BackupError::Newer(DataDirError::Newer { dir: from.to_owned(), found }));
     }
@@ -140,9 +138,7 @@ async fn finish(part: &Path) -> Result<(ClusterId, u32, u64), BackupError> {
 }
 
 async fn facts(copy: &mut SqliteConnection) -> Result<(ClusterId, u32, u64), Fault> {
-    let cluster = mark(copy, rows::CLUSTER).await?;
-    let cluster = cluster.ok_or_else(|| Fault::Fatal("the log has no cluster id".to_owned()))?;
-    let cluster = rows::decode_cluster(&cluster).map_err(|error| epochs::damaged("the cluster id", error))?;
+    let cluster = cluster(copy).await?;
     epochs::set_mark(copy, BEHIND, &encode_behind()).await?;
     let (epoch, transactions): (u32, i64) = sqlx::query_as(
         "SELECT (SELECT coalesce(max(number), 0) FROM epochs), (SELECT count(*) FROM transactions)",

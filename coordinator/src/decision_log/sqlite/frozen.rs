@@ -9,27 +9,25 @@ use std::path::{Path, PathBuf};
 
 use lockstep_proto::{ClusterId, Gtrid};
 use sqlx::SqlitePool;
-use sqlx::migrate::Migrator;
 use sqlx::sqlite::{SqliteConnectOptions, SqlitePoolOptions};
 use tempfile::TempDir;
 
+use super::open::SCHEMA;
 use super::read::{self, Row};
 use super::{audit, find};
 use crate::codes::Code;
 use crate::decision_log::audit::{AuditQuery, AuditRecord};
-use crate::decision_log::data_dir::{DataDir, DataDirError, FORMAT_VERSION, Held};
+use crate::decision_log::data_dir::{DataDir, DataDirError, FORMAT_VERSION, Held, NoLog};
 use crate::decision_log::restore::Marks;
 use crate::decision_log::rows;
 use crate::decision_log::{KnownResourceManager, ReadError, Recorded};
-
-static SCHEMA: Migrator = sqlx::migrate!("../migrations/sqlite");
 
 /// Why a log was not looked at.
 #[derive(Debug, thiserror::Error)]
 pub enum FrozenError {
     /// There is none.
-    #[error("there is no decision log in {}: name the directory that it is in with --data-dir", .0.display())]
-    NoLog(PathBuf),
+    #[error(transparent)]
+    NoLog(#[from] NoLog),
     /// A coordinator has it, or it cannot be read.
     #[error(transparent)]
     DataDir(#[from] DataDirError),
@@ -48,10 +46,9 @@ impl FrozenError {
     #[must_use]
     pub fn code(&self) -> Code {
         match self {
-            Self::NoLog(_) => Code::NoLogThere,
+            Self::NoLog(error) => error.code(),
             Self::DataDir(error) => error.code(),
-            Self::Unreadable { why: ReadError::Damaged(_), .. } => Code::LogDamaged,
-            Self::Unreadable { why: ReadError::Unavailable(_), .. } => Code::CannotOpenLog,
+            Self::Unreadable { why, .. } => why.code(),
         }
     }
 }
@@ -107,9 +104,7 @@ impl FrozenLog {
     /// [`FrozenError`]. Nothing was changed in any case.
     pub async fn open(dir: &Path) -> Result<Self, FrozenError> {
         let dir = std::path::absolute(dir).unwrap_or_else(|_no_current_directory| dir.to_owned());
-        if !DataDir::is_made(&dir) {
-            return Err(FrozenError::NoLog(dir));
-        }
+        DataDir::expect_log(&dir)?;
         let held = DataDir::hold(&dir)?;
         let file = DataDir::log_file_in(&dir);
         let (options, copy) = still(&file)?;

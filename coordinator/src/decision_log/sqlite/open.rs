@@ -23,7 +23,7 @@ use crate::codes::Code;
 use crate::decision_log::data_dir::{DEFAULT_MIN_FREE_BYTES, DataDir, DataDirError};
 use crate::decision_log::{AppendError, ReadError};
 
-static SCHEMA: Migrator = sqlx::migrate!("../migrations/sqlite");
+pub(super) static SCHEMA: Migrator = sqlx::migrate!("../migrations/sqlite");
 
 /// How long a write waits for another program that holds SQLite's write lock, such as a person's `sqlite3`. The log's own
 /// connections never hold each other up.

@@ -19,9 +19,7 @@ use crate::decision_log::rows::{self, EpochRow};
 /// # Errors
 /// [`RestoreError`]: nothing was done.
 pub async fn restore(dir: &Path, order: &Order) -> Result<Restoration, RestoreError> {
-    if !DataDir::is_made(dir) {
-        return Err(RestoreError::NoLog(dir.to_owned()));
-    }
+    DataDir::expect_log(dir)?;
     // A few pages are all that is written.
     let dir = DataDir::open(dir, 0).map_err(OpenError::from)?;
     let opening = Opening { file: dir.log_file() };
@@ -48,7 +46,8 @@ pub async fn restore(dir: &Path, order: &Order) -> Result<Restoration, RestoreEr
     Ok(done)
 }
 
-async fn cluster(connection: &mut SqliteConnection) -> Result<ClusterId, Fault> {
+/// Whose log it is.
+pub(super) async fn cluster(connection: &mut SqliteConnection) -> Result<ClusterId, Fault> {
     let record = mark(connection, rows::CLUSTER).await?;
     let record = record.ok_or_else(|| Fault::Fatal("the cluster id is missing".to_owned()))?;
     rows::decode_cluster(&record).map_err(|error| epochs::damaged("cluster id", error))

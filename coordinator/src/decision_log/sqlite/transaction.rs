@@ -7,11 +7,9 @@
 //! belief is then worth nothing. After an unknown write nothing is written or read any more: the process has to end and
 //! begin again from what is really there (P6).
 
-use std::sync::OnceLock;
-
 use lockstep_proto::museum::mutated;
 use sqlx::SqliteConnection;
-use tokio::sync::Notify;
+use tokio::sync::SetOnce;
 
 use super::read::{code, is_damage};
 use crate::decision_log::AppendError;
@@ -39,18 +37,13 @@ impl From<sqlx::Error> for Fault {
 
 /// Why the log can no longer be trusted by this process, once that is so. The first reason stays.
 #[derive(Debug, Default)]
-pub(super) struct Broken {
-    reason: OnceLock<String>,
-    /// Told when there is one.
-    told: Notify,
-}
+pub(super) struct Broken(SetOnce<String>);
 
 impl Broken {
     /// From now on everything is refused as unknown.
     pub(super) fn set(&self, reason: &str) -> AppendError {
         // Only the first reason counts: the others follow from it.
-        self.reason.get_or_init(|| reason.to_owned());
-        self.told.notify_waiters();
+        let _earlier = self.0.set(reason.to_owned());
         AppendError::Unknown(reason.to_owned())
     }
 
@@ -59,20 +52,15 @@ impl Broken {
         if mutated("P6-goes-on-after-a-failed-write") {
             return None;
         }
-        self.reason.get().map(String::as_str)
+        self.0.get().map(String::as_str)
     }
 
     /// Waits until there is a reason.
     pub(super) async fn wait(&self) -> String {
-        loop {
-            let told = self.told.notified();
-            tokio::pin!(told);
-            // Before it is looked at: what comes in between is not missed.
-            told.as_mut().enable();
-            if let Some(reason) = self.reason() {
-                return reason.to_owned();
-            }
-            told.await;
+        let reason = self.0.wait().await;
+        match self.reason() {
+            Some(_) => reason.clone(),
+            None => std::future::pending().await,
         }
     }
 }

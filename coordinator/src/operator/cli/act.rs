@@ -17,7 +17,7 @@ pub(super) struct ActArgs {
     /// Why: it is put on record
     #[arg(long, value_name = "TEXT", required_unless_present = "dry_run")]
     reason: Option<String>,
-    /// For what cannot be taken back: the whole id, or name, once more
+    /// For what cannot be taken back: what the dry run prints, whole
     #[arg(long, value_name = "ID")]
     confirm: Option<String>,
     /// Who asks: it is put on record as a claim
@@ -67,6 +67,12 @@ pub(super) async fn act(
     Ok(Exit::Ok)
 }
 
+/// As a shell takes it for one word: a place may have a space in it.
+fn word(text: &str) -> String {
+    let plain = |c: char| c.is_alphanumeric() || "._-:/#@".contains(c);
+    if text.chars().all(plain) { text.to_owned() } else { format!("'{}'", text.replace('\'', r"'\''")) }
+}
+
 fn text(view: &ActView) -> String {
     let printable = output::printable;
     let situation = view.situation.map_or(String::new(), |situation| format!("  ({})", situation.as_str()));
@@ -81,9 +87,20 @@ fn text(view: &ActView) -> String {
         None => {
             text += &format!(
                 "to do it: --reason TEXT --confirm {} in place of --dry-run\n",
-                printable(&view.confirm)
+                printable(&word(&view.confirm))
             );
         }
     }
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::word;
+
+    #[test]
+    fn what_is_to_be_confirmed_can_be_pasted() {
+        assert_eq!(word("host:/var/lib/bank.db#8:12"), "host:/var/lib/bank.db#8:12");
+        assert_eq!(word("host:/my bank's.db#8:12"), r"'host:/my bank'\''s.db#8:12'");
+    }
 }

@@ -5,7 +5,6 @@ use serde::Serialize;
 use super::config_show;
 use super::exit::{Exit, Failure};
 use super::{output, tables};
-use crate::codes::Code;
 use crate::config::{LogPlace, Overrides};
 use crate::decision_log::postgres::{self, Node, NodeState};
 
@@ -67,9 +66,7 @@ impl From<Node> for NodeView {
 pub(super) async fn run(Command::Ls(args): Command) -> Result<Exit, Failure> {
     let config = config_show::load(&args.overrides)?.config;
     let LogPlace::Postgres(url) = &config.log else {
-        let why = "an embedded decision log has one node at a time";
-        let failure = Failure::coded(Code::SharedLogOnly, Exit::Usage, why);
-        return Err(failure.remedy("name a shared one with --log postgres://role@host/database"));
+        return Err(Failure::not_shared("an embedded decision log has one node at a time"));
     };
     let found = postgres::nodes(url, config.insecure_log_settings, args.all).await;
     let found = found.map_err(Failure::of_shared_log)?;

@@ -123,6 +123,12 @@ impl Failure {
             .remedy("raise its limits: open files (`ulimit -n`), processes (`ulimit -u`); a service has LimitNOFILE and TasksMax")
     }
 
+    /// A command for logs that are shared, and one that is not: why it makes no sense.
+    pub(super) fn not_shared(why: &str) -> Self {
+        Self::coded(Code::SharedLogOnly, Exit::Usage, why)
+            .remedy("name a shared one with --log postgres://role@host/database")
+    }
+
     /// A shared decision log that could not be worked on.
     pub(super) fn of_shared_log(error: postgres::OpenError) -> Self {
         let exit = match error {

@@ -131,11 +131,7 @@ fn failure(error: &FrozenError) -> Failure {
 }
 
 fn unreadable(error: &ReadError) -> Failure {
-    let code = match error {
-        ReadError::Damaged(_) => Code::LogDamaged,
-        ReadError::Unavailable(_) => Code::CannotOpenLog,
-    };
-    Failure::coded(code, Exit::Failed, error.to_string())
+    Failure::coded(error.code(), Exit::Failed, error.to_string())
 }
 
 /// A record that says what this version cannot show.

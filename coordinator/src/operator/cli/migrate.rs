@@ -3,7 +3,6 @@
 use super::config_show;
 use super::exit::{Exit, Failure};
 use super::output;
-use crate::codes::Code;
 use crate::config::{LogPlace, Overrides};
 use crate::decision_log::postgres;
 
@@ -16,9 +15,7 @@ pub(super) struct Args {
 pub(super) async fn run(args: Args) -> Result<Exit, Failure> {
     let config = config_show::load(&args.overrides)?.config;
     let LogPlace::Postgres(url) = &config.log else {
-        let why = "an embedded decision log is migrated by `lockstep serve`";
-        let failure = Failure::coded(Code::SharedLogOnly, Exit::Usage, why);
-        return Err(failure.remedy("name a shared one with --log postgres://role@host/database"));
+        return Err(Failure::not_shared("an embedded decision log is migrated by `lockstep serve`"));
     };
     let place = postgres::migrate(url, config.insecure_log_settings).await.map_err(Failure::of_shared_log)?;
     output::talk(&format!("the decision log at {place} has the schema of this version"));

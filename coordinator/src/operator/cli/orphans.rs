@@ -42,6 +42,9 @@ pub(super) struct ResolveArgs {
     /// Roll them back: no branch of the transaction has committed, or can
     #[arg(long, group = "end")]
     rollback: bool,
+    /// For a rollback: every resource manager that may have taken part, with commas between them
+    #[arg(long, value_name = "NAMES", requires = "rollback")]
+    all: Option<String>,
     #[command(flatten)]
     act: ActArgs,
 }
@@ -52,7 +55,7 @@ pub(super) async fn run(command: Command) -> Result<Exit, Failure> {
         Command::Resolve(args) => {
             let action =
                 if args.commit { OperatorAction::CommitOrphan } else { OperatorAction::RollbackOrphan };
-            act(args.act, action, args.gtrid, String::new()).await
+            act(args.act, action, args.gtrid, args.all.unwrap_or_default()).await
         }
     }
 }

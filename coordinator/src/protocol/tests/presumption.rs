@@ -1,6 +1,6 @@
 //! What the log's answers mean, as tables: every record, in every state of its epoch, for every question.
 
-use lockstep_proto::Xid;
+use lockstep_proto::{Bqual, Xid};
 
 use super::names::{bqual, gtrid};
 use crate::protocol::event::Applied;
@@ -9,6 +9,7 @@ use crate::protocol::presumption::{
     EpochState, Judgement, Known, LookUp, PreparedFate, Recorded, conclude, judge, late_end, prepared_fate,
 };
 use crate::protocol::record::{About, DecisionKind, DecisionRecord, EndRecord};
+use crate::protocol::situation::{Proof, Standing};
 
 const EPOCHS: [EpochState; 4] = [EpochState::Own, EpochState::Sealed, EpochState::Live, EpochState::Unknown];
 
@@ -82,7 +83,8 @@ fn silence_is_a_rollback_only_where_nothing_can_be_hidden_by_it() {
     for (look_up, behind) in look_ups(&Recorded::Absent) {
         let expected = match (look_up.epoch, look_up.below_horizon, behind) {
             (EpochState::Own | EpochState::Sealed, false, false) => Some(Known::PresumedRolledBack),
-            (EpochState::Live, false, false) => Some(Known::Elsewhere),
+            // Its coordinator may still decide: also where this log has lost something (P14).
+            (EpochState::Live, false, false) | (EpochState::Live, _, true) => Some(Known::Elsewhere),
             (EpochState::Own | EpochState::Sealed | EpochState::Live | EpochState::Unknown, _, _) => None,
         };
         match (conclude(&look_up, behind), expected) {
@@ -146,7 +148,7 @@ fn a_prepared_branch_follows_the_decision_that_names_it() {
         assert_eq!(fate == Rollback, presumed, "{look_up:?}");
         assert_ne!(fate, Commit, "{look_up:?}");
         // Its coordinator will decide it, or be sealed: nothing for an operator.
-        let elsewhere = look_up.epoch == EpochState::Live && !look_up.below_horizon && !behind;
+        let elsewhere = look_up.epoch == EpochState::Live && (behind || !look_up.below_horizon);
         assert_eq!(fate == StillRunning, elsewhere, "{look_up:?}");
     }
 }
@@ -233,5 +235,48 @@ fn a_late_end_that_differs_is_heuristic() {
         assert_eq!(judge(&again, false, &xid.bqual, applied), Judgement::Agrees, "{again:?}");
         let recorded = look_up.recorded.end().map_or(0, |end| end.branches.len());
         assert_eq!(others, recorded + usize::from(branch == "b" || recorded == 0), "{again:?}");
+    }
+}
+
+/// What is on record and not live here is live where it is delivered, unless the epoch is this node's own.
+#[test]
+fn a_decision_that_is_not_live_here_is_another_nodes() {
+    let open = Standing::Heuristic { acknowledged: false };
+    let table = [
+        ("commit", Standing::Committing),
+        ("intent", Standing::OnePhase),
+        ("commit, committed", Standing::Ended),
+        ("intent, heuristic, a hazard", open),
+    ];
+    for (name, here) in table {
+        let ended = record(name).end().is_some();
+        for (look_up, behind) in look_ups(&record(name)) {
+            let elsewhere = !ended && look_up.epoch != EpochState::Own;
+            let expected = if elsewhere { Standing::Elsewhere } else { here };
+            assert_eq!(Standing::of_recorded(&look_up, behind, false), Some(expected), "{name}: {look_up:?}");
+        }
+    }
+    for (look_up, behind) in look_ups(&Recorded::Absent) {
+        let expected = match conclude(&look_up, behind) {
+            Known::PresumedRolledBack => Some(Standing::RollingBack),
+            Known::Elsewhere => Some(Standing::Elsewhere),
+            Known::Ended(..) | Known::Committing | Known::OnePhase | Known::Unknown(_) => None,
+        };
+        assert_eq!(Standing::of_recorded(&look_up, behind, false), expected, "{look_up:?}");
+    }
+}
+
+/// P10: a one-phase commit that was given up can be resolved when its branch turns out to be prepared.
+#[test]
+fn a_prepared_branch_of_which_the_record_does_not_tell_is_an_operators() {
+    let proof = Some(Proof::NotCommitted);
+    for (look_up, behind) in look_ups(&record("intent, heuristic, a hazard")) {
+        let of = |bqual: &Bqual| Standing::of_prepared(&look_up, behind, true, [bqual].into_iter(), proof);
+        assert_eq!(of(&bqual("a")), Standing::Intended(Proof::NotCommitted));
+        assert_eq!(of(&bqual("b")), Standing::Heuristic { acknowledged: true }, "it is told to roll back");
+    }
+    for (look_up, behind) in look_ups(&record("commit, heuristic, a rolled back")) {
+        let found = Standing::of_prepared(&look_up, behind, false, [&bqual("a")].into_iter(), proof);
+        assert_eq!(found, Standing::Heuristic { acknowledged: false }, "it is told to commit");
     }
 }

@@ -7,7 +7,7 @@ use crate::protocol::transaction::State;
 
 /// A column for each of [`Action::ALL`]: retry, pause, resume, rollback, commit, abandon, acknowledge, commit and rollback an orphan.
 /// `y` is yes; the letters are those of [`letter`].
-const TABLE: [(Standing, &str); 15] = [
+const TABLE: [(Standing, &str); 18] = [
     (Standing::Open { overdue: false }, "uuuyfunoo"),
     (Standing::Open { overdue: true }, "uuuyfunoo"),
     (Standing::Deciding, "wwwwfwnoo"),
@@ -21,6 +21,9 @@ const TABLE: [(Standing, &str); 15] = [
     (Standing::Orphan(Proof::Committed), "iiiCiiiyC"),
     (Standing::Orphan(Proof::NotCommitted), "iiiiPiiPy"),
     (Standing::Orphan(Proof::Incomplete), "iiiSPiiPS"),
+    (Standing::Intended(Proof::Committed), "iiiCiiiyC"),
+    (Standing::Intended(Proof::NotCommitted), "iiiiPiiyy"),
+    (Standing::Intended(Proof::Incomplete), "iiiSPiiyS"),
     (Standing::Foreign, "FFFFFFFFF"),
     (Standing::Elsewhere, "EEEEEEEEE"),
 ];
@@ -79,9 +82,15 @@ fn nothing_permitted_can_tear_a_transaction() {
         let rollback = standing.permit(Action::Rollback).is_ok();
         assert_eq!(rollback, matches!(standing, Standing::Open { .. }), "{standing:?}");
         let commit = standing.permit(Action::CommitOrphan).is_ok();
-        assert_eq!(commit, standing == Standing::Orphan(Proof::Committed), "{standing:?}");
+        let proved = matches!(standing, Standing::Orphan(Proof::Committed) | Standing::Intended(_));
+        assert_eq!(commit, proved, "{standing:?}");
         let rollback = standing.permit(Action::RollbackOrphan).is_ok();
-        assert_eq!(rollback, standing == Standing::Orphan(Proof::NotCommitted), "{standing:?}");
+        let proof = Proof::NotCommitted;
+        assert_eq!(
+            rollback,
+            [Standing::Orphan(proof), Standing::Intended(proof)].contains(&standing),
+            "{standing:?}"
+        );
     }
 }
 

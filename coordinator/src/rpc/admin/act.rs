@@ -9,7 +9,7 @@ use lockstep_proto::{ResourceManagerName, TraceParent, limits, v1};
 use opentelemetry::KeyValue;
 
 use super::info::wire_situation;
-use super::show::{Found, find};
+use super::show::{Found, find, forbidden, others};
 use super::{orphans, participants};
 use crate::decision_log::audit::{Effect, Operation};
 use crate::engine::clock::unix_ms;
@@ -17,6 +17,7 @@ use crate::engine::handle::EngineError;
 use crate::engine::input::{Act, Input};
 use crate::engine::shell::Mail;
 use crate::protocol::branch::Branch;
+use crate::protocol::outcome::{Decision, Outcome};
 use crate::protocol::situation::{Action, Forbidden, Situation};
 use crate::rpc::Services;
 use crate::rpc::status::RequestError;
@@ -34,8 +35,8 @@ pub(super) struct Plan {
     pub(super) before: String,
     /// What will be done: a sentence each.
     pub(super) steps: Vec<String>,
-    /// It cannot be taken back.
-    pub(super) dangerous: bool,
+    /// What has to be confirmed, because it cannot be taken back.
+    pub(super) confirm: Option<String>,
     pub(super) deed: Deed,
 }
 
@@ -68,7 +69,7 @@ pub(in crate::rpc) async fn act(
         }
     }
     let plan = plan(services, asked, &request).await?;
-    let confirm = if plan.dangerous { plan.target.clone() } else { String::new() };
+    let confirm = plan.confirm.clone().unwrap_or_default();
     let mut response = v1::ActResponse {
         target: plan.target.clone(),
         situation: plan.situation.map_or(v1::Situation::Unspecified, wire_situation).into(),
@@ -83,7 +84,7 @@ pub(in crate::rpc) async fn act(
     if request.reason.trim().is_empty() {
         return Err(RequestError::NoReason);
     }
-    if plan.dangerous && request.confirm != plan.target {
+    if plan.confirm.as_ref().is_some_and(|confirm| request.confirm != *confirm) {
         return Err(RequestError::NotConfirmed { action: name(asked), confirm });
     }
     let operation = Operation {
@@ -112,13 +113,33 @@ pub(in crate::rpc) async fn act(
         "an operator acts"
     );
     fail::fail_point!("operator-recorded-before-act");
-    carry_out(services, plan, &operation).await.inspect_err(|error| {
+    if let Err(why) = carry_out(services, plan, &operation).await {
         if let Some(span) = &span {
-            span.fail("failed", &error.to_string());
+            span.fail("failed", &why.to_string());
         }
-    })?;
+        return Err(failed(services, operation, response.audit_id, why).await);
+    }
     fail::fail_point!("operator-after-act");
     Ok(response)
+}
+
+/// Puts on record that what was recorded under this number did not come about, or is not known to have.
+async fn failed(services: &Services, recorded: Operation, audit_id: u64, why: RequestError) -> RequestError {
+    let cut = |text: String| limits::cut(&text, limits::MAX_DETAIL_BYTES).to_owned();
+    let failure = Operation {
+        at_ms: unix_ms(),
+        before: cut(format!("audit {audit_id}: {}", recorded.after)),
+        after: cut(format!("failed: {why}")),
+        effect: Effect::None,
+        ..recorded
+    };
+    let noted = services.shared.engine.log().operate(&failure).await;
+    tracing::error!(audit = audit_id, action = failure.action, subject = failure.subject, %why, ?noted, "an operator's action failed");
+    let noted = match noted {
+        Ok(id) => format!("its failure is audit {id}"),
+        Err(error) => format!("its failure is not known to be on record: {error}"),
+    };
+    RequestError::NotDone { audit_id, noted, why: Box::new(why) }
 }
 
 /// A trace of the action, linked to the transaction's.
@@ -151,16 +172,16 @@ async fn judge(
 ) -> Result<(Found, Result<(), Forbidden>), RequestError> {
     const LOOK_EVERY: Duration = Duration::from_millis(50);
     const LOOKS: u32 = 40;
-    for _look in 1..LOOKS {
+    let mut looks = 0;
+    loop {
+        looks += 1;
         let found = find(services, target).await?;
-        match found.standing.permit(action) {
-            Err(Forbidden::NotOnRecord) => tokio::time::sleep(LOOK_EVERY).await,
-            permitted => return Ok((found, permitted)),
+        let permitted = found.standing.permit(action);
+        if permitted != Err(Forbidden::NotOnRecord) || looks == LOOKS {
+            return Ok((found, permitted));
         }
+        tokio::time::sleep(LOOK_EVERY).await;
     }
-    let found = find(services, target).await?;
-    let permitted = found.standing.permit(action);
-    Ok((found, permitted))
 }
 
 async fn plan(
@@ -176,11 +197,9 @@ async fn plan(
         v1::OperatorAction::Commit => Action::Commit,
         v1::OperatorAction::Abandon => Action::Abandon,
         v1::OperatorAction::Acknowledge => Action::Acknowledge,
-        v1::OperatorAction::CommitOrphan => {
-            return orphans::plan(services, request, Action::CommitOrphan).await;
-        }
+        v1::OperatorAction::CommitOrphan => return orphans::plan(services, request, Decision::Commit).await,
         v1::OperatorAction::RollbackOrphan => {
-            return orphans::plan(services, request, Action::RollbackOrphan).await;
+            return orphans::plan(services, request, Decision::Rollback).await;
         }
         v1::OperatorAction::Retire => return retire(services, request).await,
         v1::OperatorAction::Rebind => return rebind(services, request),
@@ -188,14 +207,10 @@ async fn plan(
         v1::OperatorAction::Unspecified => unreachable!("known_enum refuses it"),
     };
     if services.shared.registry.has_orphan_of(&request.target) {
-        return orphans::plan(services, request, action).await;
+        orphans::refuse(services, &request.target, action).await?;
     }
     let (found, permitted) = judge(services, &request.target, action).await?;
-    permitted.map_err(|forbidden| RequestError::Forbidden {
-        what: found.gtrid.to_string(),
-        context: context(&found),
-        forbidden,
-    })?;
+    permitted.map_err(|why| forbidden(services, found.gtrid, why, context(&found)))?;
     transaction_plan(found, action, &request.resource_manager)
 }
 
@@ -268,9 +283,27 @@ fn transaction_plan(found: Found, action: Action, whose: &str) -> Result<Plan, R
         situation: found.standing.situation(true).filter(|_| found.info.situation != 0),
         before,
         steps,
-        dangerous: action.is_dangerous(),
+        confirm: action.is_dangerous().then(|| found.gtrid.to_string()),
         deed,
     })
+}
+
+fn not_attached(services: &Services, name: &ResourceManagerName) -> Result<(), RequestError> {
+    match services.shared.registry.instances(name).len() {
+        0 => Ok(()),
+        attached => Err(RequestError::StillAttached { name: name.clone(), attached }),
+    }
+}
+
+/// What is said of the other nodes on the log: they do the same, and nobody has looked what it comes to there.
+fn not_asked(services: &Services, name: &ResourceManagerName) -> Option<String> {
+    let others = others(services);
+    let ask = format!(
+        "the same at the other nodes on this log, which were not asked what is attached or waits there: \
+         `lockstep participants show {name}` with --server {}",
+        others.join(", --server ")
+    );
+    (!others.is_empty()).then_some(ask)
 }
 
 async fn retire(services: &Services, request: &v1::ActRequest) -> Result<Plan, RequestError> {
@@ -280,23 +313,22 @@ async fn retire(services: &Services, request: &v1::ActRequest) -> Result<Plan, R
     if known.retired {
         return Err(RequestError::RetiredBefore(name));
     }
-    let attached = registry.instances(&name).len();
-    if attached > 0 {
-        return Err(RequestError::StillAttached { name, attached });
-    }
+    not_attached(services, &name)?;
     let waiting = participants::undelivered(services).await?.remove(&name).unwrap_or(0);
+    let mut steps = vec![
+        format!("{waiting} branches end as abandoned, and their transactions' outcomes become heuristic"),
+        "nothing waits for it any more: neither pruning, nor an orphan's rollback".to_owned(),
+        "its identity is refused for ever, whatever it is called".to_owned(),
+    ];
+    steps.extend(not_asked(services, &name));
     Ok(Plan {
         target: name.to_string(),
         trace: None,
         gtrid: None,
         situation: None,
         before: format!("{waiting} of its branches have not acknowledged their decision"),
-        steps: vec![
-            format!("{waiting} branches end as abandoned, and their transactions' outcomes become heuristic"),
-            "nothing waits for it any more: neither pruning, nor an orphan's rollback".to_owned(),
-            "its identity is refused for ever, whatever it is called".to_owned(),
-        ],
-        dangerous: true,
+        steps,
+        confirm: Some(name.to_string()),
         deed: Deed::Retire(crate::decision_log::KnownResourceManager { retired: true, ..known }),
     })
 }
@@ -307,20 +339,25 @@ fn rebind(services: &Services, request: &v1::ActRequest) -> Result<Plan, Request
     let known = registry.known(&name).ok_or_else(|| RequestError::NoSuchParticipant(name.to_string()))?;
     let moved =
         registry.refused_location(&name).ok_or_else(|| RequestError::NothingToRebind(name.clone()))?;
+    // Whoever serves it where it was is not gone from there: then there are two of them (P21).
+    not_attached(services, &name)?;
+    let mut steps = vec![
+        format!("from now on it is at {moved:?}, and attaches there"),
+        format!(
+            "nothing may be left at {:?}: a copy there would be refused, and could write all the same",
+            known.location
+        ),
+    ];
+    steps.extend(not_asked(services, &name));
     Ok(Plan {
         target: name.to_string(),
         trace: None,
         gtrid: None,
         situation: None,
         before: format!("it was at {:?}", known.location),
-        steps: vec![
-            format!("from now on it is at {moved:?}, and attaches there"),
-            format!(
-                "nothing may be left at {:?}: a copy there would be refused, and could write all the same",
-                known.location
-            ),
-        ],
-        dangerous: true,
+        steps,
+        // Not its name: another attach may have been refused since the dry run, from another place.
+        confirm: Some(moved.clone()),
         deed: Deed::Rebind(crate::decision_log::KnownResourceManager { location: moved, ..known }),
     })
 }
@@ -338,7 +375,7 @@ async fn drain(services: &Services) -> Result<Plan, RequestError> {
             "say that it is not ready, then begin nothing new until it is started again".to_owned(),
             "what is in flight goes on to its end".to_owned(),
         ],
-        dangerous: false,
+        confirm: None,
         deed: Deed::Drain,
     })
 }
@@ -349,26 +386,40 @@ async fn carry_out(services: &Services, plan: Plan, operation: &Operation) -> Re
     match plan.deed {
         Deed::Act(act) => {
             let gtrid = plan.gtrid.expect("a transaction's act has one");
-            // Ended in between: then there is nothing left to do.
-            let _branches = engine.act(gtrid, act).await?;
+            // What is not held back goes on, whether or not it was before.
+            let goes_on = act == Act::Resume;
+            match engine.act(gtrid, act).await? {
+                None => return Err(RequestError::EndedBefore(gtrid)),
+                Some(0) if !goes_on => return Err(RequestError::NothingWaits(gtrid)),
+                Some(_) => {}
+            }
         }
         Deed::Rollback => {
             let gtrid = plan.gtrid.expect("a transaction's rollback has one");
             let why = format!("rolled back by an operator: {}", operation.reason);
             let told = engine.rollback(gtrid, why).await?;
-            if told.outcome == Some(crate::protocol::outcome::Outcome::Committed) {
-                return Err(RequestError::AlreadyCommitted(gtrid));
+            match told.outcome {
+                Some(Outcome::RolledBack | Outcome::NothingToCommit) => {}
+                Some(Outcome::Committed) => return Err(RequestError::AlreadyCommitted(gtrid)),
+                other @ (Some(Outcome::Heuristic(_) | Outcome::Unknown) | None) => {
+                    return Err(RequestError::NotRolledBack { gtrid, outcome: other });
+                }
             }
         }
         Deed::Acknowledge => {}
         Deed::Retire(known) => {
             let name = known.name.clone();
-            registry.remember(known, false);
+            registry.remember(known);
             registry.disconnect(&name);
             let retired = || Mail::Input(Input::Retire { resource_manager: name.clone() });
             engine.broadcast(retired).await.map_err(EngineError::Stopped)?;
         }
-        Deed::Rebind(known) => registry.remember(known, false),
+        Deed::Rebind(known) => {
+            let name = known.name.clone();
+            registry.remember(known);
+            // Who has attached at its old place since it was looked at.
+            registry.disconnect(&name);
+        }
         Deed::Drain => services.shared.start_draining(),
         Deed::Orphans(resolution) => orphans::carry_out(services, resolution).await?,
     }

@@ -5,8 +5,9 @@ use lockstep_proto::{Bqual, Gtrid, v1};
 use crate::decision_log::Recorded;
 use crate::decision_log::audit::AuditRecord;
 use crate::engine::input::{BranchView, TransactionView};
+use crate::protocol::branch::Branch;
 use crate::protocol::outcome::{BranchEnd, Outcome};
-use crate::protocol::record::{About, DecisionRecord, EndRecord};
+use crate::protocol::record::{About, DecisionKind, DecisionRecord, EndRecord};
 use crate::protocol::situation::{Situation, Standing};
 use crate::protocol::transaction::State;
 use crate::rpc::wire_outcome;
@@ -15,6 +16,7 @@ use crate::rpc::wire_outcome;
 pub(super) fn live_info(view: TransactionView) -> v1::TransactionInfo {
     let standing = Standing::of_live(&view.state, view.overdue);
     let (situation, paused) = (situation(standing, view.overdue), view.paused);
+    let committed = standing == Standing::Committing;
     let (outcome, detail, can_change) = match &view.state {
         State::Active
         | State::Preparing
@@ -32,7 +34,7 @@ pub(super) fn live_info(view: TransactionView) -> v1::TransactionInfo {
         detail,
         deadline_ms: view.deadline_ms,
         decided_ms: view.decided_ms,
-        branches: view.branches.into_iter().map(live_branch).collect(),
+        branches: view.branches.into_iter().map(|branch| live_branch(branch, committed)).collect(),
         can_change,
         situation: situation.into(),
         paused,
@@ -40,9 +42,11 @@ pub(super) fn live_info(view: TransactionView) -> v1::TransactionInfo {
     }
 }
 
-/// How a branch in this state has voted, as far as its state tells.
-fn vote(state: &str) -> &'static str {
+/// How a branch in this state has voted, as far as its state tells, and that its transaction is `committed` in two phases: then whoever was told so
+/// had voted for it.
+fn vote(state: &str, committed: bool) -> &'static str {
     match state {
+        Branch::DELIVERING if committed => "commit",
         "prepared" | "committed" => "commit",
         "read-only" => "read-only",
         "rolled-back" => "rollback",
@@ -50,13 +54,13 @@ fn vote(state: &str) -> &'static str {
     }
 }
 
-fn live_branch(branch: BranchView) -> v1::BranchInfo {
+fn live_branch(branch: BranchView, committed: bool) -> v1::BranchInfo {
     let next = branch.delivery.next_in.unwrap_or_default();
     v1::BranchInfo {
         attempts: branch.delivery.attempts,
         next_attempt_in_ms: u64::try_from(next.as_millis()).unwrap_or(u64::MAX),
         last_error: branch.delivery.last_error,
-        vote: vote(branch.state).to_owned(),
+        vote: vote(branch.state, committed).to_owned(),
         ..branch_info(&branch.bqual, branch.state)
     }
 }
@@ -94,14 +98,24 @@ pub(super) fn ended_info(
     }
 }
 
-/// Recorded and not live: seen only in the moment between a transaction's end and its record's, and in an export.
+/// Recorded and not live here: at another node, in an export, or in the log of a coordinator that is stopped.
 pub(super) fn decided_info(decision: DecisionRecord) -> v1::TransactionInfo {
+    let (state, outcome, can_change) = match decision.kind {
+        DecisionKind::Commit => (v1::TransactionState::Committing, Some(Outcome::Committed), false),
+        // Whether its only branch has committed stands in its database alone (P10).
+        DecisionKind::OnePhaseIntent => (v1::TransactionState::CommittingOnePhase, None, true),
+    };
+    let delivering = |bqual: &Bqual| v1::BranchInfo {
+        vote: vote(Branch::DELIVERING, !can_change).to_owned(),
+        ..branch_info(bqual, Branch::DELIVERING)
+    };
     v1::TransactionInfo {
-        state: v1::TransactionState::Committing.into(),
-        outcome: v1::Outcome::Committed.into(),
+        state: state.into(),
+        outcome: wire_outcome(outcome).into(),
+        can_change,
         decided_ms: decision.decided_ms,
         situation: v1::Situation::Undelivered.into(),
-        branches: decision.branches.iter().map(|bqual| branch_info(bqual, "delivering")).collect(),
+        branches: decision.branches.iter().map(delivering).collect(),
         ..info(decision.gtrid, decision.about)
     }
 }
@@ -127,7 +141,7 @@ fn branch_info(bqual: &Bqual, state: &str) -> v1::BranchInfo {
 }
 
 fn ended_branch(bqual: &Bqual, how: BranchEnd) -> v1::BranchInfo {
-    v1::BranchInfo { vote: vote(how.name()).to_owned(), ..branch_info(bqual, how.name()) }
+    v1::BranchInfo { vote: vote(how.name(), false).to_owned(), ..branch_info(bqual, how.name()) }
 }
 
 /// From its record; `None` if there is none.
@@ -166,5 +180,29 @@ pub(crate) fn audit_entry(record: AuditRecord) -> v1::AuditEntry {
         reason: operation.reason,
         before: operation.before,
         after: operation.after,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{About, Bqual, DecisionKind, DecisionRecord, Gtrid, decided_info, v1};
+
+    fn decision(kind: DecisionKind) -> DecisionRecord {
+        let gtrid = Gtrid::new(lockstep_proto::Epoch::new(1).expect("not 0"), 1, [1; 10]);
+        let bqual = Bqual::new(&"orders-db".parse().expect("a name"), 1);
+        DecisionRecord { gtrid, kind, branches: vec![bqual], decided_ms: 2, about: About::default() }
+    }
+
+    /// P10: an intent is no commit; nobody may read one out of it.
+    #[test]
+    fn an_intent_on_record_is_shown_as_undecided() {
+        let intent = decided_info(decision(DecisionKind::OnePhaseIntent));
+        assert_eq!(intent.state(), v1::TransactionState::CommittingOnePhase);
+        assert_eq!((intent.outcome(), intent.can_change), (v1::Outcome::Undecided, true));
+        assert_eq!(intent.branches[0].vote, "");
+        let commit = decided_info(decision(DecisionKind::Commit));
+        assert_eq!(commit.state(), v1::TransactionState::Committing);
+        assert_eq!((commit.outcome(), commit.can_change), (v1::Outcome::Committed, false));
+        assert_eq!(commit.branches[0].vote, "commit", "a durable commit proves it");
     }
 }

@@ -1,11 +1,14 @@
 //! What the databases themselves say, asked through the participants that are attached.
 
+use std::collections::BTreeMap;
+
 use futures::future::join_all;
 use lockstep_proto::wire::known_enum;
-use lockstep_proto::{Gtrid, ResourceManagerName, v1};
+use lockstep_proto::{Gtrid, ResourceManagerName, Xid, v1};
 
 use super::show::resolve;
 use crate::engine::clock::unix_ms;
+use crate::engine::inquiry::{BranchAnswer, look_at_prepared};
 use crate::rpc::Services;
 use crate::rpc::status::RequestError;
 use crate::sessions::inspections::Answer;
@@ -41,8 +44,9 @@ pub(in crate::rpc) async fn inspect(
         only
     };
     let answers = ask(services, &names, gtrid).await;
+    let orphans = orphans(services, &answers).await;
     Ok(v1::InspectResponse {
-        answers: answers.into_iter().map(|answer| wire_answer(services, answer)).collect(),
+        answers: answers.into_iter().map(|answer| wire_answer(services, answer, &orphans)).collect(),
         now_ms: unix_ms(),
         gtrid: gtrid.map_or(String::new(), |gtrid| gtrid.to_string()),
     })
@@ -71,7 +75,30 @@ pub(super) async fn ask(
     join_all(asked).await
 }
 
-fn wire_answer(services: &Services, answer: Answer) -> v1::DatabaseAnswer {
+/// Of what the databases hold prepared now, what nobody answers for, and why: as they would be told of it.
+async fn orphans(services: &Services, answers: &[Answer]) -> BTreeMap<Xid, &'static str> {
+    let ours = services.shared.engine.log().cluster().to_string();
+    let found = answers.iter().filter_map(|answer| answer.inspection.as_ref().ok());
+    let prepared = found
+        .flat_map(|inspection| &inspection.branches)
+        .filter(|branch| branch.cluster == ours && branch.found() == v1::BranchFound::Prepared);
+    let xids: Vec<Xid> = prepared.filter_map(|branch| Xid::try_from(branch.xid.clone()?).ok()).collect();
+    let Ok(fates) = look_at_prepared(&services.shared.engine, &xids).await else {
+        let unknown = "the decision log cannot be asked now: whether anybody answers for it is not known";
+        return xids.into_iter().map(|xid| (xid, unknown)).collect();
+    };
+    let why = |(xid, fate)| match fate {
+        BranchAnswer::Unknown(why) => Some((xid, why)),
+        BranchAnswer::Commit | BranchAnswer::Rollback | BranchAnswer::StillRunning => None,
+    };
+    xids.into_iter().zip(fates).filter_map(why).collect()
+}
+
+fn wire_answer(
+    services: &Services,
+    answer: Answer,
+    orphans: &BTreeMap<Xid, &'static str>,
+) -> v1::DatabaseAnswer {
     let took_ms = u64::try_from(answer.took.as_millis()).unwrap_or(u64::MAX);
     let resource_manager = answer.resource_manager.to_string();
     let inspection = match answer.inspection {
@@ -81,12 +108,12 @@ fn wire_answer(services: &Services, answer: Answer) -> v1::DatabaseAnswer {
         }
     };
     let ours = services.shared.engine.log().cluster().to_string();
-    let orphans = services.shared.registry.orphans(&answer.resource_manager);
     let branch = |branch: v1::inspection::Branch| {
         let xid = branch.xid.unwrap_or_default();
+        let why = Xid::try_from(xid.clone()).ok().and_then(|xid| orphans.get(&xid));
         let state = known_enum::<v1::BranchFound>(branch.found, "found");
         let orphan = if branch.cluster == ours {
-            orphans.get(&xid.bqual).map_or(String::new(), |orphan| orphan.why.to_owned())
+            why.map_or(String::new(), |why| (*why).to_owned())
         } else {
             "it belongs to another cluster".to_owned()
         };

@@ -11,10 +11,10 @@ use lockstep_proto::{Gtrid, ResourceManagerName, Xid, v1};
 
 use super::act::{Deed, Plan};
 use super::inspect::ask;
-use super::show::resolve;
+use super::show::{forbidden, resolve};
 use crate::engine::handle::EngineError;
 use crate::protocol::outcome::Decision;
-use crate::protocol::presumption::{Known, conclude};
+use crate::protocol::presumption::{PreparedFate, prepared_fate};
 use crate::protocol::situation::{Action, Proof, Standing};
 use crate::rpc::Services;
 use crate::rpc::status::RequestError;
@@ -35,6 +35,8 @@ struct Census {
     proof: Proof,
     /// Who said what: for people.
     said: String,
+    /// Who was asked.
+    asked: String,
     prepared: BTreeMap<ResourceManagerName, Vec<Xid>>,
     foreign: bool,
 }
@@ -42,34 +44,26 @@ struct Census {
 pub(super) async fn plan(
     services: &Services,
     request: &v1::ActRequest,
-    action: Action,
+    decision: Decision,
 ) -> Result<Plan, RequestError> {
-    let gtrid = match request.target.parse::<Gtrid>() {
-        Ok(whole) => whole,
-        Err(_beginning) => resolve(services, &request.target).await?,
-    };
+    let gtrid = whole(services, &request.target).await?;
     let (standing, census) = standing(services, gtrid).await?;
-    standing.permit(action).map_err(|forbidden| RequestError::Forbidden {
-        what: gtrid.to_string(),
-        context: census.said.clone(),
-        forbidden,
-    })?;
+    let (action, verb) = match decision {
+        Decision::Commit => (Action::CommitOrphan, "commit"),
+        Decision::Rollback => (Action::RollbackOrphan, "roll back"),
+    };
+    permit(services, gtrid, standing, &census, action)?;
+    if decision == Decision::Rollback {
+        met_all(services, gtrid, request)?;
+    }
     if census.prepared.is_empty() {
         return Err(RequestError::NotFound(gtrid.to_string()));
     }
-    let (decision, verb) = match action {
-        Action::CommitOrphan => (Decision::Commit, "commit"),
-        Action::RollbackOrphan
-        | Action::Retry
-        | Action::Pause
-        | Action::Resume
-        | Action::Rollback
-        | Action::Commit
-        | Action::Abandon
-        | Action::Acknowledge => (Decision::Rollback, "roll back"),
-    };
     let all = census.prepared.values().flatten().map(|xid| xid.bqual.as_str());
-    let steps = vec![format!("{verb} the prepared branches {}", all.collect::<Vec<_>>().join(", "))];
+    let mut steps = vec![format!("{verb} the prepared branches {}", all.collect::<Vec<_>>().join(", "))];
+    if decision == Decision::Rollback && request.resource_manager.is_empty() {
+        steps.push(format!("but first name every resource manager that may have taken part, with --all; asked were {}, and one that this log has never met, because it first attached after the backup, was not", census.asked));
+    }
     Ok(Plan {
         target: gtrid.to_string(),
         trace: None,
@@ -77,9 +71,48 @@ pub(super) async fn plan(
         situation: standing.situation(true),
         before: census.said,
         steps,
-        dangerous: true,
+        confirm: Some(gtrid.to_string()),
         deed: Deed::Orphans(Resolution { gtrid, decision, branches: census.prepared }),
     })
+}
+
+/// P14 asks every resource manager, and a log that was restored knows only those of before its backup: a person says who there is.
+fn met_all(services: &Services, gtrid: Gtrid, request: &v1::ActRequest) -> Result<(), RequestError> {
+    let named = request.resource_manager.split(',').map(str::trim).filter(|name| !name.is_empty());
+    let named: Vec<ResourceManagerName> = named.map(str::parse).collect::<Result<_, _>>()?;
+    if named.is_empty() && !request.dry_run {
+        return Err(RequestError::NotAllNamed(gtrid));
+    }
+    let strange = named.into_iter().filter(|name| services.shared.registry.known(name).is_none());
+    let strange: Vec<String> = strange.map(|name| name.to_string()).collect();
+    if strange.is_empty() { Ok(()) } else { Err(RequestError::NeverMet { gtrid, names: strange.join(", ") }) }
+}
+
+async fn whole(services: &Services, target: &str) -> Result<Gtrid, RequestError> {
+    match target.parse::<Gtrid>() {
+        Ok(whole) => Ok(whole),
+        Err(_beginning) => resolve(services, target).await,
+    }
+}
+
+fn permit(
+    services: &Services,
+    gtrid: Gtrid,
+    standing: Standing,
+    census: &Census,
+    action: Action,
+) -> Result<(), RequestError> {
+    standing.permit(action).map_err(|why| forbidden(services, gtrid, why, census.said.clone()))
+}
+
+/// What a transaction's own command is refused with if nobody but an operator answers for the transaction.
+pub(super) async fn refuse(services: &Services, target: &str, action: Action) -> Result<(), RequestError> {
+    let gtrid = whole(services, target).await?;
+    let (standing, census) = standing(services, gtrid).await?;
+    if matches!(standing, Standing::Orphan(_) | Standing::Foreign) {
+        return permit(services, gtrid, standing, &census, action);
+    }
+    Ok(())
 }
 
 /// Where an orphan stands. One that this coordinator can answer for is none.
@@ -90,23 +123,35 @@ async fn standing(services: &Services, gtrid: Gtrid) -> Result<(Standing, Census
         return Ok((Standing::of_live(&view.state, view.overdue), Census::none()));
     }
     let look_up = engine.look_up(gtrid).await.map_err(EngineError::Log)?;
-    let census = census(services, gtrid).await;
-    let standing = match conclude(&look_up, engine.is_behind()) {
-        Known::Ended(outcome, _) => Standing::of_ended(outcome, false),
-        Known::Committing => Standing::Committing,
-        Known::OnePhase => Standing::OnePhase,
-        Known::PresumedRolledBack => Standing::RollingBack,
-        Known::Elsewhere => Standing::Elsewhere,
-        Known::Unknown(_) if census.foreign => Standing::Foreign,
-        Known::Unknown(_) => Standing::Orphan(census.proof),
+    let mut census = census(services, gtrid).await;
+    let acknowledged = engine.log().is_acknowledged(gtrid).await.map_err(EngineError::Log)?;
+    let prepared = census.prepared.values().flatten().map(|xid| &xid.bqual);
+    let proof = (!census.foreign).then_some(census.proof);
+    let standing = Standing::of_prepared(&look_up, engine.is_behind(), acknowledged, prepared, proof);
+    // What the log tells the end of is told to its participant without anybody's help, and is nobody's choice.
+    let open = |xid: &Xid| {
+        matches!(prepared_fate(&look_up, engine.is_behind(), &xid.bqual), PreparedFate::Unknown(_))
     };
+    census.prepared.values_mut().for_each(|xids| xids.retain(open));
+    census.prepared.retain(|_, xids| !xids.is_empty());
     Ok((standing, census))
 }
 
 impl Census {
     fn none() -> Self {
-        Self { proof: Proof::Incomplete, said: String::new(), prepared: BTreeMap::new(), foreign: false }
+        Self {
+            proof: Proof::Incomplete,
+            said: String::new(),
+            asked: String::new(),
+            prepared: BTreeMap::new(),
+            foreign: false,
+        }
     }
+}
+
+/// What the databases say of an orphan: for people.
+pub(super) async fn said(services: &Services, gtrid: Gtrid) -> String {
+    census(services, gtrid).await.said
 }
 
 /// Asks every resource manager that is not retired.
@@ -115,7 +160,8 @@ async fn census(services: &Services, gtrid: Gtrid) -> Census {
     let names: Vec<_> =
         overview.filter(|(entry, _)| !entry.known.retired).map(|(entry, _)| entry.known.name).collect();
     let ours = services.shared.engine.log().cluster().to_string();
-    let mut census = Census { proof: Proof::NotCommitted, ..Census::none() };
+    let asked = names.iter().map(ResourceManagerName::as_str).collect::<Vec<_>>().join(", ");
+    let mut census = Census { asked, proof: Proof::NotCommitted, ..Census::none() };
     let (mut said, mut theirs, mut own) = (Vec::new(), 0, 0);
     for answer in ask(services, &names, Some(gtrid)).await {
         let name = answer.resource_manager;

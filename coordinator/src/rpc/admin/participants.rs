@@ -6,12 +6,8 @@ use lockstep_proto::{ResourceManagerName, v1};
 
 use super::wide;
 use crate::engine::clock::unix_ms;
-use crate::protocol::branch::Branch;
 use crate::rpc::Services;
 use crate::rpc::status::RequestError;
-
-/// Live transactions that are looked through for what waits for a resource manager.
-const LOOKED_THROUGH: usize = 100_000;
 
 pub(in crate::rpc) async fn list(
     services: &Services,
@@ -57,15 +53,10 @@ pub(super) async fn details(services: &Services) -> Result<Vec<v1::ParticipantDe
     Ok(registry.overview().into_iter().map(detail).collect())
 }
 
-/// How many branches of each resource manager have not acknowledged their decision.
+/// How many branches of each resource manager have not acknowledged their decision, of those that this node delivers.
 pub(super) async fn undelivered(
     services: &Services,
 ) -> Result<BTreeMap<ResourceManagerName, u64>, RequestError> {
-    let mut counts = BTreeMap::new();
-    for view in services.shared.engine.list(LOOKED_THROUGH).await? {
-        for branch in view.branches.iter().filter(|branch| branch.state == Branch::DELIVERING) {
-            *counts.entry(branch.bqual.resource_manager()).or_default() += 1;
-        }
-    }
-    Ok(counts)
+    let queued = services.shared.engine.summarize().await?.queued;
+    Ok(queued.into_iter().map(|(name, depth)| (name, wide(depth))).collect())
 }

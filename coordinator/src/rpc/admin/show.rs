@@ -2,13 +2,12 @@
 
 use lockstep_proto::{Gtrid, v1};
 
-use super::info::{audit_entry, live_info, recorded_info};
-use crate::decision_log::Recorded;
+use super::info::{audit_entry, ended_info, live_info, recorded_info};
+use super::orphans;
 use crate::decision_log::audit::AuditQuery;
 use crate::engine::clock::unix_ms;
 use crate::engine::handle::EngineError;
-use crate::protocol::presumption::{Known, conclude};
-use crate::protocol::situation::{Action, Standing};
+use crate::protocol::situation::{Action, Forbidden, Standing};
 use crate::rpc::Services;
 use crate::rpc::status::RequestError;
 
@@ -74,15 +73,57 @@ pub(super) async fn find(services: &Services, prefix: &str) -> Result<Found, Req
         let standing = Standing::of_live(&view.state, view.overdue);
         return Ok(Found { gtrid, standing, info: live_info(view) });
     }
+    let end = engine.writer().end_on_its_way(&gtrid);
     let look_up = engine.look_up(gtrid).await.map_err(EngineError::Log)?;
     let acknowledged = engine.log().is_acknowledged(gtrid).await.map_err(EngineError::Log)?;
-    let standing = match (&look_up.recorded, conclude(&look_up, engine.is_behind())) {
-        (_, Known::Ended(outcome, _)) => Standing::of_ended(outcome, acknowledged),
-        (Recorded::Decided(_) | Recorded::Ended(..), _) => Standing::Committing,
-        (Recorded::Absent, _) => return Err(RequestError::NotFound(prefix.to_owned())),
-    };
-    let info = recorded_info(look_up.recorded, acknowledged).expect("it is on record");
-    Ok(Found { gtrid, standing, info })
+    let on_its_way = end.as_ref().map(|end| Standing::of_unrecorded(end.outcome));
+    let standing = on_its_way.or_else(|| Standing::of_recorded(&look_up, engine.is_behind(), acknowledged));
+    // It is shown as it is on record, while there is a record: what is shown to have ended stays so over a crash.
+    let info = recorded_info(look_up.recorded, acknowledged);
+    match (standing, info.or_else(|| Some(ended_info(None, end?, false)))) {
+        (Some(standing), Some(info)) => Ok(Found { gtrid, standing, info }),
+        (standing, _) => Err(absent(services, gtrid, standing).await),
+    }
+}
+
+/// Why there is nothing to tell here of a transaction without a record, and where there is.
+async fn absent(services: &Services, gtrid: Gtrid, standing: Option<Standing>) -> RequestError {
+    if standing == Some(Standing::Elsewhere) {
+        return forbidden(services, gtrid, Forbidden::OtherCoordinator, String::new());
+    }
+    let what = gtrid.to_string();
+    if standing.is_none() && services.shared.registry.has_orphan_of(&what) {
+        let said = orphans::said(services, gtrid).await;
+        return forbidden(services, gtrid, Forbidden::IsOrphan, said);
+    }
+    RequestError::NotFound(what)
+}
+
+/// A refusal about this transaction. `context`: how it is, for one that is not another coordinator's; of that one it is said where it is.
+pub(super) fn forbidden(services: &Services, gtrid: Gtrid, why: Forbidden, context: String) -> RequestError {
+    let context = if why == Forbidden::OtherCoordinator { whereabouts(services, gtrid) } else { context };
+    RequestError::Forbidden { what: gtrid.to_string(), context, forbidden: why }
+}
+
+/// The other nodes on the same log, as far as this one has been told.
+pub(super) fn others(services: &Services) -> Vec<String> {
+    let own = services.shared.engine.log().position().epoch.get();
+    let others = services.shared.registry.nodes().into_iter().filter(|node| node.epoch != own);
+    others.map(|node| node.address).collect()
+}
+
+/// Where to ask about a transaction of another coordinator, as far as this one has been told.
+fn whereabouts(services: &Services, gtrid: Gtrid) -> String {
+    let nodes = services.shared.registry.nodes();
+    if let Some(its) = nodes.iter().find(|node| node.epoch == gtrid.epoch().get()) {
+        return format!("it is at {}", its.address);
+    }
+    let others = others(services);
+    if others.is_empty() {
+        "`lockstep cluster ls` lists the coordinators on a log".to_owned()
+    } else {
+        format!("one of these has taken it over: {}", others.join(", "))
+    }
 }
 
 /// The gtrid of the one transaction that begins so.
@@ -102,7 +143,8 @@ pub(super) async fn resolve(services: &Services, prefix: &str) -> Result<Gtrid, 
     found.sort_unstable();
     found.dedup();
     match found.as_slice() {
-        [] => Err(RequestError::NotFound(prefix.to_owned())),
+        // One that is whole may be at another node, without a record yet.
+        [] => prefix.parse().map_err(|_beginning| RequestError::NotFound(prefix.to_owned())),
         [one] => Ok(*one),
         several => {
             let candidates = several.iter().take(CANDIDATES).map(ToString::to_string).collect();

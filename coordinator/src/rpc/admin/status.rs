@@ -1,7 +1,5 @@
 //! The coordinator on one screen.
 
-use std::collections::BTreeSet;
-
 use lockstep_proto::v1;
 
 use super::wide;
@@ -14,10 +12,8 @@ pub(in crate::rpc) async fn status(services: &Services) -> Result<v1::StatusResp
     let engine = &services.shared.engine;
     let summary = engine.summarize().await?;
     let log = engine.log();
-    let numbers = log.status().await.map_err(EngineError::Log)?;
+    let numbers = engine.log_status().await.map_err(EngineError::Log)?;
     let overview = services.shared.registry.overview();
-    let orphans = overview.iter().flat_map(|(entry, _)| entry.orphans.keys().map(|xid| xid.gtrid));
-    let orphans = wide(orphans.collect::<BTreeSet<_>>().len());
     let participants = overview.into_iter().map(|(entry, sessions)| v1::ParticipantInfo {
         resource_manager: entry.known.name.to_string(),
         sessions: count(sessions),
@@ -39,7 +35,7 @@ pub(in crate::rpc) async fn status(services: &Services) -> Result<v1::StatusResp
         undelivered: wide(summary.undelivered),
         undelivered_since_ms: summary.undelivered_since_ms.unwrap_or(0),
         undecided: wide(summary.overdue),
-        orphans,
+        orphans: wide(services.shared.registry.orphan_transactions()),
         heuristic: numbers.heuristic,
         heuristic_open: numbers.heuristic_open,
         participants: participants.collect(),

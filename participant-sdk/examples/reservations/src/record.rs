@@ -93,7 +93,7 @@ pub enum Record {
         /// What it did, if it was not prepared before.
         #[serde(default, skip_serializing_if = "Vec::is_empty")]
         entries: Vec<Entry>,
-        /// As when it was prepared; of a branch that nobody knew, the latest that it can be.
+        /// As when it was prepared, or the time of this record, if that is later; of a branch that nobody knew, the latest that it can be.
         deadline_ms: u64,
         /// As above.
         #[serde(with = "position")]
@@ -104,7 +104,7 @@ pub enum Record {
         /// Which.
         branches: Vec<Text<BranchId>>,
     },
-    /// The newest place in the decision log of evidence that was forgotten.
+    /// The newest place in the decision log that was seen of its epoch, also of evidence that was forgotten. One for each epoch.
     Seen {
         /// The place.
         #[serde(with = "position")]

@@ -20,7 +20,6 @@ use tokio::time::Instant;
 use crate::journal::JournalError;
 use crate::ledger::{Access, Desk, Draft, Ledger, LedgerError};
 use crate::record::{Ended, Record, Text};
-use crate::state::newer;
 
 impl Resource for Ledger {
     type Connection = Desk;
@@ -32,7 +31,7 @@ impl Resource for Ledger {
         Ok(Attachment {
             identity: state.identity,
             cluster: state.cluster,
-            seen: state.seen,
+            seen: state.seen.clone(),
             // Whoever moves the directory moves all of it.
             location: String::new(),
             timeline: 0,
@@ -209,12 +208,14 @@ impl Ledger {
         if let Some(evidence) = state.evidence.get(branch) {
             return Ok(fate(evidence.outcome));
         }
-        let (outcome, deadline_ms, position) = match state.prepared.get(branch) {
-            Some(prepared) => (wanted, prepared.deadline_ms, newer(prepared.position, *position)),
+        let (outcome, deadline_ms) = match state.prepared.get(branch) {
+            // Whoever was told of the decision must find how it ended, however late that is: the retention counts from now, or later.
+            Some(prepared) => (wanted, prepared.deadline_ms.max(deadline_ms(Duration::ZERO))),
             // No branch that exists has a later deadline.
-            None => (Ended::RolledBack, deadline_ms(MAX_TIMEOUT), *position),
+            None => (Ended::RolledBack, deadline_ms(MAX_TIMEOUT)),
         };
         let entries = Vec::new();
+        let position = *position;
         let record = Record::Ended { branch: branch.clone(), outcome, entries, deadline_ms, position };
         access.write(record).await?;
         Ok(fate(outcome))

@@ -5,7 +5,7 @@
 
 use std::collections::BTreeMap;
 
-use lockstep::resource::{BranchId, ClusterId, LogPosition, ResourceManagerId};
+use lockstep::resource::{BranchId, ClusterId, LogPosition, Positions, ResourceManagerId};
 
 use crate::record::{Ended, Entry, Record, Text, VERSION};
 
@@ -25,7 +25,8 @@ pub struct PreparedBranch {
 pub struct Evidence {
     /// How it ended.
     pub outcome: Ended,
-    /// When its transaction's time was over, at the latest; in milliseconds since 1970.
+    /// When its transaction's time was over, at the latest, or when it ended, if that was later; in milliseconds since 1970. Retention counts
+    /// from there.
     pub deadline_ms: u64,
     /// The newest place in the decision log that was known then.
     pub position: LogPosition,
@@ -46,8 +47,8 @@ pub struct State {
     pub prepared: BTreeMap<BranchId, PreparedBranch>,
     /// Branches that have ended.
     pub evidence: BTreeMap<BranchId, Evidence>,
-    /// The newest place in the decision log that any record has named, forgotten ones too.
-    pub seen: Option<LogPosition>,
+    /// The newest place in the decision log of each epoch that any record has named, forgotten ones too.
+    pub seen: Positions,
 }
 
 /// A record that does not fit those before it.
@@ -66,7 +67,7 @@ impl State {
             entries: BTreeMap::new(),
             prepared: BTreeMap::new(),
             evidence: BTreeMap::new(),
-            seen: None,
+            seen: Positions::new(),
         }
     }
 
@@ -94,7 +95,7 @@ impl State {
                 if again || self.evidence.contains_key(branch) {
                     return contradiction(format!("the branch {branch} was prepared after it had a record"));
                 }
-                self.see(*position);
+                self.seen.see(*position);
             }
             Record::Ended { branch, outcome, entries, deadline_ms, position } => {
                 let evidence = Evidence { outcome: *outcome, deadline_ms: *deadline_ms, position: *position };
@@ -105,7 +106,7 @@ impl State {
                     self.evidence.remove(branch);
                 }
             }
-            Record::Seen { position } => self.see(*position),
+            Record::Seen { position } => self.seen.see(*position),
             Record::Complete => {}
         }
         Ok(())
@@ -120,7 +121,7 @@ impl State {
                 self.enter(entry)?;
             }
         }
-        self.see(evidence.position);
+        self.seen.see(evidence.position);
         if self.evidence.insert(branch.clone(), evidence).is_some() {
             return contradiction(format!("the branch {branch} ended twice"));
         }
@@ -147,16 +148,12 @@ impl State {
         }
     }
 
-    fn see(&mut self, position: LogPosition) {
-        self.seen = Some(self.seen.map_or(position, |seen| newer(seen, position)));
-    }
-
     /// The fewest records that lead to this state.
     #[must_use]
     pub fn records(&self) -> Vec<Record> {
         let mut records = vec![Record::Ledger { version: VERSION, identity: self.identity }];
         records.extend(self.cluster.map(|cluster| Record::Bound { cluster }));
-        records.extend(self.seen.map(|position| Record::Seen { position }));
+        records.extend(self.seen.iter().map(|position| Record::Seen { position: *position }));
         records.extend(
             self.items.iter().map(|(item, stock)| Record::Item { item: item.clone(), stock: *stock }),
         );
@@ -181,12 +178,6 @@ impl State {
         records.push(Record::Complete);
         records
     }
-}
-
-/// The newer of two places in a decision log.
-#[must_use]
-pub fn newer(a: LogPosition, b: LogPosition) -> LogPosition {
-    if (b.epoch, b.sequence) > (a.epoch, a.sequence) { b } else { a }
 }
 
 fn contradiction<T>(why: impl Into<String>) -> Result<T, Contradiction> {

@@ -114,7 +114,7 @@ async fn check(ledger: &Ledger, heard: &BTreeSet<String>, is_first_life: bool, c
         assert!(listed.contains(&branch(2).xid), "{case}: {listed:?}");
     }
     if heard.contains("committed") {
-        assert!(attachment.seen.unwrap().sequence >= 6, "{case}");
+        assert!(attachment.seen.newest().unwrap().sequence >= 6, "{case}");
     }
     let committed = heard.contains("voted 1");
     if heard.contains("forgotten") {

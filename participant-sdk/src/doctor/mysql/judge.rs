@@ -44,7 +44,7 @@ pub(crate) fn recover_denied(user: &str, why: &str) -> Finding {
 }
 
 /// The tables are missing or closed to the user, and what somebody who may has to run.
-pub(crate) fn tables_closed(user: &str, why: &str, create: [String; 2], grants: &str) -> Finding {
+pub(crate) fn tables_closed(user: &str, why: &str, create: [String; 3], grants: &str) -> Finding {
     Finding::new("tables", Severity::Error, format!("{user} {why}; a user that may has to mend it"))
         .mend(create.map(|statement| format!("{statement};")))
         .mend(grants.lines())
@@ -63,6 +63,7 @@ pub(crate) fn engines(engines: &[String]) -> Finding {
             Finding::new("tables", Severity::Error, what).mend([
                 "ALTER TABLE lockstep_evidence ENGINE = InnoDB;",
                 "ALTER TABLE lockstep_identity ENGINE = InnoDB;",
+                "ALTER TABLE lockstep_positions ENGINE = InnoDB;",
             ])
         }
     }
@@ -258,11 +259,11 @@ mod tests {
             (
                 "tables",
                 |s| {
-                    let create = ["CREATE A".into(), "CREATE B".into()];
+                    let create = ["CREATE A".into(), "CREATE B".into(), "CREATE C".into()];
                     s.tables = vec![tables_closed("u", "may not", create, "GRANT X;\nGRANT Y;")];
                 },
                 Severity::Error,
-                "CREATE A;\nCREATE B;\nGRANT X;\nGRANT Y;",
+                "CREATE A;\nCREATE B;\nCREATE C;\nGRANT X;\nGRANT Y;",
             ),
             ("format", |s| s.identities = Some(vec![identity(2)]), Severity::Error, "format 2"),
             ("identity", |s| s.identities = Some(vec![]), Severity::Note, "no resource manager"),

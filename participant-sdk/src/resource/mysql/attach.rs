@@ -2,12 +2,12 @@
 //!
 //! Settings that could lose or tear a branch are refused by name, with the statement that mends them (P22): the same
 //! judgement that `lockstep doctor` shows ([`judge`]).
-//! Nothing is changed in the server but our own two tables.
+//! Nothing is changed in the server but our own tables.
 
 use std::collections::BTreeMap;
 
 use fail::fail_point;
-use lockstep_proto::{ClusterId, LogPosition, ResourceManagerId, ResourceManagerName};
+use lockstep_proto::{ClusterId, LogPosition, Positions, ResourceManagerId, ResourceManagerName};
 use sqlx::mysql::MySqlRow;
 use sqlx::{MySqlPool, Row as _, SqlSafeStr as _, SqlStr};
 
@@ -157,7 +157,7 @@ async fn warn_of_other_engines(lease: &mut Lease, name: &ResourceManagerName) ->
 struct Identity {
     identity: ResourceManagerId,
     cluster: Option<ClusterId>,
-    seen: Option<LogPosition>,
+    seen: Positions,
 }
 
 impl Identity {
@@ -178,20 +178,32 @@ impl Identity {
             "" => None,
             text => Some(text.parse().map_err(|_malformed| damaged("cluster"))?),
         };
-        let pruned = position(row)?;
-        let in_evidence = match cluster {
-            Some(cluster) => {
-                let reply = ask(lease, schema.newest_position(name, cluster)).await?;
-                reply.rows.first().map(position).transpose()?.flatten()
-            }
-            None => None,
-        };
-        let seen = pruned.into_iter().chain(in_evidence).max_by_key(|seen| (seen.epoch, seen.sequence));
+        let seen = positions(lease, schema, name, cluster).await?;
         Ok(Self { identity: identity.parse().map_err(|_malformed| damaged("identity"))?, cluster, seen })
     }
 }
 
-fn position(row: &MySqlRow) -> Result<Option<LogPosition>, ResourceError> {
+/// The newest position of each epoch. The index of the evidence has each epoch's newest one beside the next lower epoch's.
+async fn positions(
+    lease: &mut Lease,
+    schema: &Schema,
+    name: &ResourceManagerName,
+    cluster: Option<ClusterId>,
+) -> Result<Positions, ResourceError> {
+    let kept = ask(lease, schema.kept_positions(name)).await?;
+    let mut positions = kept.rows.iter().map(position).collect::<Result<Positions, _>>()?;
+    let Some(cluster) = cluster else { return Ok(positions) };
+    let mut below = None;
+    loop {
+        let reply = ask(lease, schema.newest_position(name, cluster, below)).await?;
+        let Some(row) = reply.rows.first() else { return Ok(positions) };
+        let newest = position(row)?;
+        below = Some(newest.epoch);
+        positions.see(newest);
+    }
+}
+
+fn position(row: &MySqlRow) -> Result<LogPosition, ResourceError> {
     evidence::position(row).map_err(|Unresolved(why)| ResourceError::Unfit(why))
 }
 

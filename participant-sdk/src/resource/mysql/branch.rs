@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use fail::fail_point;
 use lockstep_proto::LogPosition;
+use lockstep_proto::museum::mutated;
 use sqlx::mysql::MySqlDatabaseError;
 use sqlx::{MySqlPool, Row as _, SqlStr};
 use tokio::time::Instant;
@@ -190,11 +191,17 @@ enum Readiness {
 /// A table was changed that can't be rolled back.
 const NOT_TRANSACTIONAL: u64 = 1196;
 
-async fn write_evidence(open: &mut OpenBranch, schema: &Schema, position: &LogPosition) -> Readiness {
+async fn write_evidence(
+    open: &mut OpenBranch,
+    schema: &Schema,
+    position: &LogPosition,
+    in_one_phase: bool,
+) -> Readiness {
     fail_point!("mysql-before-evidence");
-    let sql = schema.write_evidence(&open.branch, position, open.deadline_micros, PAUSE);
+    let sql = schema.write_evidence(&open.branch, position, open.deadline_micros, PAUSE, in_one_phase);
     let reply = match open.run(sql).await {
         Ok(reply) => reply,
+        Err(Failure::Refused(_)) if mutated("P18-prepares-without-evidence") => return Readiness::Ready,
         Err(Failure::Refused(error)) => return why_refused(open, &error).await,
         Err(Failure::Lost(why)) => return Readiness::Unfit(format!("the branch was not prepared: {why}")),
     };
@@ -279,7 +286,7 @@ pub(super) async fn prepare(
     schema: &Schema,
     position: &LogPosition,
 ) -> Result<Prepared, Unresolved> {
-    match write_evidence(&mut open, schema, position).await {
+    match write_evidence(&mut open, schema, position, false).await {
         Readiness::Ready => {}
         Readiness::NothingWritten => {
             open.roll_back().await;
@@ -330,7 +337,7 @@ pub(super) async fn commit_one_phase(
     schema: &Schema,
     position: &LogPosition,
 ) -> Result<Fate, Unresolved> {
-    match write_evidence(&mut open, schema, position).await {
+    match write_evidence(&mut open, schema, position, true).await {
         // Its evidence is what the client is answered from.
         Readiness::Ready | Readiness::NothingWritten => {}
         Readiness::Unfit(why) => {

@@ -24,8 +24,8 @@
 //! changes to tables of other engines, turn the branch down as well; what was written to the latter stays. A handler that chooses
 //! `autocommit` hides them.
 //!
-//! What an operator sees: two tables in the service's database, `lockstep_evidence` and `lockstep_identity`; XA branches with
-//! the format id 1819239275; up to 8 connections beside the service's. A branch's connection is closed at the branch's end, or half a
+//! What an operator sees: three tables in the service's database, `lockstep_evidence`, `lockstep_identity` and `lockstep_positions`; XA
+//! branches with the format id 1819239275; up to 8 connections beside the service's. A branch's connection is closed at the branch's end, or half a
 //! second after it was prepared, and the pool opens a new one. A commit waits for the disk twice, the first time for the position of its
 //! decision (P8), unless another one has kept that or a newer one just before. XA branches have no owner: whoever can log in to the
 //! server and knows a branch's name can end it, so such a name is not to be shown to strangers.
@@ -49,7 +49,7 @@ mod waits;
 use std::sync::OnceLock;
 use std::time::Duration;
 
-use lockstep_proto::{ClusterId, Gtrid, LogPosition, ResourceManagerName, Xid};
+use lockstep_proto::{ClusterId, Epoch, Gtrid, LogPosition, ResourceManagerName, Xid};
 use sqlx::{MySqlConnection, MySqlPool};
 
 pub use self::branch::OpenBranch;
@@ -233,5 +233,13 @@ impl Resource for MySql {
     async fn forget(&self, branches: &[BranchId]) -> Result<(), Unresolved> {
         let (name, schema) = self.attached()?;
         evidence::forget(&self.own, schema, name, branches).await
+    }
+
+    async fn settle(&self, position: &LogPosition, epochs: &[Epoch]) -> Result<(), Unresolved> {
+        let (name, schema) = self.attached()?;
+        evidence::settle(&self.own, schema.settle(name, position, epochs)).await?;
+        self.newest.settled(epochs);
+        self.newest.kept(position);
+        Ok(())
     }
 }

@@ -10,7 +10,7 @@
 
 use std::time::Duration;
 
-use lockstep_proto::{ClusterId, Gtrid, LogPosition, ResourceManagerName};
+use lockstep_proto::{ClusterId, Epoch, Gtrid, LogPosition, Positions, ResourceManagerName};
 use sqlx::{AssertSqlSafe, SqlSafeStr as _, SqlStr};
 use uuid::Uuid;
 
@@ -78,8 +78,12 @@ impl Schema {
         format!("{}.lockstep_identity", self.0)
     }
 
+    fn positions_table(&self) -> String {
+        format!("{}.lockstep_positions", self.0)
+    }
+
     /// Makes our tables where they are missing, one statement each. Times are in UTC.
-    pub(super) fn create_tables(&self) -> [SqlStr; 2] {
+    pub(super) fn create_tables(&self) -> [SqlStr; 3] {
         // Always compared byte by byte, whatever the database's collation is.
         let options = "ENGINE = InnoDB CHARACTER SET ascii COLLATE ascii_bin";
         [
@@ -91,7 +95,7 @@ impl Schema {
                  resource_manager VARCHAR(64) NOT NULL, \
                  gtrid_uuid CHAR(32) NOT NULL, gtrid_epoch BIGINT NOT NULL, \
                  epoch BIGINT NOT NULL, incarnation CHAR(32) NOT NULL, sequence BIGINT NOT NULL, \
-                 written_at DATETIME(6) NOT NULL, \
+                 written_at DATETIME(6) NOT NULL, noticed BOOLEAN NOT NULL, \
                  KEY by_deadline (resource_manager, {DEADLINE}), \
                  KEY by_gtrid (resource_manager, kind, gtrid_uuid, gtrid_epoch), \
                  KEY by_position (resource_manager, epoch, sequence)) {options}",
@@ -105,34 +109,50 @@ impl Schema {
                  made_at DATETIME(6) NOT NULL) {options}",
                 self.identity_table()
             )),
+            // In the identity's `seen_…`, SDKs from before this table kept one position for all epochs: it is read, and no longer
+            // written.
+            text(format!(
+                "CREATE TABLE IF NOT EXISTS {} (\
+                 resource_manager VARCHAR(64) NOT NULL, epoch BIGINT NOT NULL, \
+                 incarnation CHAR(32) NOT NULL, sequence BIGINT NOT NULL, \
+                 PRIMARY KEY (resource_manager, epoch)) {options}",
+                self.positions_table()
+            )),
         ]
     }
 
     /// What the user needs in our tables, for a person to grant.
     pub(super) fn grants(&self, user: &str) -> String {
         format!(
-            "GRANT SELECT, INSERT, DELETE ON {} TO {user};\nGRANT SELECT, INSERT, UPDATE ON {} TO {user};",
+            "GRANT SELECT, INSERT, UPDATE, DELETE ON {} TO {user};\nGRANT SELECT, INSERT, UPDATE ON {} TO {user};\n\
+             GRANT SELECT, INSERT, UPDATE, DELETE ON {} TO {user};",
             self.evidence_table(),
-            self.identity_table()
+            self.identity_table(),
+            self.positions_table()
         )
     }
 
     /// Refused where a table is missing or the user may not use it; changes nothing.
     pub(super) fn try_tables(&self) -> SqlStr {
         let (evidence, identity) = (self.evidence_table(), self.identity_table());
+        let positions = self.positions_table();
         text(format!(
-            "SELECT 1 FROM {evidence} LIMIT 0; SELECT 1 FROM {identity} LIMIT 0; \
+            "SELECT 1 FROM {evidence} LIMIT 0; SELECT 1 FROM {identity} LIMIT 0; SELECT 1 FROM {positions} LIMIT 0; \
              INSERT INTO {evidence} SELECT * FROM {evidence} WHERE false; \
+             UPDATE {evidence} SET noticed = noticed WHERE false; \
              DELETE FROM {evidence} WHERE false; \
              INSERT INTO {identity} SELECT * FROM {identity} WHERE false; \
-             UPDATE {identity} SET format = format WHERE false"
+             UPDATE {identity} SET format = format WHERE false; \
+             INSERT INTO {positions} SELECT * FROM {positions} WHERE false; \
+             UPDATE {positions} SET sequence = sequence WHERE false; \
+             DELETE FROM {positions} WHERE false"
         ))
     }
 
     /// Which engines our tables have: a row each.
     pub(super) fn engines() -> &'static str {
         "SELECT ENGINE AS engine FROM information_schema.TABLES \
-         WHERE TABLE_SCHEMA = DATABASE() AND TABLE_NAME IN ('lockstep_evidence', 'lockstep_identity')"
+         WHERE TABLE_SCHEMA = DATABASE() AND TABLE_NAME IN ('lockstep_evidence', 'lockstep_identity', 'lockstep_positions')"
     }
 
     /// Makes the identity unless there is one.
@@ -145,13 +165,23 @@ impl Schema {
         ))
     }
 
-    /// The identity, and the newest position that pruning has kept: one row.
+    /// The identity: one row.
     pub(super) fn identity_of(&self, name: &ResourceManagerName) -> SqlStr {
         text(format!(
-            "SELECT CAST(format AS SIGNED) AS format, identity, COALESCE(cluster, '') AS cluster, \
-             seen_epoch AS epoch, seen_incarnation AS incarnation, seen_sequence AS sequence \
+            "SELECT CAST(format AS SIGNED) AS format, identity, COALESCE(cluster, '') AS cluster \
              FROM {} WHERE resource_manager = '{name}'",
             self.identity_table()
+        ))
+    }
+
+    /// The positions that were kept beside the evidence. Two rows for some epochs.
+    pub(super) fn kept_positions(&self, name: &ResourceManagerName) -> SqlStr {
+        text(format!(
+            "SELECT epoch, incarnation, sequence FROM {} WHERE resource_manager = '{name}' UNION ALL \
+             SELECT seen_epoch, seen_incarnation, seen_sequence FROM {} \
+             WHERE resource_manager = '{name}' AND seen_epoch IS NOT NULL",
+            self.positions_table(),
+            self.identity_table(),
         ))
     }
 
@@ -164,11 +194,17 @@ impl Schema {
         ))
     }
 
-    /// The newest position in any evidence row of `cluster`.
-    pub(super) fn newest_position(&self, name: &ResourceManagerName, cluster: ClusterId) -> SqlStr {
+    /// The newest position of the newest epoch, below this one if one is given, in any evidence row of `cluster`.
+    pub(super) fn newest_position(
+        &self,
+        name: &ResourceManagerName,
+        cluster: ClusterId,
+        below: Option<Epoch>,
+    ) -> SqlStr {
+        let below = below.map_or(String::new(), |below| format!(" AND epoch < {below}"));
         text(format!(
             "SELECT epoch, incarnation, sequence FROM {} \
-             WHERE resource_manager = '{name}' AND xid LIKE '{cluster}:%' \
+             WHERE resource_manager = '{name}' AND xid LIKE '{cluster}:%'{below} \
              ORDER BY epoch DESC, sequence DESC LIMIT 1",
             self.evidence_table()
         ))
@@ -185,6 +221,8 @@ impl Schema {
     /// Asks what happened in the branch so far, and writes its evidence. Answers with warnings, [`COUNTERS`], and the evidence's
     /// OK.
     ///
+    /// - `noticed`: whether the row is seen as soon as it is written, so that its retention counts from its deadline. That of a prepared
+    ///   branch may be seen days later ([`Schema::notice`]).
     /// - The server's clock is the real one, even if the handler has set another.
     /// - What follows has to come within `pause`; otherwise the server ends the session. Whoever is stopped before XA PREPARE
     ///   can't send it much later (P19), and whoever is stopped behind it does not keep others from finishing the branch (P24).
@@ -198,6 +236,7 @@ impl Schema {
         position: &LogPosition,
         deadline_micros: i64,
         pause: Duration,
+        noticed: bool,
     ) -> SqlStr {
         let deadline = format!("TIMESTAMPADD(MICROSECOND, {deadline_micros}, '1970-01-01')");
         text(format!(
@@ -207,7 +246,7 @@ impl Schema {
              SAVEPOINT lockstep; ROLLBACK TO SAVEPOINT lockstep; SHOW WARNINGS; \
              {COUNTERS}; \
              INSERT INTO {evidence} ({EVIDENCE_COLUMNS}) VALUES ('{branch}', 'branch', \
-             IF(UTC_TIMESTAMP(6) < {deadline}, {deadline}, NULL), {fixed})",
+             IF(UTC_TIMESTAMP(6) < {deadline}, {deadline}, NULL), {noticed}, {fixed})",
             pause = seconds(pause),
             lock = user_lock(branch),
             evidence = self.evidence_table(),
@@ -234,27 +273,46 @@ impl Schema {
     ) -> SqlStr {
         text(format!(
             "INSERT INTO {evidence} ({EVIDENCE_COLUMNS}) VALUES ('{branch}', '{kind}', \
-             TIMESTAMPADD(MICROSECOND, {lifetime}, UTC_TIMESTAMP(6)), {fixed})",
+             TIMESTAMPADD(MICROSECOND, {lifetime}, UTC_TIMESTAMP(6)), true, {fixed})",
             evidence = self.evidence_table(),
             lifetime = lifetime.as_micros(),
             fixed = fixed_columns(branch, position),
         ))
     }
 
-    /// Keeps the position unless a newer one is kept.
+    /// Keeps the position unless a newer one of its epoch is kept.
     pub(super) fn keep_position(&self, name: &ResourceManagerName, position: &LogPosition) -> SqlStr {
         text(self.raise_position(name, position))
     }
 
     fn raise_position(&self, name: &ResourceManagerName, position: &LogPosition) -> String {
         let LogPosition { epoch, incarnation, sequence } = position;
+        // From left to right: the incarnation is compared by the sequence that was there.
         format!(
-            "UPDATE {identity} \
-             SET seen_epoch = {epoch}, seen_incarnation = '{incarnation}', seen_sequence = {sequence} \
-             WHERE resource_manager = '{name}' \
-             AND (seen_epoch IS NULL OR (seen_epoch, seen_sequence) < ({epoch}, {sequence}))",
-            identity = self.identity_table(),
+            "INSERT INTO {positions} (resource_manager, epoch, incarnation, sequence) \
+             VALUES ('{name}', {epoch}, '{incarnation}', {sequence}) ON DUPLICATE KEY UPDATE \
+             incarnation = IF(sequence < {sequence}, '{incarnation}', incarnation), \
+             sequence = GREATEST(sequence, {sequence})",
+            positions = self.positions_table(),
         )
+    }
+
+    /// Keeps the position, and lets go of those of these epochs. One transaction.
+    pub(super) fn settle(
+        &self,
+        name: &ResourceManagerName,
+        position: &LogPosition,
+        epochs: &[Epoch],
+    ) -> SqlStr {
+        let mut sql = format!("START TRANSACTION; {}; ", self.raise_position(name, position));
+        for epoch in epochs {
+            sql.push_str(&format!(
+                "DELETE FROM {} WHERE resource_manager = '{name}' AND epoch = {epoch}; ",
+                self.positions_table()
+            ));
+        }
+        sql.push_str("COMMIT");
+        text(sql)
     }
 
     /// Of which kind the evidence is.
@@ -294,7 +352,7 @@ impl Schema {
         ))
     }
 
-    /// Rows whose deadline is `retention` ago, longest ago first.
+    /// Rows whose deadline is `retention` ago, longest ago first, and whether they were noticed before.
     pub(super) fn old_evidence(
         &self,
         name: &ResourceManagerName,
@@ -303,25 +361,40 @@ impl Schema {
         limit: usize,
     ) -> SqlStr {
         text(format!(
-            "SELECT xid, kind FROM {} WHERE resource_manager = '{name}' AND xid LIKE '{cluster}:%' \
+            "SELECT xid, kind, CAST(noticed AS SIGNED) AS noticed FROM {} WHERE resource_manager = '{name}' AND xid LIKE '{cluster}:%' \
              AND {DEADLINE} < TIMESTAMPADD(MICROSECOND, -{}, UTC_TIMESTAMP(6)) ORDER BY {DEADLINE} LIMIT {limit}",
             self.evidence_table(),
             retention.as_micros(),
         ))
     }
 
-    /// The newest position among these rows.
-    pub(super) fn newest_of(&self, branches: &[BranchId]) -> SqlStr {
+    /// Has the retention of these rows count from now: a prepared branch's row can't be changed before its commit, says when it was
+    /// prepared, and is seen when it is committed, be it days later or, after a failover, for the second time.
+    ///
+    /// One statement for each row, as in [`Schema::forget`].
+    pub(super) fn notice(&self, branches: &[BranchId]) -> SqlStr {
+        let mut sql = "START TRANSACTION; ".to_owned();
+        for branch in branches {
+            sql.push_str(&format!(
+                "UPDATE {} SET noticed = true, {DEADLINE} = UTC_TIMESTAMP(6) WHERE xid = '{branch}' AND NOT noticed; ",
+                self.evidence_table()
+            ));
+        }
+        sql.push_str("COMMIT");
+        text(sql)
+    }
+
+    /// The positions of these rows.
+    pub(super) fn positions_of(&self, branches: &[BranchId]) -> SqlStr {
         let keys: Vec<String> = branches.iter().map(|branch| format!("'{branch}'")).collect();
         text(format!(
-            "SELECT epoch, incarnation, sequence FROM {} WHERE xid IN ({}) \
-             ORDER BY epoch DESC, sequence DESC LIMIT 1",
+            "SELECT epoch, incarnation, sequence FROM {} WHERE xid IN ({})",
             self.evidence_table(),
             keys.join(", "),
         ))
     }
 
-    /// Deletes rows, and keeps the newest position among them: both or neither.
+    /// Deletes rows, and keeps the newest positions among them: both or neither.
     ///
     /// One statement for each row, by its key: a list of keys may be carried out as a scan of the table, which blocks new
     /// rows and waits for prepared ones (P19).
@@ -329,9 +402,12 @@ impl Schema {
         &self,
         name: &ResourceManagerName,
         branches: &[BranchId],
-        newest: &LogPosition,
+        newest: &Positions,
     ) -> SqlStr {
-        let mut sql = format!("START TRANSACTION; {}; ", self.raise_position(name, newest));
+        let mut sql = String::from("START TRANSACTION; ");
+        for position in newest.iter() {
+            sql.push_str(&format!("{}; ", self.raise_position(name, position)));
+        }
         for branch in branches {
             sql.push_str(&format!("DELETE FROM {} WHERE xid = '{branch}'; ", self.evidence_table()));
         }
@@ -509,8 +585,8 @@ fn xid(branch: &BranchId) -> String {
     format!("'{cluster}:{}','{}',{FORMAT_ID}", xid.gtrid, xid.bqual)
 }
 
-const EVIDENCE_COLUMNS: &str = "xid, kind, deadline, resource_manager, gtrid_uuid, gtrid_epoch, epoch, incarnation, \
-     sequence, written_at";
+const EVIDENCE_COLUMNS: &str = "xid, kind, deadline, noticed, resource_manager, gtrid_uuid, gtrid_epoch, epoch, \
+     incarnation, sequence, written_at";
 
 /// The last seven columns.
 fn fixed_columns(branch: &BranchId, position: &LogPosition) -> String {
@@ -538,7 +614,7 @@ fn text(sql: String) -> SqlStr {
 
 #[cfg(test)]
 mod tests {
-    use lockstep_proto::{Bqual, Epoch, Gtrid, Xid};
+    use lockstep_proto::{Bqual, Gtrid, Xid};
 
     use super::*;
 

@@ -12,8 +12,9 @@ use std::time::Duration;
 
 use fail::fail_point;
 use lockstep_proto::LogPosition;
+use lockstep_proto::museum::mutated;
 use sqlx::postgres::PgDatabaseError;
-use sqlx::{PgPool, Row as _};
+use sqlx::{PgPool, Row as _, SqlStr};
 use tokio::time::Instant;
 
 use super::connection::{Failure, Lease, Reply};
@@ -96,6 +97,11 @@ pub(super) async fn prepare(
     position: &LogPosition,
 ) -> Result<Prepared, Unresolved> {
     fail_point!("postgres-before-prepare");
+    if mutated("P23-read-only-is-committed") && !has_written(&mut open).await {
+        let time = open.time_for_an_answer();
+        drop(open.lease.run(SqlStr::from_static("COMMIT"), time).await);
+        return Ok(Prepared::ReadOnly);
+    }
     let sql = sql::prepare(branch, position, open.lifetime);
     let answer = open.lease.run(sql, open.time_for_an_answer()).await;
     fail_point!("postgres-after-prepare");

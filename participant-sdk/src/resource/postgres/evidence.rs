@@ -1,8 +1,9 @@
-//! The evidence table as a whole: its oldest row, the rows that may go, and the position that must outlive them.
+//! The evidence table as a whole: its oldest row, the rows that may go, and the positions that must outlive them.
 
 use std::time::Duration;
 
 use fail::fail_point;
+use lockstep_proto::museum::mutated;
 use lockstep_proto::{ClusterId, Epoch, Gtrid, LogPosition, ResourceManagerName};
 use sqlx::postgres::PgRow;
 use sqlx::{PgPool, Row as _};
@@ -22,6 +23,10 @@ pub(super) async fn oldest(
     reply.rows.get(1).map(|row| branch(row).map(|branch| branch.xid.gtrid)).transpose()
 }
 
+/// Rows that may go once they are judged: their deadline is `retention` ago, and so is the time when they were first noticed as old.
+///
+/// Whoever was told to commit a branch must find its evidence, however late the branch was committed: so a row is noticed first, and its
+/// retention counts from then. Where a failover takes that back, it is noticed again.
 pub(super) async fn old(
     own: &PgPool,
     name: &ResourceManagerName,
@@ -29,12 +34,29 @@ pub(super) async fn old(
     retention: Duration,
     limit: usize,
 ) -> Result<Vec<EvidenceRow>, Unresolved> {
-    let reply = run(own, sql::old_evidence(name, cluster, retention, limit)).await?;
-    let row = |row: &PgRow| {
-        let kind = row.try_get::<&str, _>("kind").map_err(unreadable)?;
-        Ok(EvidenceRow { branch: branch(row)?, fate: fate_of(kind).ok_or_else(|| damaged(kind))? })
-    };
-    reply.rows.iter().map(row).collect()
+    loop {
+        let reply = run(own, sql::old_evidence(name, cluster, retention, limit)).await?;
+        let (mut old, mut new) = (Vec::new(), Vec::new());
+        for row in &reply.rows {
+            if row.try_get("noticed").map_err(unreadable)? || mutated("P19-old-when-first-seen") {
+                let kind = row.try_get::<&str, _>("kind").map_err(unreadable)?;
+                old.push(EvidenceRow {
+                    branch: branch(row)?,
+                    fate: fate_of(kind).ok_or_else(|| damaged(kind))?,
+                });
+            } else {
+                new.push(branch(row)?);
+            }
+        }
+        if new.is_empty() {
+            return Ok(old);
+        }
+        run(own, sql::notice(&new)).await?;
+        // A whole list of new ones may hide old ones behind it.
+        if !old.is_empty() || new.len() < limit {
+            return Ok(old);
+        }
+    }
 }
 
 pub(super) async fn forget(
@@ -61,9 +83,9 @@ pub(super) fn fate_of(kind: &str) -> Option<Fate> {
     }
 }
 
-/// The position in the columns `epoch`, `incarnation` and `sequence`; `None` where they are NULL.
-pub(super) fn position(row: &PgRow) -> Result<Option<LogPosition>, Unresolved> {
-    let Some(epoch) = row.try_get::<Option<i64>, _>("epoch").map_err(unreadable)? else { return Ok(None) };
+/// The position in the columns `epoch`, `incarnation` and `sequence`.
+pub(super) fn position(row: &PgRow) -> Result<LogPosition, Unresolved> {
+    let epoch = row.try_get::<i64, _>("epoch").map_err(unreadable)?;
     let incarnation = row.try_get::<&str, _>("incarnation").map_err(unreadable)?;
     let sequence = row.try_get::<i64, _>("sequence").map_err(unreadable)?;
     let position = || {
@@ -73,7 +95,7 @@ pub(super) fn position(row: &PgRow) -> Result<Option<LogPosition>, Unresolved> {
             sequence: u64::try_from(sequence).ok()?,
         })
     };
-    position().map(Some).ok_or_else(|| damaged(&format!("{epoch}/{incarnation}/{sequence}")))
+    position().ok_or_else(|| damaged(&format!("{epoch}/{incarnation}/{sequence}")))
 }
 
 fn branch(row: &PgRow) -> Result<BranchId, Unresolved> {

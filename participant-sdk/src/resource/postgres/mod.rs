@@ -18,7 +18,7 @@
 //! never published. The connection returns to the service's pool, as after any other use of it: what a plain
 //! `SET` or a session's advisory lock left behind is still there.
 //!
-//! What an operator sees: a schema `lockstep` with two tables, prepared transactions whose names begin with
+//! What an operator sees: a schema `lockstep` with three tables, prepared transactions whose names begin with
 //! `lockstep:`, up to 8 connections called `lockstep` beside the service's, and in the server's log an ERROR
 //! for each branch that is turned down. The one that names `branch_read_only_and_not_prepared` is none: the
 //! branch had only read.
@@ -39,7 +39,7 @@ use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use lockstep_proto::{ClusterId, Gtrid, LogPosition, ResourceManagerName, Xid};
+use lockstep_proto::{ClusterId, Epoch, Gtrid, LogPosition, ResourceManagerName, Xid};
 use sqlx::{PgConnection, PgPool};
 
 pub use self::branch::OpenBranch;
@@ -205,5 +205,12 @@ impl Resource for Postgres {
 
     async fn forget(&self, branches: &[BranchId]) -> Result<(), Unresolved> {
         evidence::forget(&self.own, self.name()?, branches).await
+    }
+
+    async fn settle(&self, position: &LogPosition, epochs: &[Epoch]) -> Result<(), Unresolved> {
+        recovery::run(&self.own, sql::settle(self.name()?, position, epochs)).await?;
+        self.newest.settled(epochs);
+        self.newest.kept(position);
+        Ok(())
     }
 }

@@ -11,7 +11,8 @@
 use std::fmt::Write as _;
 use std::time::Duration;
 
-use lockstep_proto::{ClusterId, Gtrid, LogPosition, ResourceManagerName};
+use lockstep_proto::museum::mutated;
+use lockstep_proto::{ClusterId, Epoch, Gtrid, LogPosition, ResourceManagerName};
 use sqlx::{AssertSqlSafe, SqlSafeStr as _, SqlStr};
 
 use crate::resource::BranchId;
@@ -49,7 +50,8 @@ pub(crate) const CREATE_TABLES: &str = concat!(
     "resource_manager text COLLATE \"C\" NOT NULL, ",
     "gtrid_uuid uuid NOT NULL, gtrid_epoch bigint NOT NULL, ",
     "epoch bigint NOT NULL, incarnation uuid NOT NULL, sequence bigint NOT NULL, ",
-    "written_at timestamptz NOT NULL DEFAULT clock_timestamp()); ",
+    "written_at timestamptz NOT NULL DEFAULT clock_timestamp(), ",
+    "noticed boolean NOT NULL); ",
     "CREATE INDEX IF NOT EXISTS evidence_by_deadline ON lockstep.evidence (resource_manager, deadline); ",
     "CREATE INDEX IF NOT EXISTS evidence_by_gtrid ON lockstep.evidence ",
     "(resource_manager, gtrid_uuid, gtrid_epoch) WHERE kind <> 'fence'; ",
@@ -58,13 +60,19 @@ pub(crate) const CREATE_TABLES: &str = concat!(
     "resource_manager text COLLATE \"C\" PRIMARY KEY, ",
     "format smallint NOT NULL, identity uuid NOT NULL DEFAULT gen_random_uuid(), cluster text COLLATE \"C\", ",
     "seen_epoch bigint, seen_incarnation uuid, seen_sequence bigint, ",
-    "made_at timestamptz NOT NULL DEFAULT clock_timestamp())",
+    "made_at timestamptz NOT NULL DEFAULT clock_timestamp()); ",
+    // In the identity's `seen_…`, SDKs from before this table kept one position for all epochs: it is read, and no longer written.
+    "CREATE TABLE IF NOT EXISTS lockstep.positions (",
+    "resource_manager text COLLATE \"C\" NOT NULL, epoch bigint NOT NULL, ",
+    "incarnation uuid NOT NULL, sequence bigint NOT NULL, ",
+    "CONSTRAINT positions_pkey PRIMARY KEY (resource_manager, epoch))",
 );
 
 /// What the role needs in our tables, for a person to grant. `{role}` is the role.
 pub(crate) const GRANTS: &str = "GRANT USAGE ON SCHEMA lockstep TO {role}; \
-     GRANT SELECT, INSERT, DELETE ON lockstep.evidence TO {role}; \
-     GRANT SELECT, INSERT, UPDATE ON lockstep.identity TO {role};";
+     GRANT SELECT, INSERT, UPDATE, DELETE ON lockstep.evidence TO {role}; \
+     GRANT SELECT, INSERT, UPDATE ON lockstep.identity TO {role}; \
+     GRANT SELECT, INSERT, UPDATE, DELETE ON lockstep.positions TO {role};";
 
 /// How a connection of the resource's own is set up, whatever is configured for its role or database: who it is
 /// (a role that prepared branches can be finished by), that what it reads is the newest, that what it writes is
@@ -105,17 +113,26 @@ pub(crate) const SERVER: &str = "SELECT \
 
 /// Whether our tables are there, and the role may use them: `absent`, `forbidden` or `ready`. If they are ready, what of them
 /// is not as we have made it, and would make them lose what they prove. (Below, the tables are found without `to_regclass`,
-/// which is refused to a role that may not use the schema.)
+/// which is refused to a role that may not use the schema.) Where only `positions` is not there, an SDK from before it has made the others: it is
+/// made beside them. Beside tables that are not ours nothing is made: they count as ready, and lack what ours have.
 pub(crate) const TABLES: &str = "SELECT CASE \
      WHEN to_regnamespace('lockstep') IS NULL THEN 'absent' \
      WHEN NOT has_schema_privilege('lockstep', 'USAGE') THEN 'forbidden' \
      WHEN to_regclass('lockstep.evidence') IS NULL OR to_regclass('lockstep.identity') IS NULL THEN 'absent' \
+     WHEN to_regclass('lockstep.positions') IS NULL THEN CASE WHEN EXISTS (SELECT FROM pg_constraint AS c \
+     JOIN pg_class AS t ON t.oid = c.conrelid WHERE t.relnamespace = to_regnamespace('lockstep') \
+     AND t.relname = 'evidence' AND c.conname = 'evidence_pkey') THEN 'absent' ELSE 'ready' END \
      WHEN has_table_privilege('lockstep.evidence', 'SELECT') \
      AND has_table_privilege('lockstep.evidence', 'INSERT') \
+     AND has_table_privilege('lockstep.evidence', 'UPDATE') \
      AND has_table_privilege('lockstep.evidence', 'DELETE') \
      AND has_table_privilege('lockstep.identity', 'SELECT') \
      AND has_table_privilege('lockstep.identity', 'INSERT') \
-     AND has_table_privilege('lockstep.identity', 'UPDATE') THEN 'ready' \
+     AND has_table_privilege('lockstep.identity', 'UPDATE') \
+     AND has_table_privilege('lockstep.positions', 'SELECT') \
+     AND has_table_privilege('lockstep.positions', 'INSERT') \
+     AND has_table_privilege('lockstep.positions', 'UPDATE') \
+     AND has_table_privilege('lockstep.positions', 'DELETE') THEN 'ready' \
      ELSE 'forbidden' END AS tables, \
      coalesce((SELECT string_agg(needed, ', ') FROM unnest(ARRAY['branch_ended_by_its_service', \
      'branch_read_only_and_not_prepared', 'branch_too_late_to_prepare', 'evidence_pkey']) AS needed \
@@ -123,10 +140,10 @@ pub(crate) const TABLES: &str = "SELECT CASE \
      WHERE t.relnamespace = to_regnamespace('lockstep') AND t.relname = 'evidence' \
      AND c.conname = needed AND c.convalidated)), '') AS missing, \
      coalesce((SELECT string_agg('lockstep.' || c.relname, ', ') FROM pg_class AS c \
-     WHERE c.relnamespace = to_regnamespace('lockstep') AND c.relname IN ('evidence', 'identity') \
+     WHERE c.relnamespace = to_regnamespace('lockstep') AND c.relname IN ('evidence', 'identity', 'positions') \
      AND c.relpersistence <> 'p'), '') AS unlogged, \
      coalesce((SELECT string_agg('lockstep.' || c.relname, ', ') FROM pg_class AS c \
-     WHERE c.relnamespace = to_regnamespace('lockstep') AND c.relname IN ('evidence', 'identity') \
+     WHERE c.relnamespace = to_regnamespace('lockstep') AND c.relname IN ('evidence', 'identity', 'positions') \
      AND row_security_active(c.oid)), '') AS filtered";
 
 /// Makes the identity unless there is one.
@@ -137,19 +154,35 @@ pub(super) fn make_identity(name: &ResourceManagerName) -> SqlStr {
     ))
 }
 
-/// The identity, and the newest position in it or in any evidence row of its cluster: one row.
+/// The identity: one row.
 pub(super) fn identity(name: &ResourceManagerName) -> SqlStr {
     text(format!(
-        "SELECT i.format::bigint AS format, replace(i.identity::text, '-', '') AS identity, \
-         coalesce(i.cluster, '') AS cluster, s.epoch, s.incarnation, s.sequence \
-         FROM lockstep.identity AS i LEFT JOIN LATERAL (\
-         SELECT p.epoch, replace(p.incarnation::text, '-', '') AS incarnation, p.sequence FROM (\
-         (SELECT e.epoch, e.incarnation, e.sequence FROM lockstep.evidence AS e \
-         WHERE e.resource_manager = i.resource_manager AND starts_with(e.xid, i.cluster || ':') \
-         ORDER BY e.epoch DESC, e.sequence DESC LIMIT 1) \
-         UNION ALL SELECT i.seen_epoch, i.seen_incarnation, i.seen_sequence) AS p \
-         WHERE p.epoch IS NOT NULL ORDER BY p.epoch DESC, p.sequence DESC LIMIT 1) AS s ON true \
-         WHERE i.resource_manager = '{name}'"
+        "SELECT format::bigint AS format, replace(identity::text, '-', '') AS identity, \
+         coalesce(cluster, '') AS cluster FROM lockstep.identity WHERE resource_manager = '{name}'"
+    ))
+}
+
+/// The newest position of each epoch: what was kept of them, and the evidence rows of the identity's cluster, of which the index has
+/// each epoch's newest one beside the next lower epoch's. Several rows for some epochs.
+pub(super) fn positions(name: &ResourceManagerName) -> SqlStr {
+    let newest = |below: &str| {
+        format!(
+            "SELECT e.epoch, e.incarnation, e.sequence FROM lockstep.evidence AS e \
+             WHERE e.resource_manager = '{name}' AND starts_with(e.xid, \
+             (SELECT cluster FROM lockstep.identity WHERE resource_manager = '{name}') || ':'){below} \
+             ORDER BY e.epoch DESC, e.sequence DESC LIMIT 1"
+        )
+    };
+    text(format!(
+        "WITH RECURSIVE newest AS (({first}) UNION ALL \
+         SELECT next.* FROM newest, LATERAL ({below}) AS next) \
+         SELECT epoch, replace(incarnation::text, '-', '') AS incarnation, sequence FROM (\
+         SELECT epoch, incarnation, sequence FROM newest \
+         UNION ALL SELECT epoch, incarnation, sequence FROM lockstep.positions WHERE resource_manager = '{name}' \
+         UNION ALL SELECT seen_epoch, seen_incarnation, seen_sequence FROM lockstep.identity \
+         WHERE resource_manager = '{name}' AND seen_epoch IS NOT NULL) AS p",
+        first = newest(""),
+        below = newest(" AND e.epoch < newest.epoch"),
     ))
 }
 
@@ -207,7 +240,7 @@ pub(super) fn has_written() -> SqlStr {
 pub(super) fn prepare(branch: &BranchId, position: &LogPosition, lifetime: Duration) -> SqlStr {
     text(format!(
         "{evidence}; PREPARE TRANSACTION '{PREFIX}:{branch}'; BEGIN; {listed}",
-        evidence = evidence(branch, position, lifetime, "pg_current_xact_id_if_assigned"),
+        evidence = evidence(branch, position, lifetime, "pg_current_xact_id_if_assigned", false),
         listed = listed(branch),
     ))
 }
@@ -222,7 +255,7 @@ pub(super) fn prepared_after_all(branch: &BranchId) -> SqlStr {
 pub(super) fn commit_one_phase(branch: &BranchId, position: &LogPosition, lifetime: Duration) -> SqlStr {
     text(format!(
         "{evidence}; COMMIT; BEGIN; {written}",
-        evidence = evidence(branch, position, lifetime, "pg_current_xact_id"),
+        evidence = evidence(branch, position, lifetime, "pg_current_xact_id", true),
         written = written(branch),
     ))
 }
@@ -241,16 +274,32 @@ pub(super) fn was_committed(branch: &BranchId) -> SqlStr {
     ))
 }
 
-/// Keeps the position unless a newer one is kept. It does not wait for the disk: the COMMIT PREPARED that follows does,
+/// Keeps the position unless a newer one of its epoch is kept. It does not wait for the disk: the COMMIT PREPARED that follows does,
 /// whatever is set, and flushes all that was written before it (participants.md). (The two can't go out together:
 /// COMMIT PREPARED is refused beside other statements.)
 pub(super) fn keep_position(name: &ResourceManagerName, position: &LogPosition) -> SqlStr {
+    text(format!("SET LOCAL synchronous_commit = off; {raise}", raise = raise_position(name, position)))
+}
+
+fn raise_position(name: &ResourceManagerName, position: &LogPosition) -> String {
     let LogPosition { epoch, incarnation, sequence } = position;
+    format!(
+        "INSERT INTO lockstep.positions AS p (resource_manager, epoch, incarnation, sequence) \
+         VALUES ('{name}', {epoch}, '{incarnation}', {sequence}) {RAISED}"
+    )
+}
+
+/// Of two positions of an epoch the newer one stays.
+const RAISED: &str = "ON CONFLICT (resource_manager, epoch) DO UPDATE \
+     SET incarnation = excluded.incarnation, sequence = excluded.sequence WHERE p.sequence < excluded.sequence";
+
+/// Keeps the position, and lets go of those of these epochs. One transaction.
+pub(super) fn settle(name: &ResourceManagerName, position: &LogPosition, epochs: &[Epoch]) -> SqlStr {
+    let numbers: Vec<String> = epochs.iter().map(Epoch::to_string).collect();
     text(format!(
-        "SET LOCAL synchronous_commit = off; UPDATE lockstep.identity \
-         SET seen_epoch = {epoch}, seen_incarnation = '{incarnation}', seen_sequence = {sequence} \
-         WHERE resource_manager = '{name}' \
-         AND (seen_epoch IS NULL OR (seen_epoch, seen_sequence) < ({epoch}, {sequence}))"
+        "{raise}; DELETE FROM lockstep.positions WHERE resource_manager = '{name}' AND epoch IN ({numbers})",
+        raise = raise_position(name, position),
+        numbers = numbers.join(", "),
     ))
 }
 
@@ -279,7 +328,7 @@ fn end_without_branch(kind: &str, branch: &BranchId, position: &LogPosition, lif
     let deadline = format!("clock_timestamp() + interval '{} milliseconds'", millis(lifetime));
     text(format!(
         "INSERT INTO lockstep.evidence ({EVIDENCE_COLUMNS}) \
-         VALUES ('{branch}', '{kind}', pg_current_xact_id(), {deadline}, {fixed}) \
+         VALUES ('{branch}', '{kind}', pg_current_xact_id(), {deadline}, true, {fixed}) \
          ON CONFLICT (xid) DO NOTHING; {written}",
         fixed = fixed_columns(branch, position),
         written = written(branch),
@@ -333,7 +382,7 @@ pub(super) fn oldest_evidence(name: &ResourceManagerName, cluster: ClusterId) ->
     ))
 }
 
-/// Rows whose deadline is `retention` ago, longest ago first.
+/// Rows whose deadline is `retention` ago, longest ago first, and whether they were noticed before.
 pub(super) fn old_evidence(
     name: &ResourceManagerName,
     cluster: ClusterId,
@@ -341,32 +390,45 @@ pub(super) fn old_evidence(
     limit: usize,
 ) -> SqlStr {
     text(format!(
-        "SELECT xid, kind FROM lockstep.evidence \
+        "SELECT xid, kind, noticed FROM lockstep.evidence \
          WHERE resource_manager = '{name}' AND starts_with(xid, '{cluster}:') \
          AND deadline < clock_timestamp() - interval '{} milliseconds' ORDER BY deadline LIMIT {limit}",
         millis(retention),
     ))
 }
 
-/// Deletes rows by key, and keeps the newest position among them. One statement: both or neither.
+/// Has the retention of these rows count from now: a prepared branch's row can't be changed before its commit, says when it
+/// was prepared, and is seen when it is committed, be it days later or, after a failover, for the second time.
+pub(super) fn notice(branches: &[BranchId]) -> SqlStr {
+    text(format!(
+        "UPDATE lockstep.evidence SET noticed = true, deadline = clock_timestamp() \
+         WHERE xid IN ({keys}) AND NOT noticed",
+        keys = keys(branches),
+    ))
+}
+
+/// Deletes rows by key, and keeps the newest position of each epoch among them. One statement: both or neither.
 pub(super) fn forget(name: &ResourceManagerName, branches: &[BranchId]) -> SqlStr {
+    let keys = keys(branches);
+    text(format!(
+        "WITH gone AS (DELETE FROM lockstep.evidence WHERE xid IN ({keys}) \
+         RETURNING epoch, incarnation, sequence), \
+         newest AS (SELECT DISTINCT ON (epoch) * FROM gone ORDER BY epoch, sequence DESC) \
+         INSERT INTO lockstep.positions AS p (resource_manager, epoch, incarnation, sequence) \
+         SELECT '{name}', epoch, incarnation, sequence FROM newest ORDER BY epoch {RAISED}"
+    ))
+}
+
+fn keys(branches: &[BranchId]) -> String {
     let mut keys = String::new();
     for (number, branch) in branches.iter().enumerate() {
         let comma = if number == 0 { "" } else { ", " };
         write!(keys, "{comma}'{branch}'").expect("writing to a string does not fail");
     }
-    text(format!(
-        "WITH gone AS (DELETE FROM lockstep.evidence WHERE xid IN ({keys}) \
-         RETURNING epoch, incarnation, sequence), \
-         newest AS (SELECT * FROM gone ORDER BY epoch DESC, sequence DESC LIMIT 1) \
-         UPDATE lockstep.identity AS i \
-         SET seen_epoch = n.epoch, seen_incarnation = n.incarnation, seen_sequence = n.sequence \
-         FROM newest AS n WHERE i.resource_manager = '{name}' \
-         AND (i.seen_epoch IS NULL OR (n.epoch, n.sequence) > (i.seen_epoch, i.seen_sequence))"
-    ))
+    keys
 }
 
-const EVIDENCE_COLUMNS: &str = "xid, kind, local_xid, deadline, resource_manager, gtrid_uuid, gtrid_epoch, epoch, \
+const EVIDENCE_COLUMNS: &str = "xid, kind, local_xid, deadline, noticed, resource_manager, gtrid_uuid, gtrid_epoch, epoch, \
      incarnation, sequence";
 
 /// The evidence of the branch whose transaction this connection is in, and all that must hold for it to be
@@ -375,17 +437,33 @@ const EVIDENCE_COLUMNS: &str = "xid, kind, local_xid, deadline, resource_manager
 /// Before it, deferred constraints are checked under the role that the handler left, and then that role is put
 /// down: whoever owns a prepared transaction is the only one who can finish it, and must not be somebody that
 /// only this connection can become. Commits of one phase must be durable even if the handler asked for less.
-fn evidence(branch: &BranchId, position: &LogPosition, lifetime: Duration, local_xid: &str) -> String {
+///
+/// `noticed`: whether the row is seen as soon as it is written, so that its retention counts from its deadline. That of a prepared branch may
+/// be seen days later ([`notice`]).
+fn evidence(
+    branch: &BranchId,
+    position: &LogPosition,
+    lifetime: Duration,
+    local_xid: &str,
+    noticed: bool,
+) -> String {
     let deadline =
         format!("(pg_catalog.now() OPERATOR(pg_catalog.+) interval '{} milliseconds')", millis(lifetime));
+    let kind = if mutated("P16-prepares-what-the-service-began") {
+        "'branch'".to_owned()
+    } else {
+        format!(
+            "CASE WHEN pg_catalog.current_setting('lockstep.branch', true) OPERATOR(pg_catalog.=) '{branch}' \
+             THEN 'branch' END"
+        )
+    };
     format!(
         "SET CONSTRAINTS ALL IMMEDIATE; SET LOCAL ROLE NONE; {durable}; \
          INSERT INTO lockstep.evidence ({EVIDENCE_COLUMNS}) VALUES ('{branch}', \
-         CASE WHEN pg_catalog.current_setting('lockstep.branch', true) OPERATOR(pg_catalog.=) '{branch}' \
-         THEN 'branch' END, \
+         {kind}, \
          pg_catalog.{local_xid}(), \
          CASE WHEN pg_catalog.clock_timestamp() OPERATOR(pg_catalog.<) {deadline} THEN {deadline} END, \
-         {fixed})",
+         {noticed}, {fixed})",
         durable = make_durable(true),
         fixed = fixed_columns(branch, position),
     )
@@ -436,7 +514,7 @@ fn text(sql: String) -> SqlStr {
 
 #[cfg(test)]
 mod tests {
-    use lockstep_proto::{Bqual, Epoch, Gtrid, Xid};
+    use lockstep_proto::{Bqual, Gtrid, Xid};
 
     use super::*;
 

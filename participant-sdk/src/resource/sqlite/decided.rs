@@ -16,17 +16,18 @@
 use std::sync::Arc;
 
 use lockstep_proto::LogPosition;
+use lockstep_proto::museum::mutated;
 use tokio::time::Instant;
 
 use super::branch::OpenBranch;
 use super::connection::{self, begin_immediate, connect};
-use super::evidence::{self, Kind, NewEvidence, position_bytes};
+use super::evidence::{self, Kind, NewEvidence, position_bytes, unix_ms};
 use super::slot::{Held, Misfit, Slot, Transaction};
 use super::store::{OWN_WAIT, Store};
 use super::turn::{Order, Turn};
 use super::writer::Writer;
 use super::{failed, hazard, unresolved};
-use crate::resource::{BranchId, Fate, Unresolved};
+use crate::resource::{BranchId, Fate, Unresolved, wall_clock};
 
 /// A branch that is not prepared.
 #[derive(Debug)]
@@ -88,13 +89,15 @@ impl Store {
         mut held: Held,
         position: &LogPosition,
     ) -> Result<Option<Writer>, Unresolved> {
-        evidence::raise_position(held.transaction.connection(), &held.branch, position)
+        evidence::complete(held.transaction.connection(), &held.branch, position)
             .await
             .map_err(failed("the evidence of the branch"))?;
         fail::fail_point!("sqlite-commit-begun");
         held.transaction.commit().await.map_err(failed("COMMIT"))?;
         fail::fail_point!("sqlite-commit-committed");
-        self.end_mark().await?;
+        if !mutated("P27-acknowledged-before-the-end-mark") {
+            self.end_mark().await?;
+        }
         fail::fail_point!("sqlite-commit-ended");
         // The turn goes with `held`, when the writer is in the slot or closed.
         Ok(held.transaction.ended().await)
@@ -184,7 +187,8 @@ impl Store {
             branch: &misfit.branch,
             kind: Kind::Hazard,
             position: position_bytes(position),
-            deadline_ms: misfit.entry.deadline_ms,
+            // The retention counts from now: whoever was told to commit it must find this.
+            deadline_ms: misfit.entry.deadline_ms.max(unix_ms(wall_clock())),
         };
         let mut connection = connect(&connection::for_replay(&self.options)).await.map_err(unresolved)?;
         begin_immediate(&mut connection, Instant::now() + OWN_WAIT).await.map_err(unresolved)?;

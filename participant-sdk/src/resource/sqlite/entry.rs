@@ -244,6 +244,7 @@ pub(super) mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::fuzz::{config, near};
 
     fn value() -> impl Strategy<Value = Value> {
         prop_oneof![
@@ -289,6 +290,16 @@ pub(super) mod tests {
                 tables,
                 sequences: sequences.map(|(before, after)| Sequences { before, after }),
             }
+        }
+    }
+
+    proptest! {
+        #![proptest_config(config())]
+
+        /// Whatever a journal holds behind a checksum that fits.
+        #[test]
+        fn fuzz_journal_entries(bytes in near("journal-entries")) {
+            if let Ok(entry) = Entry::decode(&bytes) { prop_assert_eq!(entry.encode(), bytes); }
         }
     }
 

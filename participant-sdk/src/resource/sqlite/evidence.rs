@@ -1,14 +1,14 @@
 //! The tables that the SDK keeps in the database, and every statement on them.
 //!
 //! `lockstep_evidence` has one row for each branch whose end is provable here (P15). `lockstep_identity` has one row: what this
-//! database is (P21), and the newest log position that pruning took with it (P8).
+//! database is (P21), and the newest log position of each epoch that is in no row of evidence any more (P8).
 
 use std::str::FromStr;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use lockstep_proto::limits::MAX_TIMEOUT;
 use lockstep_proto::museum::mutated;
-use lockstep_proto::{ClusterId, Epoch, Gtrid, Incarnation, LogPosition, ResourceManagerId};
+use lockstep_proto::{ClusterId, Epoch, Gtrid, Incarnation, LogPosition, Positions, ResourceManagerId};
 use sqlx::{Row, SqliteConnection};
 
 use super::entry::POSITION_BYTES;
@@ -23,6 +23,7 @@ CREATE TABLE IF NOT EXISTS lockstep_identity (
     format INTEGER NOT NULL,
     identity BLOB NOT NULL CHECK (length(identity) = 16),
     cluster TEXT,
+    -- Positions one behind the other, one for each epoch. Older SDKs wrote one at most, and refuse more.
     seen BLOB
 ) STRICT;
 CREATE TABLE IF NOT EXISTS lockstep_evidence (
@@ -177,21 +178,58 @@ pub(super) async fn bind(connection: &mut SqliteConnection, cluster: ClusterId) 
     Ok(())
 }
 
-/// The newest log position of all rows, those that were pruned included.
-pub(super) async fn newest_position(
-    connection: &mut SqliteConnection,
-) -> Result<Option<LogPosition>, sqlx::Error> {
-    let bytes: Option<Vec<u8>> = sqlx::query_scalar(
-        "SELECT max(position) FROM (SELECT position FROM main.lockstep_evidence UNION ALL \
-         SELECT seen FROM main.lockstep_identity WHERE seen IS NOT NULL)",
+/// The newest log position of each epoch, of all rows, those that were pruned included.
+pub(super) async fn newest_positions(connection: &mut SqliteConnection) -> Result<Positions, sqlx::Error> {
+    let mut positions = kept(connection).await?;
+    // Their first four bytes are the epoch.
+    let newest: Vec<Vec<u8>> = sqlx::query_scalar(
+        "SELECT max(position) FROM main.lockstep_evidence GROUP BY substr(position, 1, 4)",
     )
-    .fetch_one(connection)
+    .fetch_all(connection)
     .await?;
-    bytes
-        .map(|bytes| {
-            position(&bytes).ok_or_else(|| sqlx::Error::Decode("a log position of another form".into()))
-        })
-        .transpose()
+    for bytes in newest {
+        positions.see(known(&bytes)?);
+    }
+    Ok(positions)
+}
+
+fn known(bytes: &[u8]) -> Result<LogPosition, sqlx::Error> {
+    position(bytes).ok_or_else(|| sqlx::Error::Decode("a log position of another form".into()))
+}
+
+/// What is kept beside the evidence.
+async fn kept(connection: &mut SqliteConnection) -> Result<Positions, sqlx::Error> {
+    let bytes: Option<Vec<u8>> =
+        sqlx::query_scalar("SELECT seen FROM main.lockstep_identity").fetch_one(connection).await?;
+    bytes.unwrap_or_default().chunks(POSITION_BYTES).map(known).collect()
+}
+
+async fn set_kept(connection: &mut SqliteConnection, kept: &Positions) -> Result<(), sqlx::Error> {
+    let bytes: Vec<u8> = kept.iter().flat_map(position_bytes).collect();
+    sqlx::query("UPDATE main.lockstep_identity SET seen = ?1").bind(bytes).execute(connection).await?;
+    Ok(())
+}
+
+/// Keeps a position, unless a newer one of its epoch is kept, inside a transaction.
+async fn keep(connection: &mut SqliteConnection, position: LogPosition) -> Result<(), sqlx::Error> {
+    let mut positions = kept(connection).await?;
+    if !positions.covers(&position) {
+        positions.see(position);
+        set_kept(connection, &positions).await?;
+    }
+    Ok(())
+}
+
+/// Keeps a position, and lets go of those of these epochs, inside a transaction.
+pub(super) async fn settle(
+    connection: &mut SqliteConnection,
+    position: LogPosition,
+    epochs: &[Epoch],
+) -> Result<(), sqlx::Error> {
+    let mut positions = kept(connection).await?;
+    positions.see(position);
+    positions.forget(epochs);
+    set_kept(connection, &positions).await
 }
 
 /// What is on record of a branch.
@@ -235,21 +273,30 @@ pub(super) async fn insert(
     }
 }
 
-/// Raises the position of a branch's row: the decision's is newer than the one it was prepared with.
-pub(super) async fn raise_position(
+/// Completes a branch's row with its commit. The retention counts from now if its deadline has passed: whoever was told to commit it must find
+/// the row, however late that is. The decision's position is kept in the row where that has an older one of the same epoch; the row of a
+/// branch that another epoch's coordinator decides about keeps what it was prepared with.
+pub(super) async fn complete(
     connection: &mut SqliteConnection,
     branch: &BranchId,
     position: &LogPosition,
 ) -> Result<(), sqlx::Error> {
-    sqlx::query(
-        "UPDATE main.lockstep_evidence SET position = max(position, ?2), written_ms = ?3 WHERE branch = ?1",
+    let now = unix_ms(wall_clock());
+    let raised: Option<bool> = sqlx::query_scalar(
+        "UPDATE main.lockstep_evidence SET written_ms = ?3, deadline_ms = max(deadline_ms, ?4), \
+         position = CASE WHEN substr(position, 1, 4) = substr(?2, 1, 4) THEN max(position, ?2) ELSE position END \
+         WHERE branch = ?1 RETURNING substr(position, 1, 4) = substr(?2, 1, 4)",
     )
     .bind(branch.to_string())
     .bind(position_bytes(position).as_slice())
-    .bind(unix_ms(wall_clock()))
-    .execute(connection)
+    .bind(now)
+    .bind(if mutated("P19-retention-counts-from-the-deadline") { 0 } else { now })
+    .fetch_optional(&mut *connection)
     .await?;
-    Ok(())
+    if raised == Some(true) {
+        return Ok(());
+    }
+    keep(connection, *position).await
 }
 
 /// The oldest transaction of the cluster with a row of kind *branch* or *hazard*: it is still to be compared with its record.
@@ -328,13 +375,10 @@ pub(super) async fn forget(connection: &mut SqliteConnection, branch: &BranchId)
             .bind(branch.to_string())
             .fetch_optional(&mut *connection)
             .await?;
-    if let Some(position) = position.filter(|_| !mutated("P8-pruning-forgets-the-position")) {
-        sqlx::query("UPDATE main.lockstep_identity SET seen = max(coalesce(seen, ?1), ?1)")
-            .bind(position)
-            .execute(connection)
-            .await?;
+    match position.filter(|_| !mutated("P8-pruning-forgets-the-position")) {
+        Some(position) => keep(connection, known(&position)?).await,
+        None => Ok(()),
     }
-    Ok(())
 }
 
 #[cfg(test)]

@@ -95,7 +95,7 @@ mod writer;
 use std::sync::Arc;
 use std::time::Duration;
 
-use lockstep_proto::{ClusterId, Gtrid, LogPosition, ResourceManagerName, Xid};
+use lockstep_proto::{ClusterId, Epoch, Gtrid, LogPosition, ResourceManagerName, Xid};
 use sqlx::{SqliteConnection, SqlitePool};
 use tokio::sync::OnceCell;
 use tokio::time::Instant;
@@ -201,9 +201,9 @@ impl Resource for Sqlite {
         Ok(Attachment {
             identity: store.identity,
             cluster: evidence::cluster(&mut reader).await.map_err(connection::unavailable("the cluster"))?,
-            seen: evidence::newest_position(&mut reader)
+            seen: evidence::newest_positions(&mut reader)
                 .await
-                .map_err(connection::unavailable("the newest log position"))?,
+                .map_err(connection::unavailable("the newest log positions"))?,
             location: store.file.location()?,
             timeline: 0,
         })
@@ -330,5 +330,10 @@ impl Resource for Sqlite {
     async fn forget(&self, branches: &[BranchId]) -> Result<(), Unresolved> {
         let (store, branches) = (self.store()?, branches.to_vec());
         in_own_task(async move { store.forget(&branches).await }).await
+    }
+
+    async fn settle(&self, position: &LogPosition, epochs: &[Epoch]) -> Result<(), Unresolved> {
+        let (store, position, epochs) = (self.store()?, *position, epochs.to_vec());
+        in_own_task(async move { store.let_go(position, &epochs).await }).await
     }
 }

@@ -11,6 +11,7 @@
 
 use std::collections::BTreeMap;
 
+use lockstep_proto::museum::mutated;
 use sqlx::{AssertSqlSafe, SqliteConnection};
 
 use super::capture;
@@ -97,7 +98,7 @@ async fn compare(
         .iter()
         .filter_map(|change| Some((change.key.clone(), change.before.clone()?)))
         .collect();
-    if now == before {
+    if now == before || mutated("P26-before-images-are-not-compared") {
         return Ok(());
     }
     let different = now.keys().chain(before.keys()).find(|key| now.get(*key) != before.get(*key));

@@ -9,7 +9,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use lockstep_proto::limits::MAX_TIMEOUT;
-use lockstep_proto::{ClusterId, ResourceManagerId};
+use lockstep_proto::museum::mutated;
+use lockstep_proto::{ClusterId, Epoch, LogPosition, ResourceManagerId};
 use sqlx::SqliteConnection;
 use sqlx::sqlite::SqliteConnectOptions;
 use tokio::sync::{Mutex, MutexGuard, OwnedMutexGuard};
@@ -177,7 +178,7 @@ impl Store {
 
     /// Refuses to write beside an entry (P25). The caller has the file's write lock.
     pub(super) async fn check_journal(&self) -> Result<(), ResourceError> {
-        if self.journal.is_free()? {
+        if self.journal.is_free()? || mutated("P27-acknowledged-before-the-end-mark") {
             return Ok(());
         }
         *self.slot.lock().await = Slot::Unknown;
@@ -233,6 +234,24 @@ impl Store {
         let turn = self.enter("bind".into(), Order::Urgent, deadline).await.map_err(unresolved)?;
         let mut write = self.own_write(turn).await?;
         evidence::bind(&mut write.writer.connection, cluster).await.map_err(failed("binding the cluster"))?;
+        self.finish(write).await
+    }
+
+    /// Keeps a log position, and lets go of what was seen of earlier epochs.
+    pub(super) async fn let_go(
+        self: &Arc<Self>,
+        position: LogPosition,
+        epochs: &[Epoch],
+    ) -> Result<(), Unresolved> {
+        let deadline = Instant::now() + OWN_WAIT;
+        let turn = self
+            .enter("letting go of positions".into(), Order::Urgent, deadline)
+            .await
+            .map_err(unresolved)?;
+        let mut write = self.own_write(turn).await?;
+        evidence::settle(&mut write.writer.connection, position, epochs)
+            .await
+            .map_err(failed("letting go of positions"))?;
         self.finish(write).await
     }
 

@@ -6,7 +6,7 @@ use lockstep_proto::Bqual;
 
 fn attached() -> Session {
     let mut session = session();
-    session.handle(Duration::ZERO, Event::Dialled(attachment(1, Some(cluster(None)), None)));
+    session.handle(Duration::ZERO, Event::Dialled(attachment(1, Some(cluster(None)), Positions::new())));
     session.handle(Duration::ZERO, Event::Received(FromCoordinator::Welcome(welcome(2))));
     session
 }
@@ -109,7 +109,7 @@ fn a_report_interval_is_neither_a_loop_nor_never() {
     for (asked, kept) in [(0, 1), (u64::MAX, 3600)] {
         let mut session = session();
         let report_interval = Duration::from_secs(asked);
-        session.handle(Duration::ZERO, Event::Dialled(attachment(1, Some(cluster(None)), None)));
+        session.handle(Duration::ZERO, Event::Dialled(attachment(1, Some(cluster(None)), Positions::new())));
         let welcome = Welcome { report_interval, ..welcome(2) };
         session.handle(Duration::ZERO, Event::Received(FromCoordinator::Welcome(welcome)));
         let listing = Listing { attachment: None, prepared: Vec::new(), oldest_evidence: None };
@@ -185,7 +185,7 @@ fn a_prepared_branch_that_another_instance_has_ended_takes_no_slot() {
     assert!(has_no_room(&join(&mut session, 1, 1)));
     // Its session is lost, and another instance may be told what becomes of it.
     session.handle(Duration::ZERO, Event::Disconnected);
-    session.handle(Duration::ZERO, Event::Dialled(attachment(1, Some(cluster(None)), None)));
+    session.handle(Duration::ZERO, Event::Dialled(attachment(1, Some(cluster(None)), Positions::new())));
     session.handle(Duration::ZERO, Event::Received(FromCoordinator::Welcome(welcome(2))));
     assert!(has_no_room(&join(&mut session, 2, 2)));
     listed(&mut session, &[xid(0)]);

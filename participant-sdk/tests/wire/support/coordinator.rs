@@ -181,6 +181,7 @@ pub(crate) fn welcome() -> v1::Welcome {
         sealed_below: 3,
         newest_epoch: 3,
         report_interval_ms: 60_000,
+        settled: Vec::new(),
     }
 }
 

@@ -20,7 +20,7 @@ use std::time::Duration;
 use lockstep::resource::{
     Attachment, BranchId, EvidenceRow, Fate, Prepared, Resource, ResourceError, Unresolved,
 };
-use lockstep_proto::{ClusterId, Gtrid, LogPosition, ResourceManagerId, ResourceManagerName, Xid};
+use lockstep_proto::{ClusterId, Gtrid, LogPosition, Positions, ResourceManagerId, ResourceManagerName, Xid};
 use tokio::sync::{Mutex, Semaphore};
 
 /// Operations that may pass the gate at a time: more than any test has.
@@ -190,7 +190,7 @@ impl Store {
         let identity = read(&path)?.unwrap_or_default().parse().map_err(io::Error::other)?;
         let cluster = read(&self.dir.join("cluster"))?.map(|text| text.parse().map_err(io::Error::other));
         let cluster = cluster.transpose()?;
-        Ok(Attachment { identity, cluster, seen: None, location: String::new(), timeline: 0 })
+        Ok(Attachment { identity, cluster, seen: Positions::new(), location: String::new(), timeline: 0 })
     }
 }
 

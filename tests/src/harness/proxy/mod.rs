@@ -18,13 +18,13 @@ use std::net::Ipv4Addr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::TcpStream;
 use tokio::runtime::Runtime;
 use tokio::sync::watch;
 
 use self::wire::{Conversation, FromServer, Wire};
-use super::ports::Port;
-use super::{Failed, Result, clock};
+use super::ports::{Port, listen_apart};
+use super::{Result, clock};
 
 /// When a statement is struck.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -103,15 +103,7 @@ impl Proxy {
     /// # Errors
     /// If it can't listen.
     pub fn start(wire: Wire, server: u16) -> Result<Self> {
-        let cannot = || Failed::because("no proxy");
-        let runtime = tokio::runtime::Builder::new_multi_thread()
-            .worker_threads(1)
-            .enable_all()
-            .build()
-            .map_err(cannot())?;
-        let port = Port::reserve()?;
-        let listener =
-            runtime.block_on(TcpListener::bind((Ipv4Addr::LOCALHOST, port.number()))).map_err(cannot())?;
+        let (port, listener, runtime) = listen_apart()?;
         let plan = Arc::new(Mutex::new(Plan::default()));
         let shared = Arc::clone(&plan);
         let (released, release) = watch::channel(false);

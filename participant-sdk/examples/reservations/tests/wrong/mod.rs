@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use lockstep::resource::{
-    Attachment, BranchId, ClusterId, EvidenceRow, Fate, Gtrid, LogPosition, Prepared, Resource,
+    Attachment, BranchId, ClusterId, EvidenceRow, Fate, Gtrid, LogPosition, Positions, Prepared, Resource,
     ResourceError, ResourceManagerId, ResourceManagerName, Unresolved, Xid,
 };
 use lockstep::testing::{Rule, Subject};
@@ -206,7 +206,10 @@ impl Resource for Wrong {
         }
         let loses_position = [Rule::SeenOutlivesEvidence, Rule::CrashWhileForgetting].contains(&self.rule);
         if self.breaks(Rule::SeenIsKept) || (loses_position && self.note().exists()) {
-            attachment.seen = None;
+            attachment.seen = Positions::new();
+        }
+        if self.breaks(Rule::SeenOfEachEpoch) {
+            attachment.seen = attachment.seen.newest().into_iter().collect();
         }
         Ok(attachment)
     }
@@ -376,7 +379,8 @@ impl Resource for Wrong {
         retention: Duration,
         limit: usize,
     ) -> Result<Vec<EvidenceRow>, Unresolved> {
-        let retention = if self.breaks(Rule::OldEvidenceIsListed) { Duration::ZERO } else { retention };
+        let ages_at_once = self.breaks(Rule::OldEvidenceIsListed) || self.breaks(Rule::LateCommitIsKept);
+        let retention = if ages_at_once { Duration::ZERO } else { retention };
         self.ledger.old_evidence(cluster, retention, limit).await
     }
 

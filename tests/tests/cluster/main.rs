@@ -1,6 +1,9 @@
 //! Several coordinators on one log, a few of them killed and stopped: what `prove cluster` does for minutes.
+//! `schedules`: one thing at a time goes wrong, at the worst moment.
 
 #![allow(clippy::unwrap_used, reason = "a test panics where something is not as it should be")]
+
+mod schedules;
 
 use std::time::Duration;
 

@@ -1,0 +1,173 @@
+//! What is done to whom, and when it is mended.
+
+use std::path::Path;
+use std::thread::sleep;
+use std::time::Duration;
+
+use rand::rngs::StdRng;
+use rand::{RngExt as _, SeedableRng as _};
+use rustix::process::Signal;
+
+use super::link::Condition;
+use super::report::{Faults, InDoubt, Report};
+use super::watch::Watch;
+use super::world::{CLIENTS, NODES, World};
+use crate::harness::clock::{self, wait_for};
+use crate::harness::roles::Roles;
+use crate::harness::{Failed, Result};
+
+/// How long the first transfers may take.
+const PATIENCE: Duration = Duration::from_secs(60);
+/// How long healing may take. A branch that is prepared waits for the longest of: a lease, a listing, a dial again.
+const TO_HEAL: Duration = Duration::from_secs(180);
+/// Between two faults.
+const PAUSE_MS: std::ops::Range<u64> = 500..2_500;
+/// How long somebody is down, stopped or out of reach: sometimes longer than a lease.
+const AWAY_MS: std::ops::Range<u64> = 100..4_000;
+/// How slow a slow link is.
+const SLOW_MS: std::ops::Range<u64> = 20..300;
+
+/// What is done.
+#[derive(Debug, Clone, Copy)]
+enum Fault {
+    KillCoordinator(usize),
+    KillBank(usize),
+    KillClient(usize),
+    KillLogServer,
+    KillPostgres,
+    KillMariaDb,
+    StopCoordinator(usize),
+    StopBank(usize),
+    Cut(usize),
+    Silence(usize),
+    Slow(usize, Duration),
+}
+
+impl Fault {
+    /// Two of three kill somebody.
+    fn drawn(random: &mut StdRng, links: usize) -> Self {
+        let link = random.random_range(0..links);
+        match random.random_range(0..24) {
+            0..5 => Self::KillCoordinator(random.random_range(0..NODES)),
+            5..10 => Self::KillBank(random.random_range(0..2)),
+            10..12 => Self::KillClient(random.random_range(0..CLIENTS)),
+            12 => Self::KillLogServer,
+            13..15 => Self::KillPostgres,
+            15..17 => Self::KillMariaDb,
+            17 => Self::StopCoordinator(random.random_range(0..NODES)),
+            18 => Self::StopBank(random.random_range(0..2)),
+            19..21 => Self::Cut(link),
+            21..23 => Self::Silence(link),
+            _ => Self::Slow(link, Duration::from_millis(random.random_range(SLOW_MS))),
+        }
+    }
+}
+
+/// Tortures for so long, mends everything, and looks. `tell` hears of each fault.
+///
+/// # Errors
+/// If something of the harness failed, or does not come to rest.
+pub fn run(
+    roles: &Roles,
+    directory: &Path,
+    time: Duration,
+    seed: u64,
+    mut tell: impl FnMut(&str),
+) -> Result<Report> {
+    let mut world = World::start(roles, directory)?;
+    let mut random = StdRng::seed_from_u64(seed);
+    wait_for("the first transfers", PATIENCE, || Ok((world.ledgers()?.len() > 20).then_some(())))
+        .map_err(|error| Failed::new(format!("{error}\n{}", world.logs())))?;
+    let watch = Watch::start(world.banks.iter().map(|bank| bank.books.clone()).collect())?;
+    let started = clock::now();
+    let mut faults = Faults::default();
+    while started.elapsed() < time {
+        let fault = Fault::drawn(&mut random, world.links.len());
+        let away = Duration::from_millis(random.random_range(AWAY_MS));
+        tell(&format!("{fault:?} for {} ms", away.as_millis()));
+        strike(&mut world, fault, away, &mut faults)
+            .map_err(|error| Failed::new(format!("{fault:?}: {error}\n{}", world.logs())))?;
+        world.start_whoever_is_down()?;
+        sleep(Duration::from_millis(random.random_range(PAUSE_MS)));
+        world.start_whoever_is_down()?;
+    }
+    let took = started.elapsed();
+    world.open_all_links();
+    let (settled, left) = world.settle(TO_HEAL)?;
+    let in_doubt = InDoubt { times: watch.stop()?, left, settled };
+    let violations = world.violations()?;
+    Ok(Report::new(&world.ledgers()?, faults, violations, took, &in_doubt, seed))
+}
+
+fn strike(world: &mut World, fault: Fault, away: Duration, faults: &mut Faults) -> Result<()> {
+    match fault {
+        Fault::KillCoordinator(node) => {
+            faults.kills.coordinators += 1;
+            world.coordinators[node].process().kill()?;
+            sleep(away);
+            world.coordinators[node].start_again(None)?;
+        }
+        Fault::KillBank(bank) => {
+            faults.kills.banks += 1;
+            world.banks[bank].process().kill()?;
+            sleep(away / 2);
+            world.banks[bank].start_again(None)?;
+        }
+        Fault::KillClient(client) => {
+            faults.kills.clients += 1;
+            world.clients[client].kill()?;
+            world.clients[client] = world.start_client(client)?;
+        }
+        Fault::KillLogServer => {
+            faults.kills.log_servers += 1;
+            world.log_server.kill()?;
+            sleep(away / 2);
+            world.log_server.restart()?;
+        }
+        Fault::KillPostgres => {
+            faults.kills.postgres += 1;
+            world.postgres.kill()?;
+            sleep(away / 2);
+            world.postgres.restart()?;
+        }
+        Fault::KillMariaDb => {
+            faults.kills.mariadb += 1;
+            world.mariadb.kill()?;
+            sleep(away / 2);
+            world.mariadb.restart()?;
+        }
+        Fault::StopCoordinator(node) => {
+            faults.stops += 1;
+            let process = world.coordinators[node].process();
+            process.signal(Signal::STOP)?;
+            sleep(away);
+            process.signal(Signal::CONT)?;
+        }
+        Fault::StopBank(bank) => {
+            faults.stops += 1;
+            let process = world.banks[bank].process();
+            process.signal(Signal::STOP)?;
+            sleep(away);
+            process.signal(Signal::CONT)?;
+        }
+        Fault::Cut(link) => {
+            faults.cuts += 1;
+            make_for(world, link, Condition::Cut, away);
+        }
+        Fault::Silence(link) => {
+            faults.cuts += 1;
+            make_for(world, link, Condition::Silent, away);
+        }
+        Fault::Slow(link, by) => {
+            faults.slowed += 1;
+            make_for(world, link, Condition::Slow(by), away);
+        }
+    }
+    Ok(())
+}
+
+fn make_for(world: &World, link: usize, condition: Condition, time: Duration) {
+    world.links[link].make(condition);
+    sleep(time);
+    world.links[link].make(Condition::Open);
+}

@@ -1,0 +1,43 @@
+//! A share of `prove torture` in every test run, and its checker, which has to see what was torn.
+//!
+//! The long run is `cargo run --release -p lockstep-tests --bin prove -- torture --minutes 20`.
+
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails there")]
+
+use std::time::Duration;
+
+use lockstep_tests::harness::clock::wait_for;
+use lockstep_tests::harness::roles::Roles;
+use lockstep_tests::torture::run::run;
+use lockstep_tests::torture::world::World;
+
+fn roles() -> Roles {
+    Roles::played_by(env!("CARGO_BIN_EXE_prove"))
+}
+
+#[test]
+fn nothing_is_torn_and_everything_ends() {
+    let directory = tempfile::tempdir().unwrap();
+    let report = run(&roles(), directory.path(), Duration::from_secs(30), 1, |fault| println!("{fault}"));
+    let report = report.unwrap_or_else(|failed| panic!("{failed}"));
+    assert!(report.is_safe(), "{}", report.summary());
+}
+
+/// Half of a transaction that is in the books of one bank only, an account that does not match its transfers, and a foreign transaction
+/// that is gone.
+#[test]
+fn the_checker_sees_what_is_planted_by_hand() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut world = World::start(&roles(), directory.path()).unwrap_or_else(|failed| panic!("{failed}"));
+    let patience = Duration::from_secs(60);
+    wait_for("some transfers", patience, || Ok((world.ledgers()?.len() > 40).then_some(()))).unwrap();
+    world.settle(patience).unwrap();
+    assert_eq!(world.violations().unwrap(), Vec::<String>::new());
+
+    let books = world.banks[0].books.clone();
+    let committed = world.block_on(books.read()).unwrap().transfers.into_keys().next().unwrap();
+    world.block_on(books.execute(&format!("DELETE FROM transfers WHERE transfer = '{committed}'"))).unwrap();
+    let seen = world.violations().unwrap();
+    assert!(seen.iter().any(|text| text.contains(&committed) && text.contains("is torn")), "{seen:?}");
+    assert!(seen.iter().any(|text| text.contains("accounts do not match")), "{seen:?}");
+}
