@@ -9,7 +9,7 @@ use lockstep::resource::{
     Attachment, BranchId, EvidenceRow, Fate, Prepared, Resource, ResourceError, Unresolved,
 };
 use lockstep::{Client, Participant};
-use lockstep_proto::{ClusterId, Gtrid, LogPosition, ResourceManagerId, ResourceManagerName, Xid};
+use lockstep_proto::{ClusterId, Gtrid, LogPosition, Positions, ResourceManagerId, ResourceManagerName, Xid};
 use lockstep_tests::harness::{Failed, Result};
 
 use crate::driver::{self, BEGIN, DONE, END, Phases, READY, Seen};
@@ -75,7 +75,13 @@ impl Resource for Voter {
 
     async fn attach(&self, _name: &ResourceManagerName) -> Result<Attachment, ResourceError> {
         let cluster = *self.cluster.lock().expect("nobody panics with it");
-        Ok(Attachment { identity: self.identity, cluster, seen: None, location: String::new(), timeline: 0 })
+        Ok(Attachment {
+            identity: self.identity,
+            cluster,
+            seen: Positions::new(),
+            location: String::new(),
+            timeline: 0,
+        })
     }
 
     async fn bind(&self, cluster: ClusterId) -> Result<(), Unresolved> {
