@@ -125,7 +125,7 @@ fn strike(world: &mut World, plan: Plan, node: usize, fault: Fault) -> Result<Ta
         Fault::Kill => {
             world.coordinators[node].process().kill()?;
         }
-        Fault::Stop => world.coordinators[node].process().signal(Signal::STOP)?,
+        Fault::Stop => world.coordinators[node].process().stop()?,
     }
     let begun = clock::now();
     let (sealed, _) = wait_for("its epoch to be sealed", PATIENCE, || {
