@@ -48,9 +48,13 @@ impl Call {
         self.bytes.windows(bytes.len()).any(|window| window == bytes)
     }
 
+    fn is_to_another_process(&self) -> bool {
+        self.file.starts_with("socket:")
+    }
+
     /// Whether it sends something with this in it to another process.
     fn says(&self, text: &str) -> bool {
-        self.file.starts_with("socket:") && self.has(text.as_bytes())
+        self.is_to_another_process() && self.has(text.as_bytes())
     }
 }
 
@@ -129,15 +133,21 @@ fn branches_in(call: &Call, bank: &str) -> Vec<String> {
     found.filter_map(branch).map(|number| format!("{bank}.{number:016x}")).collect()
 }
 
-/// The newest branch of a bank, which is the one that commits, and the first of these writes that has it.
-fn newest_branch<'a>(calls: &'a [Call], is_write: impl Fn(&Call) -> bool, bank: &str) -> (String, &'a Call) {
-    let mut first: HashMap<String, &Call> = HashMap::new();
-    for call in calls.iter().filter(|call| is_write(call)) {
-        for branch in branches_in(call, bank) {
-            first.entry(branch).or_insert(call);
-        }
-    }
-    first.into_iter().max_by_key(|(_, call)| call.begun).expect("a branch is written")
+/// The branch of a bank that is spoken of last: the one that commits. (A transfer before it may have failed while somebody still attached.)
+fn last_branch(calls: &[Call], bank: &str) -> String {
+    let mut said = calls.iter().rev().filter(|call| call.is_to_another_process());
+    said.find_map(|call| branches_in(call, bank).pop()).expect("a branch is spoken of")
+}
+
+/// The first of these writes that has this branch.
+fn first_write<'a>(
+    calls: &'a [Call],
+    is_write: impl Fn(&Call) -> bool,
+    bank: &str,
+    branch: &String,
+) -> &'a Call {
+    let mut writes = calls.iter().filter(|call| is_write(call));
+    writes.find(|call| branches_in(call, bank).contains(branch)).expect("the branch is written")
 }
 
 /// The forces of a file that began after one line and had ended before another.
@@ -197,7 +207,8 @@ fn a_decision_is_forced_once_before_a_commit_is_sent_and_a_branch_before_its_vot
 fn the_decision_is_forced_once_before_anyone_is_told(calls: &[Call]) {
     let log = "decisions.db-wal";
     for bank in BANKS {
-        let (branch, decision) = newest_branch(calls, |call| call.is_write_to(log), bank);
+        let branch = last_branch(calls, bank);
+        let decision = first_write(calls, |call| call.is_write_to(log), bank, &branch);
         let before = calls.iter().any(|call| call.says(&branch) && call.ended < decision.begun);
         assert!(before, "{branch} is asked to prepare before there is a decision");
         let commit = said_after(calls, &branch, decision);
@@ -208,7 +219,8 @@ fn the_decision_is_forced_once_before_anyone_is_told(calls: &[Call]) {
 
 fn the_journal_is_forced_before_the_vote_and_before_the_acknowledgement(calls: &[Call], bank: &str) {
     let is_entry = |call: &Call| call.has(b"lockstep\x01\0\0\0\x01\0\0\0");
-    let (branch, entry) = newest_branch(calls, is_entry, bank);
+    let branch = last_branch(calls, bank);
+    let entry = first_write(calls, is_entry, bank, &branch);
     let journal = entry.file.clone();
     let vote = said_after(calls, &branch, entry);
     let forces = forces_between(calls, &journal, entry, vote);
