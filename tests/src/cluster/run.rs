@@ -20,7 +20,7 @@ use crate::harness::{Failed, Result};
 /// The lease of every node.
 pub const LEASE: Duration = Duration::from_secs(3);
 /// How long a takeover may take before the run is given up: far beyond what is promised.
-const PATIENCE: Duration = Duration::from_secs(60);
+pub(super) const PATIENCE: Duration = Duration::from_secs(60);
 /// Between two faults.
 const PAUSE_MS: std::ops::Range<u64> = 1000..4000;
 /// How long a log's server that crashed stays away: sometimes longer than a lease.
