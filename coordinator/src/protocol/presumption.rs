@@ -86,6 +86,13 @@ pub struct LookUp {
 }
 
 impl LookUp {
+    /// No record, and another node may still write one: nothing follows from it, now or later, and so it needs no proof that it will
+    /// outlive a failover (P3).
+    #[must_use]
+    pub fn says_nothing(&self) -> bool {
+        self.recorded == Recorded::Absent && self.epoch == EpochState::Live
+    }
+
     /// Whether it was begun under this coordinator's own epoch.
     #[must_use]
     pub fn is_own(&self) -> bool {

@@ -20,7 +20,7 @@ use crate::harness::{Failed, Result};
 /// The lease of every node.
 pub const LEASE: Duration = Duration::from_secs(3);
 /// How long a takeover may take before the run is given up: far beyond what is promised.
-const PATIENCE: Duration = Duration::from_secs(60);
+pub(super) const PATIENCE: Duration = Duration::from_secs(60);
 /// Between two faults.
 const PAUSE_MS: std::ops::Range<u64> = 1000..4000;
 /// How long a log's server that crashed stays away: sometimes longer than a lease.
@@ -125,7 +125,7 @@ fn strike(world: &mut World, plan: Plan, node: usize, fault: Fault) -> Result<Ta
         Fault::Kill => {
             world.coordinators[node].process().kill()?;
         }
-        Fault::Stop => world.coordinators[node].process().signal(Signal::STOP)?,
+        Fault::Stop => world.coordinators[node].process().stop()?,
     }
     let begun = clock::now();
     let (sealed, _) = wait_for("its epoch to be sealed", PATIENCE, || {

@@ -3,6 +3,7 @@
 //! Both nodes run all the time, so that only one thing is different: whether begins are spread over them. By turns, because a machine
 //! is not equally fast at all times.
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -10,10 +11,10 @@ use std::time::Duration;
 
 use serde::Serialize;
 
-use super::run::LEASE;
+use super::run::{LEASE, PATIENCE};
 use super::world::{Setup, World};
-use crate::harness::books::Database;
-use crate::harness::client::{Mover, Plan, Told};
+use crate::harness::books::{Database, Page};
+use crate::harness::client::{Entry, Mover, Plan, Told, What, read_ledger};
 use crate::harness::roles::Roles;
 use crate::harness::{Failed, Result, clock};
 
@@ -44,18 +45,29 @@ pub struct Throughput {
     one_node_median: f64,
     two_nodes_median: f64,
     ratio: f64,
+    /// Commits that are not in every bank's books, or are there and nobody was told of.
+    wrong: usize,
     violations: usize,
 }
 
 impl Throughput {
-    fn new(one_node: Vec<f64>, two_nodes: Vec<f64>, transactions: u64) -> Self {
+    fn new(one_node: Vec<f64>, two_nodes: Vec<f64>, transactions: u64, wrong: usize) -> Self {
         let (one_node_median, two_nodes_median) = (median(&one_node), median(&two_nodes));
         let ratio = two_nodes_median / one_node_median;
-        let violations = usize::from(ratio.is_nan() || ratio < LEAST_RATIO);
-        Self { transactions, one_node, two_nodes, one_node_median, two_nodes_median, ratio, violations }
+        let violations = usize::from(ratio.is_nan() || ratio < LEAST_RATIO) + wrong;
+        Self {
+            transactions,
+            one_node,
+            two_nodes,
+            one_node_median,
+            two_nodes_median,
+            ratio,
+            wrong,
+            violations,
+        }
     }
 
-    /// Whether two nodes do as much as they have to.
+    /// Whether two nodes do as much as they have to, and nothing wrong.
     #[must_use]
     pub fn is_enough(&self) -> bool {
         self.violations == 0
@@ -68,9 +80,10 @@ impl Throughput {
         let rounds = self.one_node.iter().zip(&self.two_nodes).enumerate();
         let rows: String = rounds.map(|(n, (one, two))| row((n + 1).to_string(), *one, *two)).collect();
         let medians = row("median".to_owned(), self.one_node_median, self.two_nodes_median);
-        let ratio = self.ratio;
+        let (ratio, wrong) = (self.ratio, self.wrong);
         format!(
-            "commits a second\n  round  one node  two nodes\n{rows}{medians}two nodes do {ratio:.2} of one, {LEAST_RATIO} is the least"
+            "commits a second\n  round  one node  two nodes\n{rows}{medians}two nodes do {ratio:.2} of one, {LEAST_RATIO} is the least; \
+             {wrong} commits are wrong in the books"
         )
     }
 
@@ -97,10 +110,11 @@ fn median(rates: &[f64]) -> f64 {
 pub fn measure(roles: &Roles, directory: &Path, plans: Plans) -> Result<Throughput> {
     // A client that is to begin at one node must not be told of the other.
     let setup = Setup { nodes: 2, named: None, lease: LEASE, banks: Database::Postgres };
-    let world = World::start_idle(roles, directory, setup)?;
+    let mut world = World::start_idle(roles, directory, setup)?;
     let runtime = tokio::runtime::Runtime::new().map_err(Failed::because("no runtime"))?;
     let urls: Vec<String> = world.coordinators.iter().map(|coordinator| coordinator.url()).collect();
     let (mut one_node, mut two_nodes, mut transactions) = (Vec::new(), Vec::new(), 0);
+    let mut told = BTreeSet::new();
     for round in 0..WARM_UP + plans.rounds {
         for (nodes, rates) in [(1, &mut one_node), (2, &mut two_nodes)] {
             let movers = Movers {
@@ -113,9 +127,18 @@ pub fn measure(roles: &Roles, directory: &Path, plans: Plans) -> Result<Throughp
                 rates.push(rate);
                 transactions += commits;
             }
+            told.extend(movers.told_committed()?);
         }
     }
-    Ok(Throughput::new(one_node, two_nodes, transactions))
+    world.settle(PATIENCE)?;
+    let wrong: usize = world.pages()?.iter().map(|page| differences(page, &told)).sum();
+    Ok(Throughput::new(one_node, two_nodes, transactions, wrong))
+}
+
+/// Commits that clients were told of and that are not in these books, and the other way round.
+fn differences(page: &Page, told: &BTreeSet<String>) -> usize {
+    let booked: BTreeSet<&String> = page.transfers.keys().collect();
+    told.iter().collect::<BTreeSet<_>>().symmetric_difference(&booked).count()
 }
 
 /// The clients of one round.
@@ -131,8 +154,8 @@ impl Movers {
         let stop = Arc::new(AtomicBool::new(false));
         let mut tasks = Vec::new();
         for number in 0..AT_ONCE {
-            let ledger = self.ledger.with_extension(number.to_string());
-            let mover = Mover::new(&self.coordinators, &self.banks, &ledger).await?;
+            let mover =
+                Mover::new(&self.coordinators, &self.banks, &self.ledger(number)).await?.without_asking();
             tasks.push(tokio::spawn(keep_moving(mover, Arc::clone(&stop))));
         }
         let begun = clock::now();
@@ -144,6 +167,19 @@ impl Movers {
         }
         let rate = f64::from(u32::try_from(commits).unwrap_or(u32::MAX)) / begun.elapsed().as_secs_f64();
         Ok((rate, commits))
+    }
+
+    fn ledger(&self, number: usize) -> PathBuf {
+        self.ledger.with_extension(number.to_string())
+    }
+
+    fn told_committed(&self) -> Result<Vec<String>> {
+        let ledgers = (0..AT_ONCE).map(|number| read_ledger(&self.ledger(number)));
+        let entries = ledgers.collect::<Result<Vec<_>>>()?.concat();
+        let committed = |entry: Entry| {
+            matches!(entry.what, What::Told { told: Told::Committed, .. }).then_some(entry.gtrid)
+        };
+        Ok(entries.into_iter().filter_map(committed).collect())
     }
 }
 
@@ -163,9 +199,23 @@ mod tests {
 
     #[test]
     fn two_nodes_that_do_too_little_are_a_violation() {
-        let of = |one: &[f64], two: &[f64]| Throughput::new(one.to_vec(), two.to_vec(), 1).is_enough();
+        let of = |one: &[f64], two: &[f64]| Throughput::new(one.to_vec(), two.to_vec(), 1, 0).is_enough();
         assert!(of(&[100.0, 10.0, 110.0], &[91.0, 95.0, 1.0]));
         assert!(!of(&[100.0, 100.0, 100.0], &[89.0, 100.0, 80.0]));
         assert!(!of(&[], &[]), "nothing was measured");
+        assert!(!Throughput::new(vec![100.0], vec![100.0], 1, 1).is_enough());
+    }
+
+    #[test]
+    fn what_is_in_the_books_and_not_told_differs_and_the_other_way_round() {
+        let page = |transfers: &[&str]| Page {
+            transfers: transfers.iter().map(|gtrid| ((*gtrid).to_owned(), 1)).collect(),
+            total: 0,
+            wrong_accounts: Vec::new(),
+        };
+        let told: BTreeSet<String> = ["a", "b"].map(str::to_owned).into();
+        assert_eq!(differences(&page(&["a", "b"]), &told), 0);
+        assert_eq!(differences(&page(&["a"]), &told), 1);
+        assert_eq!(differences(&page(&["a", "c", "b"]), &told), 1);
     }
 }

@@ -7,7 +7,7 @@ use std::time::Duration;
 use sqlx::{Connection as _, PgConnection};
 
 use crate::harness::bank::Bank;
-use crate::harness::books::{Books, Database};
+use crate::harness::books::{Books, Database, Page};
 use crate::harness::client::{Entry, Mover, Plan, Told, read_ledger};
 use crate::harness::clock::wait_for;
 use crate::harness::coordinator::Coordinator;
@@ -411,17 +411,27 @@ impl World {
         })
     }
 
-    /// What is seen from outside, once it has settled: also what any of these nodes answers for each transaction.
+    /// Each bank's books.
     ///
     /// # Errors
-    /// If it can't be looked at.
-    pub fn look(&self, nodes: &[usize]) -> Result<Seen> {
-        let ledger = self.ledgers()?;
+    /// If they can't be read.
+    pub fn pages(&self) -> Result<Vec<Page>> {
         self.block_on(async {
             let mut pages = Vec::new();
             for bank in &self.banks {
                 pages.push(bank.books.read().await?);
             }
+            Ok(pages)
+        })
+    }
+
+    /// What is seen from outside, once it has settled: also what any of these nodes answers for each transaction.
+    ///
+    /// # Errors
+    /// If it can't be looked at.
+    pub fn look(&self, nodes: &[usize]) -> Result<Seen> {
+        let (ledger, pages) = (self.ledgers()?, self.pages()?);
+        self.block_on(async {
             let urls = nodes.iter().map(|node| self.coordinators[*node].url());
             let client =
                 lockstep::Client::builder_of(urls).connect().map_err(Failed::because("no client"))?;

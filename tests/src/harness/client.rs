@@ -12,6 +12,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::Duration;
 
+use futures::future::OptionFuture;
 use lockstep::{Advice, CommitError, Gtrid, Outcome, Transaction};
 use lockstep_proto::limits::{MAX_LABEL_BYTES, MAX_LABELS};
 use lockstep_proto::v1;
@@ -167,6 +168,8 @@ pub struct Mover {
     banks: Vec<String>,
     ledger: File,
     moved: i64,
+    /// Whether each transfer is asked about while it is under way.
+    asks: bool,
 }
 
 impl Mover {
@@ -188,7 +191,13 @@ impl Mover {
             .append(true)
             .open(ledger)
             .map_err(Failed::because(format!("no ledger {}", ledger.display())))?;
-        Ok(Self { client, admin, http, banks: banks.to_vec(), ledger, moved: 0 })
+        Ok(Self { client, admin, http, banks: banks.to_vec(), ledger, moved: 0, asks: true })
+    }
+
+    /// Transfers and nothing else, to be measured: a question to a node that does not have the transaction is answered from the log.
+    #[must_use]
+    pub fn without_asking(self) -> Self {
+        Self { asks: false, ..self }
     }
 
     /// One transfer, from its begin to what was told. `None`: there was no transaction.
@@ -221,8 +230,11 @@ impl Mover {
                 Err(why) => rolled_back(transaction, &why).await,
             }
         };
-        let ((told, detail), heard) = tokio::join!(ending, heard(&client, gtrid));
-        self.write(gtrid, What::Heard { told: heard })?;
+        let asking = OptionFuture::from(self.asks.then(|| heard(&client, gtrid)));
+        let ((told, detail), heard) = tokio::join!(ending, asking);
+        if let Some(told) = heard {
+            self.write(gtrid, What::Heard { told })?;
+        }
         self.write(gtrid, What::Told { told, detail })?;
         Ok(Some(told))
     }

@@ -11,8 +11,6 @@ use std::os::unix::process::CommandExt as _;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 
-use rustix::process::Pid;
-
 /// `$1` is the server's directory, `$2` the file with its process id. That counts only while it is that of a process
 /// that was started for this directory: after a crash it may be somebody else's.
 const SCRIPT: &str = r#"
@@ -54,33 +52,4 @@ impl Drop for Janitor {
         drop(self.0.stdin.take());
         drop(self.0.wait());
     }
-}
-
-/// The processes whose parent is `parent`.
-pub(super) fn children_of(parent: Pid) -> Vec<Pid> {
-    let Ok(entries) = std::fs::read_dir("/proc") else { return Vec::new() };
-    entries
-        .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse::<i32>().ok())
-        .filter_map(Pid::from_raw)
-        .filter(|pid| {
-            status_of(*pid).is_ok_and(|(_state, its_parent)| its_parent == parent.as_raw_nonzero().get())
-        })
-        .collect()
-}
-
-/// Whether a process still runs; one that is dead and only not yet reaped does not.
-pub(super) fn is_alive(pid: Pid) -> bool {
-    status_of(pid).is_ok_and(|(state, _parent)| state != 'Z' && state != 'X')
-}
-
-/// Its state and its parent, from `/proc/<pid>/stat`.
-fn status_of(pid: Pid) -> io::Result<(char, i32)> {
-    let stat = std::fs::read_to_string(format!("/proc/{}/stat", pid.as_raw_nonzero()))?;
-    let unreadable = || io::Error::other("an unreadable stat file");
-    // The second field is the name in parentheses, which may itself hold blanks and parentheses.
-    let (_, fields) = stat.rsplit_once(") ").ok_or_else(unreadable)?;
-    let mut fields = fields.split(' ');
-    let state = fields.next().and_then(|field| field.chars().next()).ok_or_else(unreadable)?;
-    let parent = fields.next().and_then(|field| field.parse().ok()).ok_or_else(unreadable)?;
-    Ok((state, parent))
 }

@@ -4,6 +4,7 @@
 //! - [`coordinator`], [`bank`], [`client`]: the three roles.
 //! - [`crash_points`]: SIGKILL at a named place, and the proof that it was there.
 //! - [`postgres`], [`mariadb`]: database servers made from nothing; [`books`]: a bank's database as the harness sees it.
+//! - [`procfs`]: processes as the kernel sees them, and how to stop one in its tracks.
 //! - [`proxy`]: between a bank and its server, to break their connection at a chosen statement.
 //! - [`clock`], [`ports`], `files`: what the others share.
 
@@ -20,6 +21,7 @@ pub mod mariadb;
 pub mod ports;
 pub mod postgres;
 pub mod process;
+pub mod procfs;
 pub mod proxy;
 pub mod roles;
 pub mod tools;

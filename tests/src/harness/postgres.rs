@@ -25,8 +25,9 @@ use rustix::process::{Pid, Signal, kill_process};
 
 use self::programs::Programs;
 use super::clock::now;
-use super::janitor::{self, Janitor};
+use super::janitor::Janitor;
 use super::ports::Port;
+use super::procfs;
 
 /// The superuser of every server made here, without a password. (Not `lockstep`: what such a role creates would
 /// go into our schema, because `"$user"` comes first in the usual `search_path`.)
@@ -202,15 +203,13 @@ impl PostgresServer {
         let mut postmaster = self.take_postmaster()?;
         let pid = pid_of(&postmaster);
         // Stopped first, so that it can't start another child, nor mourn one, while they are being killed.
-        signal(pid, Signal::STOP)?;
-        let children = janitor::children_of(pid);
+        stop(pid)?;
+        let children = procfs::children_of(pid);
         for victim in children.iter().copied().chain([pid]) {
             signal(victim, Signal::KILL)?;
         }
         postmaster.wait().map_err(PostgresError::io("the postmaster can't be waited for"))?;
-        wait_until("the server's processes to die", || {
-            !children.iter().any(|child| janitor::is_alive(*child))
-        })
+        wait_until("the server's processes to die", || !children.iter().any(|child| procfs::is_alive(*child)))
     }
 
     /// Stops the server in order: sessions are ended, everything is written out.
@@ -283,8 +282,8 @@ impl PostgresServer {
         let postmaster =
             self.postmaster.as_ref().ok_or_else(|| PostgresError::new("the server is not running"))?;
         let pid = pid_of(postmaster);
-        let processes = janitor::children_of(pid).into_iter().chain([pid]);
-        processes.into_iter().try_for_each(|process| signal(process, Signal::STOP))
+        let processes = procfs::children_of(pid).into_iter().chain([pid]);
+        processes.into_iter().try_for_each(stop)
     }
 
     /// The numbers of its processes, the postmaster's first; none if it is not running.
@@ -541,6 +540,10 @@ fn signal(pid: Pid, signal: Signal) -> Result<()> {
         Ok(()) | Err(rustix::io::Errno::SRCH) => Ok(()),
         Err(error) => Err(PostgresError(format!("process {pid:?} can't be sent {signal:?}: {error}"))),
     }
+}
+
+fn stop(pid: Pid) -> Result<()> {
+    procfs::stop(pid).map_err(|failed| PostgresError(failed.to_string()))
 }
 
 fn wait_until(what: &str, mut condition: impl FnMut() -> bool) -> Result<()> {

@@ -15,7 +15,7 @@ use std::time::Duration;
 use rustix::process::{Pid, Signal, getpid, kill_process};
 
 use super::clock::wait_for;
-use super::{Failed, Result};
+use super::{Failed, Result, procfs};
 
 /// How long a process may take to die of SIGKILL.
 const TO_DIE: Duration = Duration::from_secs(10);
@@ -132,6 +132,17 @@ impl Process {
         }
         kill_process(Pid::from_child(&self.child), signal)
             .map_err(Failed::because(format!("{} cannot be sent {signal:?}", self.name)))
+    }
+
+    /// Stops it in its tracks ([`procfs::stop`]), until it is sent SIGCONT.
+    ///
+    /// # Errors
+    /// If it does not stop.
+    pub fn stop(&mut self) -> Result<()> {
+        if self.try_reap()?.is_some() {
+            return Ok(());
+        }
+        procfs::stop(Pid::from_child(&self.child))
     }
 
     /// What it has written since this start of it.

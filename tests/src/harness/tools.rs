@@ -1,4 +1,4 @@
-//! Checkers that others have made for what is in `deploy/`, from Debian's packages.
+//! Programs that others have made, from Debian's packages: checkers of what is in `deploy/`, and `strace`.
 
 use std::io::Write as _;
 use std::path::Path;
@@ -29,6 +29,14 @@ pub fn systemd_analyze(arguments: &[&str], directory: &Path) -> Result<String> {
 /// What it complained of, or that it is not there and cannot be installed.
 pub fn shellcheck(arguments: &[&str], directory: &Path) -> Result<String> {
     run("/usr/bin/shellcheck", "shellcheck", arguments, directory, "")
+}
+
+/// `strace`, for what traces system calls or has them fail.
+///
+/// # Errors
+/// If it may not trace here, or is not there and cannot be installed.
+pub fn need_strace() -> Result<()> {
+    run("/usr/bin/strace", "strace", &["-f", "-o", "/dev/null", "true"], Path::new("/"), "").map(drop)
 }
 
 fn run(program: &str, package: &str, arguments: &[&str], directory: &Path, stdin: &str) -> Result<String> {

@@ -139,14 +139,14 @@ fn strike(world: &mut World, fault: Fault, away: Duration, faults: &mut Faults) 
         Fault::StopCoordinator(node) => {
             faults.stops += 1;
             let process = world.coordinators[node].process();
-            process.signal(Signal::STOP)?;
+            process.stop()?;
             sleep(away);
             process.signal(Signal::CONT)?;
         }
         Fault::StopBank(bank) => {
             faults.stops += 1;
             let process = world.banks[bank].process();
-            process.signal(Signal::STOP)?;
+            process.stop()?;
             sleep(away);
             process.signal(Signal::CONT)?;
         }

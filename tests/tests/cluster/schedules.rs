@@ -11,6 +11,7 @@ use lockstep_tests::harness::clock::{now, wait_for};
 use lockstep_tests::harness::coordinator::Coordinator;
 use lockstep_tests::harness::postgres::PostgresServer;
 use lockstep_tests::harness::process::{Reaped, end_of_log};
+use lockstep_tests::harness::procfs;
 use lockstep_tests::harness::roles::Roles;
 use rustix::process::{Pid, Signal, kill_process};
 
@@ -107,7 +108,7 @@ fn a_node_that_is_sealed_while_it_drains_ends() {
         Ok(runtime.block_on(async { client.connect().unwrap().begin("late").start().await }).err())
     };
     wait_for("the drain", PATIENCE, refused).unwrap();
-    draining.process().signal(Signal::STOP).unwrap();
+    draining.process().stop().unwrap();
     bench.until("the other one to take over", IS_SEALED);
     draining.process().signal(Signal::CONT).unwrap();
     let going_on = now();
@@ -169,7 +170,7 @@ fn a_renewal_without_an_answer_is_tried_on_another_connection() {
     let renewing = "SELECT pid FROM pg_stat_activity WHERE query LIKE '%renewed AS (%' AND state = 'idle' AND pid <> pg_backend_pid()";
     let (pid, _) = wait_for("a renewal", PATIENCE, || Ok(bench.psql(renewing).parse::<i32>().ok())).unwrap();
     let pid = Pid::from_raw(pid).unwrap();
-    kill_process(pid, Signal::STOP).unwrap();
+    procfs::stop(pid).unwrap();
     let stopped = now();
     while stopped.elapsed() < 2 * LEASE {
         assert!(bench.is_true(ALL_LEASES_LAST), "{:?}\n{}", stopped.elapsed(), end_of_log(&node.log()));
@@ -215,7 +216,7 @@ fn a_rollback_whose_node_is_stopped_is_answered_by_another() {
         let transaction = client.begin("stopped").start().await.unwrap();
         let gtrid = transaction.gtrid();
         let home = usize::try_from(gtrid.epoch().get()).unwrap() - 1;
-        nodes[home].process().signal(Signal::STOP).unwrap();
+        nodes[home].process().stop().unwrap();
         let answered = transaction.rollback("enough").await;
         answered.unwrap_or_else(|error| panic!("{error}\n{}", end_of_log(&nodes[1 - home].log())));
         let outcome = client.inquire(gtrid).await.unwrap();

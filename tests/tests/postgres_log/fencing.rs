@@ -188,6 +188,24 @@ async fn what_is_read_waits_for_a_write_behind_it() {
     assert!(database.psql(passed).parse::<i64>().unwrap() > before);
 }
 
+/// Nothing follows from "another node may still decide": whoever asks for a live transaction at the wrong node costs the log no write.
+#[tokio::test]
+async fn what_says_nothing_waits_for_no_write() {
+    let database = fresh_database();
+    let one = open(&leased(&database.url(), "a")).await;
+    let other = open(&leased(&database.url(), "b")).await;
+    let [undecided, decided] = [1, 2].map(|n| gtrid(own(&one), 0, n));
+    decide(&one, &commit(decided)).await.unwrap();
+    let passed = || database.psql("SELECT sum(passed) FROM lockstep_log.barriers").parse::<i64>().unwrap();
+    let before = passed();
+    assert_eq!(look(&other, undecided).await.epoch, EpochState::Live);
+    assert_eq!(passed(), before);
+    assert_eq!(other.look_up(&[undecided, decided]).await.unwrap().len(), 2);
+    assert_eq!(passed(), before + 1, "a record beside it does");
+    assert_eq!(look(&one, undecided).await.epoch, EpochState::Own);
+    assert_eq!(passed(), before + 2, "silence at the own node is as good as an answer");
+}
+
 /// A log that has lost the whole epoch, as after a failover to a standby that lacked it, was not taken over from. Else the node takes the
 /// same number again, and presumes of the transactions of the lost one that they were rolled back (P8).
 #[tokio::test]

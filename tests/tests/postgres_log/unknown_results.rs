@@ -8,6 +8,7 @@ use lockstep_coordinator::decision_log::postgres::{Options, PostgresLog};
 use lockstep_coordinator::decision_log::{AppendError, DecisionLog, Recorded};
 use lockstep_coordinator::protocol::record::DecisionRecord;
 use lockstep_tests::harness::postgres::{Database, PostgresServer, fresh_database};
+use lockstep_tests::harness::procfs;
 use rustix::process::{Pid, Signal, kill_process};
 
 use super::{AT_GATE, Gate, LONG, decide, leased, look, open, own, until};
@@ -80,7 +81,7 @@ async fn a_statement_that_arrives_late_writes_nothing() {
     let database = fresh_database();
     let log = Arc::new(impatient(&database).await);
     let old = writing_process(&database, &log);
-    kill_process(old, Signal::STOP).unwrap();
+    procfs::stop(old).unwrap();
     let decision = commit(gtrid(own(&log), 0, 1));
     // So that the second attempt is refused, and the engine may conclude that it rolls back.
     database.psql(
