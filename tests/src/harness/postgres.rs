@@ -291,7 +291,7 @@ impl PostgresServer {
     pub fn processes(&self) -> Vec<i32> {
         let Some(postmaster) = &self.postmaster else { return Vec::new() };
         let pid = pid_of(postmaster);
-        let all = [pid].into_iter().chain(janitor::children_of(pid));
+        let all = [pid].into_iter().chain(procfs::children_of(pid));
         all.map(|pid| pid.as_raw_nonzero().get()).collect()
     }
 
