@@ -72,7 +72,9 @@ pub(super) async fn attach(
         }
         stop.cancel();
     });
-    let frames = frames(receivers.messages, shared.engine.writer().clone()).map(Ok);
+    let frames =
+        frames(receivers.messages, shared.engine.writer().clone(), shared.engine.metrics().streams.clone())
+            .map(Ok);
     Ok(Box::pin(until_the_end(frames, faults)))
 }
 

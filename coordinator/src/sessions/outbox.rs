@@ -7,6 +7,7 @@ use tokio_util::sync::CancellationToken;
 use crate::decision_log::group_commit::LogWriter;
 use crate::engine::input::{Refusal, ToParticipant};
 use crate::protocol::event::EnlistRefusal;
+use crate::telemetry::metrics::StreamMetrics;
 
 /// Messages that may wait for a participant to read them. Full means that it does not: a delivery window of every shard and
 /// a prepare for each of tens of thousands of transactions fit.
@@ -79,6 +80,7 @@ impl Outbox {
 pub fn frames(
     mut messages: mpsc::Receiver<Outgoing>,
     log: LogWriter,
+    metrics: StreamMetrics,
 ) -> impl futures::Stream<Item = v1::CoordinatorFrame> {
     let mut waiting = Vec::with_capacity(limits::MAX_FRAME_MESSAGES);
     futures::stream::poll_fn(move |context| {
@@ -86,6 +88,7 @@ pub fn frames(
             if count == 0 {
                 return None;
             }
+            metrics.sent(count);
             let position = v1::LogPosition::from(&log.position());
             let messages = waiting.drain(..).map(|message| to_wire(message, &position)).collect();
             Some(v1::CoordinatorFrame { messages })

@@ -182,6 +182,7 @@ impl Session {
             if frame.messages.len() > limits::MAX_FRAME_MESSAGES {
                 return SessionEnd::FrameTooLong(frame.messages.len());
             }
+            self.shared.engine.metrics().streams.received(frame.messages.len());
             for message in frame.messages {
                 if let Err(end) = self.take(message, &questions).await {
                     return end;

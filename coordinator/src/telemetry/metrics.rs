@@ -121,7 +121,44 @@ pub struct Metrics {
     operator_actions: IntCounterVec,
     /// Of the decision log.
     pub log: LogMetrics,
+    /// Of the participants' streams.
+    pub streams: StreamMetrics,
     gauges: Gauges,
+}
+
+/// What goes over the participants' streams. A frame carries every message that was waiting when it was made: how many that are tells
+/// what batching saves.
+#[derive(Debug, Clone)]
+pub struct StreamMetrics {
+    frames: IntCounterVec,
+    messages: IntCounterVec,
+    /// Looked up once: they are counted for every frame.
+    received: (IntCounter, IntCounter),
+    sent: (IntCounter, IntCounter),
+}
+
+impl StreamMetrics {
+    fn new() -> Self {
+        let frames = counters("stream_frames_total", "Frames on the streams of participants", &["direction"]);
+        let messages = counters("stream_messages_total", "Messages in those frames", &["direction"]);
+        let of = |direction: &str| {
+            (frames.with_label_values(&[direction]), messages.with_label_values(&[direction]))
+        };
+        let (received, sent) = (of("received"), of("sent"));
+        Self { frames, messages, received, sent }
+    }
+
+    /// A frame of so many messages came from a participant.
+    pub fn received(&self, messages: usize) {
+        self.received.0.inc();
+        self.received.1.inc_by(messages as u64);
+    }
+
+    /// A frame of so many messages went to a participant.
+    pub fn sent(&self, messages: usize) {
+        self.sent.0.inc();
+        self.sent.1.inc_by(messages as u64);
+    }
 }
 
 /// What the decision log's writer counts.
@@ -252,6 +289,7 @@ impl Metrics {
                 &["action"],
             ),
             log: LogMetrics::default(),
+            streams: StreamMetrics::new(),
             gauges: Gauges::new(),
         };
         metrics.register();
@@ -275,7 +313,7 @@ impl Metrics {
             log_free_bytes,
             accepting,
         } = &self.gauges;
-        let all: [Box<dyn prometheus::core::Collector>; 21] = [
+        let all: [Box<dyn prometheus::core::Collector>; 23] = [
             Box::new(info),
             Box::new(self.started.clone()),
             Box::new(self.completed.clone()),
@@ -288,6 +326,8 @@ impl Metrics {
             Box::new(self.log.forces.clone()),
             Box::new(self.log.batches.clone()),
             Box::new(self.log.refused.clone()),
+            Box::new(self.streams.frames.clone()),
+            Box::new(self.streams.messages.clone()),
             Box::new(active.clone()),
             Box::new(unresolved.clone()),
             Box::new(unresolved_oldest_age.clone()),

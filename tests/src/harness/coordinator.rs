@@ -194,6 +194,12 @@ impl Coordinator {
         &mut self.process
     }
 
+    /// The process' number.
+    #[must_use]
+    pub fn id(&self) -> u32 {
+        self.process.id()
+    }
+
     /// What it writes, over all its lives.
     #[must_use]
     pub fn log(&self) -> PathBuf {

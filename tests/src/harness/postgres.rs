@@ -286,6 +286,15 @@ impl PostgresServer {
         processes.into_iter().try_for_each(stop)
     }
 
+    /// The numbers of its processes, the postmaster's first; none if it is not running.
+    #[must_use]
+    pub fn processes(&self) -> Vec<i32> {
+        let Some(postmaster) = &self.postmaster else { return Vec::new() };
+        let pid = pid_of(postmaster);
+        let all = [pid].into_iter().chain(procfs::children_of(pid));
+        all.map(|pid| pid.as_raw_nonzero().get()).collect()
+    }
+
     /// The server's whole log so far.
     #[must_use]
     pub fn log(&self) -> String {

@@ -8,7 +8,7 @@ use std::fmt::Display;
 use lockstep::{Client, Context, Participant, Sqlite};
 use sqlx::SqlitePool;
 use tokio::net::TcpListener;
-use tokio_stream::wrappers::TcpListenerStream;
+use tonic::transport::server::TcpIncoming;
 use tonic::transport::{Channel, Endpoint, Server};
 use tonic::{Request, Response, Status};
 
@@ -63,7 +63,9 @@ pub async fn serve(pool: SqlitePool, coordinator: &str) -> Result<String, Box<dy
     let listener = TcpListener::bind("127.0.0.1:0").await?;
     let url = format!("http://{}", listener.local_addr()?);
     let server = Server::builder().add_service(StockServer::new(service));
-    tokio::spawn(server.serve_with_incoming(TcpListenerStream::new(listener)));
+    // Without this an answer may wait 40 ms for the acknowledgement of its first packet.
+    let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
+    tokio::spawn(server.serve_with_incoming(incoming));
     Ok(url)
 }
 

@@ -1,0 +1,202 @@
+//! The coordinator alone: participants that vote at once, in a process of their own, and nothing else on the machine to wait for but the
+//! coordinator's log.
+
+use std::path::Path;
+use std::time::Duration;
+
+use lockstep_tests::harness::clock::now;
+use lockstep_tests::harness::coordinator::Coordinator;
+use lockstep_tests::harness::process::Process;
+use lockstep_tests::harness::roles::Roles;
+use lockstep_tests::harness::{Failed, Result};
+use serde::Serialize;
+use tempfile::TempDir;
+use tokio::runtime::Runtime;
+
+use crate::driver::{BEGIN, DONE, END, READY, Seen};
+use crate::meter::{self, Counted, count};
+use crate::stage::wait_for_line;
+use crate::voter::GONE;
+
+const WARM_UP: Duration = Duration::from_millis(500);
+/// Transactions that are held at the same time to see what they weigh: as many branches as a participant may have open.
+const HELD: usize = 1_000;
+/// Kilobytes of a page of memory.
+const PAGE_BYTES: f64 = 4096.0;
+
+/// One run.
+#[derive(Debug, Clone, Serialize)]
+pub struct Run {
+    /// How many asked at the same time.
+    pub clients: usize,
+    /// Branches of each transaction.
+    pub branches: usize,
+    /// Milliseconds that each took to prepare, and to commit.
+    pub takes: u64,
+    /// What the clients have seen.
+    pub seen: Seen,
+    /// Of the coordinator, for each transaction.
+    pub counted: Counted,
+    /// Its microseconds of processor time for each transaction.
+    pub processor: f64,
+}
+
+/// All of it.
+#[derive(Debug, Clone, Serialize)]
+pub struct Measured {
+    /// The disk before and after: the median of a forced write, in microseconds.
+    pub disk: (f64, f64),
+    /// By clients and branches.
+    pub runs: Vec<Run>,
+    /// By branches, at one client: for nothing, and when each takes a while.
+    pub growth: Vec<Run>,
+    /// Bytes of the coordinator's memory for each transaction of two branches that is held open.
+    pub bytes_in_flight: f64,
+    /// The same after they are gone.
+    pub bytes_afterwards: f64,
+    /// Bytes that its log has grown by for each transaction with two branches, after a clean end.
+    pub log_bytes: f64,
+}
+
+/// A coordinator with nothing but participants that vote at once.
+struct Alone {
+    roles: Roles,
+    coordinator: Coordinator,
+    directory: TempDir,
+    runtime: Runtime,
+}
+
+impl Alone {
+    fn set(roles: &Roles) -> Result<Self> {
+        let directory = TempDir::with_prefix("lockstep-bench-").map_err(Failed::because("no directory"))?;
+        let mut coordinator = Coordinator::start(roles, directory.path(), &[], None)?;
+        coordinator.expect_it_serves()?;
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+        let runtime = runtime.map_err(Failed::because("no runtime"))?;
+        Ok(Self { roles: roles.clone(), coordinator, directory, runtime })
+    }
+
+    fn voters(&self, clients: usize, branches: usize, more: &[String]) -> Result<Process> {
+        let mut command = self.roles.command("vote");
+        command.args(["--coordinator", &self.coordinator.url(), "--clients", &clients.to_string()]);
+        command.args(["--branches", &branches.to_string()]).args(more);
+        let mut voters = Process::start("voters", command, &self.directory.path().join("voters.log"))?;
+        wait_for_line(&mut voters, READY)?;
+        Ok(voters)
+    }
+
+    fn run(&self, clients: usize, branches: usize, takes: u64, measure: Duration) -> Result<Run> {
+        let milliseconds = |flag: &str, time: u128| [flag.to_owned(), time.to_string()];
+        let more = [
+            milliseconds("--warm-up", WARM_UP.as_millis()),
+            milliseconds("--measure", measure.as_millis()),
+            milliseconds("--takes", takes.into()),
+        ];
+        let mut voters = self.voters(clients, branches, &more.concat())?;
+        let before = (self.counted()?, self.processor_time());
+        voters.tell(BEGIN);
+        let line = wait_for_line(&mut voters, DONE)?;
+        let after = (self.counted()?, self.processor_time());
+        voters.tell(END);
+        voters.wait(Duration::from_secs(30))?;
+        let seen =
+            serde_json::from_str::<Seen>(&line[DONE.len()..]).map_err(Failed::because("the voters"))?;
+        if let Some(why) = &seen.first_failure {
+            return Err(Failed::new(format!("{} transactions failed: {why}", seen.failed)));
+        }
+        let counted = after.0.each(&before.0, seen.all);
+        let processor = (after.1 - before.1).as_secs_f64() * 1e6 / count(seen.all);
+        Ok(Run { clients, branches, takes, seen, counted, processor })
+    }
+
+    fn counted(&self) -> Result<Counted> {
+        self.runtime.block_on(Counted::at(&self.coordinator.url()))
+    }
+
+    fn processor_time(&self) -> Duration {
+        meter::processor_time([i32::try_from(self.coordinator.id()).unwrap_or(0)], false)
+    }
+
+    /// What a transaction weighs that is open, and what is left of it when it is gone.
+    fn weigh(&self) -> Result<(f64, f64)> {
+        let mut voters =
+            self.voters(1, 2, &["--warm-up=0", "--measure=0", &format!("--hold={HELD}")].map(String::from))?;
+        let before = self.memory()?;
+        voters.tell(BEGIN);
+        wait_for_line(&mut voters, DONE)?;
+        let held = self.memory()?;
+        voters.tell(END);
+        wait_for_line(&mut voters, GONE)?;
+        let afterwards = self.memory()?;
+        voters.tell(END);
+        voters.wait(Duration::from_secs(30))?;
+        let each = |bytes: f64| (bytes - before) / count(HELD as u64);
+        Ok((each(held), each(afterwards)))
+    }
+
+    /// Bytes that the coordinator has in memory (proc(5): the second number is the resident set, in pages).
+    fn memory(&self) -> Result<f64> {
+        let text = std::fs::read_to_string(format!("/proc/{}/statm", self.coordinator.id()));
+        let text = text.map_err(Failed::because("the coordinator's memory"))?;
+        let pages = text.split_whitespace().nth(1).and_then(|pages| pages.parse::<u32>().ok());
+        Ok(f64::from(pages.unwrap_or(0)) * PAGE_BYTES)
+    }
+
+    /// Ends it cleanly: what is left of its log is what it has to keep.
+    fn log_bytes(&mut self) -> Result<f64> {
+        self.coordinator.stop()?;
+        bytes(&self.coordinator.data_directory())
+    }
+}
+
+/// Bytes of the log's files.
+fn bytes(directory: &Path) -> Result<f64> {
+    let cannot = || Failed::because(directory.display().to_string());
+    let mut all = 0;
+    for entry in std::fs::read_dir(directory).map_err(cannot())? {
+        all += entry.and_then(|entry| entry.metadata()).map_err(cannot())?.len();
+    }
+    Ok(count(all))
+}
+
+/// Measures all of it. `told` hears of each run.
+///
+/// # Errors
+/// If something did not run.
+pub fn run(roles: &Roles, quick: bool, told: impl Fn(&str)) -> Result<Measured> {
+    let measure = Duration::from_millis(if quick { 1500 } else { 3000 });
+    let alone = Alone::set(roles)?;
+    let disk_before = meter::fdatasync_micros(alone.directory.path())?;
+    let mut runs = Vec::new();
+    for (clients, branches) in [(1, 2), (8, 2), (64, 2), (256, 2), (512, 2), (64, 4), (64, 8), (64, 16)] {
+        let run = alone.run(clients, branches, 0, measure)?;
+        told(&format!("{clients:>3} clients, {branches:>2} branches: {:>6.0}/s", run.seen.rate()));
+        runs.push(run);
+    }
+    let mut growth = Vec::new();
+    for takes in [0, 20] {
+        for branches in [1, 2, 4, 8, 16, 32, 64] {
+            let run = alone.run(1, branches, takes, measure)?;
+            told(&format!(
+                "{branches:>2} branches that take {takes} ms: {:.1} ms",
+                count(run.seen.p50) / 1000.0
+            ));
+            growth.push(run);
+        }
+    }
+    let (bytes_in_flight, bytes_afterwards) = alone.weigh()?;
+    let disk = (disk_before, meter::fdatasync_micros(alone.directory.path())?);
+    drop(alone);
+    let log_bytes = log_bytes(roles, measure)?;
+    Ok(Measured { disk, runs, growth, bytes_in_flight, bytes_afterwards, log_bytes })
+}
+
+/// A log with nothing but commits of two branches in it, and one without, both after a clean end.
+fn log_bytes(roles: &Roles, measure: Duration) -> Result<f64> {
+    let empty = Alone::set(roles)?.log_bytes()?;
+    let mut alone = Alone::set(roles)?;
+    let begun = now();
+    let run = alone.run(64, 2, 0, 2 * measure)?;
+    assert!(begun.elapsed() > measure, "it has run for as long as it was told to");
+    Ok((alone.log_bytes()? - empty) / count(run.seen.all))
+}

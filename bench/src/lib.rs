@@ -1,0 +1,23 @@
+//! What a transaction costs: Lockstep beside the same work by hand, in one run, on one machine.
+//!
+//! A transaction coordinator is judged by what it adds to the work of the databases. So the unit is a ratio, measured side by side:
+//! real PostgreSQL servers that force every write, coordinator and services as processes of their own, the contenders by turns, and the
+//! books checked after every run.
+//!
+//! - [`contender`]: who is compared. [`teller`]: the services. [`driver`]: the clients.
+//! - [`stage`]: starts everything, and checks the books. [`meter`]: what a run has cost.
+//! - [`alone`]: the coordinator without databases. [`voter`]: participants that vote at once.
+//! - [`restart`]: what is in doubt when everything is killed.
+//! - [`suite`]: runs it all. [`report`], [`plot`]: shows it.
+
+pub mod alone;
+pub mod contender;
+pub mod driver;
+pub mod meter;
+pub mod plot;
+pub mod report;
+pub mod restart;
+pub mod stage;
+pub mod suite;
+pub mod teller;
+pub mod voter;

@@ -1,0 +1,178 @@
+//! The benchmark's command line; what it does is in the library.
+
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::time::Duration;
+
+use bench::contender::Contender;
+use bench::{alone, driver, plot, report, restart, stage, suite, teller, voter};
+use clap::{Parser, Subcommand};
+use lockstep_tests::harness::roles::{self, Roles};
+use lockstep_tests::harness::{Failed, Result};
+use serde::Serialize;
+
+#[derive(Debug, Parser)]
+#[command(name = "bench", about, arg_required_else_help = true)]
+struct Cli {
+    #[command(subcommand)]
+    what: What,
+}
+
+#[derive(Debug, Subcommand)]
+enum What {
+    /// Every way of moving money between two PostgreSQL servers, by turns
+    Suite(Suite),
+    /// The coordinator alone: participants that vote at once, up to 512 clients, up to 64 branches
+    Coordinator(Coordinator),
+    /// Thousands of transactions in doubt at a restart, against a bare loop of COMMIT PREPARED
+    Restart {
+        /// Where the measured numbers are written as JSON
+        #[arg(long, value_name = "FILE")]
+        json: Option<PathBuf>,
+    },
+    /// What a process of the benchmark plays
+    #[command(hide = true)]
+    Role {
+        #[command(subcommand)]
+        role: Role,
+    },
+}
+
+#[derive(Debug, clap::Args)]
+struct Suite {
+    /// Where the measured numbers are written as JSON
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+    /// Where the plots are written
+    #[arg(long, value_name = "DIRECTORY")]
+    plots: Option<PathBuf>,
+    /// Under three minutes: fewer turns, no 128 clients
+    #[arg(long)]
+    quick: bool,
+    /// How many clients, one run for each
+    #[arg(long, value_delimiter = ',')]
+    clients: Option<Vec<usize>>,
+    /// Who takes part
+    #[arg(long, value_delimiter = ',')]
+    only: Option<Vec<Contender>>,
+    /// Turns of every contender that have to count, for each number of clients
+    #[arg(long)]
+    rounds: Option<usize>,
+    /// Seconds of each run that are measured
+    #[arg(long)]
+    seconds: Option<f64>,
+}
+
+#[derive(Debug, clap::Args)]
+struct Coordinator {
+    /// Where the measured numbers are written as JSON
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+    /// Shorter runs
+    #[arg(long)]
+    quick: bool,
+}
+
+impl Coordinator {
+    fn run(&self) -> Result<()> {
+        let measured = alone::run(&roles()?, self.quick, |line| eprintln!("{line}"))?;
+        println!("{}", report::alone(&measured));
+        write(self.json.as_deref(), &measured)
+    }
+}
+
+fn in_doubt(json: Option<&Path>) -> Result<()> {
+    let measured = restart::run(&roles()?)?;
+    let restart::Measured { branches, bare, serves, recovered, .. } = measured;
+    println!(
+        "{branches} branches in doubt: the coordinator served after {serves:.2} s, and all were committed after {recovered:.2} s, \
+         {:.2} times the {bare:.2} s of a bare loop",
+        recovered / bare
+    );
+    write(json, &measured)
+}
+
+/// As JSON, if somebody wants it.
+fn write(path: Option<&Path>, measured: &impl Serialize) -> Result<()> {
+    let Some(path) = path else { return Ok(()) };
+    let json = serde_json::to_string_pretty(measured).expect("numbers are JSON");
+    std::fs::write(path, json).map_err(Failed::because(path.display().to_string()))
+}
+
+#[derive(Debug, Subcommand)]
+enum Role {
+    /// `lockstep`, with these arguments
+    Coordinator {
+        /// Everything behind the program's name
+        #[arg(last = true)]
+        arguments: Vec<String>,
+    },
+    /// A service
+    Teller(teller::Arguments),
+    /// Whoever asks
+    Drive(driver::Arguments),
+    /// Participants that vote at once, and whoever asks for them
+    Vote(voter::Arguments),
+}
+
+impl Suite {
+    fn plan(&self) -> Result<suite::Plan> {
+        let (clients, rounds, seconds): (&[usize], _, _) =
+            if self.quick { (&[1, 8, 32], 2, 2.0) } else { (&[1, 8, 32, 128], 5, 3.0) };
+        let clients = self.clients.clone().unwrap_or_else(|| clients.to_vec());
+        if !clients.iter().all(|clients| (1..=stage::MOST_CLIENTS).contains(clients)) {
+            return Err(Failed::new(format!("1 to {} clients", stage::MOST_CLIENTS)));
+        }
+        let seconds = self.seconds.unwrap_or(seconds);
+        let measure = Duration::try_from_secs_f64(seconds).map_err(Failed::because("--seconds"))?;
+        let contenders = self.only.clone().unwrap_or_else(|| Contender::ALL.to_vec());
+        Ok(suite::Plan { contenders, clients, rounds: self.rounds.unwrap_or(rounds), measure })
+    }
+
+    fn run(&self) -> Result<()> {
+        let plan = self.plan()?;
+        let measured = suite::run(&roles()?, &plan, |line| eprintln!("{line}"))?;
+        println!("{}\n{}", report::table(&measured, &plan), report::summary(&measured));
+        write(self.json.as_deref(), &measured)?;
+        if let Some(directory) = &self.plots {
+            plot::suite(&measured, &plan, directory)?;
+        }
+        if !plan.clients.iter().all(|clients| measured.is_enough(*clients, &plan)) {
+            return Err(Failed::new("too many turns are void: the disk is not equally fast for long enough"));
+        }
+        Ok(())
+    }
+}
+
+/// This program plays every role itself.
+fn roles() -> Result<Roles> {
+    let program =
+        std::env::current_exe().map_err(Failed::because("this program does not know where it is"))?;
+    Ok(Roles::played_by(program))
+}
+
+fn play(role: Role) -> Result<ExitCode> {
+    match role {
+        Role::Coordinator { arguments } => return Ok(roles::play(roles::Role::Coordinator { arguments })),
+        Role::Teller(arguments) => {
+            lockstep_tests::harness::process::end_with_the_parent();
+            teller::run(&arguments)?;
+        }
+        Role::Drive(arguments) => driver::run(&arguments)?,
+        Role::Vote(arguments) => voter::run(&arguments)?,
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn main() -> ExitCode {
+    let done = match Cli::parse().what {
+        What::Suite(suite) => suite.run().map(|()| ExitCode::SUCCESS),
+        What::Coordinator(coordinator) => coordinator.run().map(|()| ExitCode::SUCCESS),
+        What::Restart { json } => in_doubt(json.as_deref()).map(|()| ExitCode::SUCCESS),
+        What::Role { role } => play(role),
+    };
+    done.unwrap_or_else(|why| {
+        eprintln!("{why}");
+        ExitCode::FAILURE
+    })
+}

@@ -1,0 +1,126 @@
+//! What is in doubt at a restart: thousands of transactions that are decided, and prepared on two PostgreSQL servers, when coordinator and
+//! services are killed. How long until all are committed, against a bare loop of COMMIT PREPARED.
+
+use std::time::Duration;
+
+use futures::StreamExt as _;
+use lockstep_tests::harness::clock::{now, wait_for};
+use lockstep_tests::harness::roles::Roles;
+use lockstep_tests::harness::{Failed, Result};
+use serde::Serialize;
+use sqlx::PgPool;
+
+use crate::contender::Contender;
+use crate::meter;
+use crate::stage::Stage;
+use crate::teller::{UPDATE, end, pool};
+
+/// Room for them.
+const SETTINGS: &[(&str, &str)] = &[("max_prepared_transactions", "10100")];
+/// Each holds the row of an account of its own.
+const IN_DOUBT: usize = 9_000;
+/// Connections of the bare loop, over both servers.
+const CONNECTIONS: usize = 16;
+/// Clients that bring them about.
+const CLIENTS: usize = 50;
+/// How long anything may take.
+const PATIENCE: Duration = Duration::from_mins(5);
+
+/// What was measured.
+#[derive(Debug, Clone, Serialize)]
+pub struct Measured {
+    /// The disk before and after: the median of a forced write, in microseconds.
+    pub disk: (f64, f64),
+    /// Branches that were in doubt, on both servers together.
+    pub branches: usize,
+    /// Seconds of the bare loop over as many.
+    pub bare: f64,
+    /// Seconds from the coordinator's start until it served.
+    pub serves: f64,
+    /// Seconds from the same moment until nothing was prepared any more.
+    pub recovered: f64,
+}
+
+/// Measures it.
+///
+/// # Errors
+/// If something did not run, or the books are wrong.
+pub fn run(roles: &Roles) -> Result<Measured> {
+    let runtime = tokio::runtime::Runtime::new().map_err(Failed::because("no runtime"))?;
+    let mut stage = Stage::set_with(roles, SETTINGS)?;
+    let disk_before = meter::fdatasync_micros(stage.directory())?;
+    let bare = runtime.block_on(bare_loop(&stage))?;
+    stage.look_at_books()?;
+
+    let held = runtime.block_on(hold_up(&stage))?;
+    let driver = stage.begin_driving(Contender::AtDecision, CLIENTS)?;
+    let in_doubt = || Ok(Some(stage.prepared()?).filter(|prepared| *prepared >= 2 * IN_DOUBT));
+    wait_for("so many to be prepared", PATIENCE, in_doubt)?;
+    stage.kill_tellers_and_coordinator()?;
+    drop(driver);
+    runtime.block_on(async {
+        for pool in held {
+            pool.close().await;
+        }
+    });
+    let branches = stage.prepared()?;
+
+    let begun = now();
+    stage.start_coordinator_again()?;
+    let serves = begun.elapsed().as_secs_f64();
+    stage.start_tellers()?;
+    let none = || Ok((stage.prepared()? == 0).then_some(()));
+    wait_for("everything to be committed", PATIENCE, none)?;
+    let recovered = begun.elapsed().as_secs_f64();
+    stage.look_at_books()?;
+    let disk = (disk_before, meter::fdatasync_micros(stage.directory())?);
+    Ok(Measured { disk, branches, bare, serves, recovered })
+}
+
+/// Prepares as many by hand, and commits them over a few connections: seconds of the latter.
+async fn bare_loop(stage: &Stage) -> Result<f64> {
+    let pools = [connect(stage, 0, CONNECTIONS / 2).await?, connect(stage, 1, CONNECTIONS / 2).await?];
+    let all = || (0..2 * IN_DOUBT).map(|n| (pools[n % 2].clone(), n % 2, n / 2));
+    let prepare = all().map(async |(pool, side, n)| {
+        let mut connection = pool.acquire().await?;
+        sqlx::raw_sql("BEGIN").execute(&mut *connection).await?;
+        let amount: i64 = if side == 0 { -1 } else { 1 };
+        let update = sqlx::query(UPDATE).bind(i64::try_from(n).unwrap_or(0)).bind(amount);
+        update.execute(&mut *connection).await?;
+        end(&mut connection, "PREPARE TRANSACTION", &format!("bare-{n}")).await
+    });
+    finish(prepare).await?;
+    let begun = now();
+    let commit = all().map(async |(pool, _, n)| {
+        let mut connection = pool.acquire().await?;
+        end(&mut connection, "COMMIT PREPARED", &format!("bare-{n}")).await
+    });
+    finish(commit).await?;
+    Ok(begun.elapsed().as_secs_f64())
+}
+
+async fn finish(all: impl Iterator<Item = impl Future<Output = sqlx::Result<()>>>) -> Result<()> {
+    let mut all = futures::stream::iter(all).buffer_unordered(CONNECTIONS);
+    while let Some(one) = all.next().await {
+        one.map_err(Failed::because("the bare loop"))?;
+    }
+    Ok(())
+}
+
+async fn connect(stage: &Stage, side: usize, connections: usize) -> Result<PgPool> {
+    let pool = pool(u32::try_from(connections).unwrap_or(1)).connect(&stage.database(side)).await;
+    pool.map_err(Failed::because("no connection"))
+}
+
+/// Has no branch be committed as long as these are open: what is written before each commit is the row that they hold.
+async fn hold_up(stage: &Stage) -> Result<Vec<PgPool>> {
+    let mut pools = Vec::new();
+    for side in 0..2 {
+        let pool = connect(stage, side, 1).await?;
+        // The pool has one connection, and the transaction stays open on it.
+        let sql = "BEGIN; SELECT FROM lockstep.identity FOR UPDATE";
+        sqlx::raw_sql(sql).execute(&pool).await.map_err(Failed::because("not held up"))?;
+        pools.push(pool);
+    }
+    Ok(pools)
+}

@@ -1,0 +1,152 @@
+//! A teller: a service with accounts in a database of its own. Lockstep drives it as a participant, and the same process, over the same
+//! kind of calls, can be driven by hand: that is what Lockstep is compared with.
+
+use std::collections::HashMap;
+use std::fmt::Display;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::sync::Mutex;
+
+use lockstep::{Context, JoinError, Participant, Postgres};
+use lockstep_tests::harness::{Failed, Result};
+use sqlx::pool::PoolConnection;
+use sqlx::postgres::PgPoolOptions;
+use sqlx::{AssertSqlSafe, PgConnection, PgPool};
+use tokio::net::TcpListener;
+use tonic::transport::Server;
+use tonic::transport::server::TcpIncoming;
+use tonic::{Request, Response, Status};
+
+use self::v1::teller_server::{Teller, TellerServer};
+use self::v1::{Change, Done, Name};
+
+/// Generated from `proto/teller.proto`.
+#[allow(
+    missing_docs,
+    clippy::all,
+    clippy::pedantic,
+    clippy::restriction,
+    unreachable_pub,
+    reason = "generated"
+)]
+pub mod v1 {
+    tonic::include_proto!("bench.v1");
+}
+
+/// What moves money, wherever it runs.
+pub const UPDATE: &str = "UPDATE accounts SET balance = balance + $2 WHERE number = $1";
+/// The line that a teller prints when it can be called.
+pub const SERVES: &str = "the teller serves";
+
+/// The command line of a teller's process.
+#[derive(Debug, clap::Args)]
+pub struct Arguments {
+    /// The resource manager's name
+    #[arg(long)]
+    name: String,
+    /// Where its accounts are
+    #[arg(long)]
+    database: String,
+    /// Where the coordinator is
+    #[arg(long)]
+    coordinator: String,
+    /// Where it is called
+    #[arg(long)]
+    port: u16,
+    /// Connections to the database: each open branch has one
+    #[arg(long)]
+    connections: u32,
+}
+
+struct Service {
+    participant: Participant<Postgres>,
+    pool: PgPool,
+    /// Local transactions that are driven by hand and not prepared yet.
+    open: Mutex<HashMap<String, PoolConnection<sqlx::Postgres>>>,
+}
+
+#[tonic::async_trait]
+impl Teller for Service {
+    async fn apply(&self, request: Request<Change>) -> Result<Response<Done>, Status> {
+        let context = Context::from_request(&request)?;
+        let mut branch = self.participant.join(&context).await.map_err(not_joined)?;
+        let changed = change(&mut branch, request.get_ref()).await;
+        changed.map_err(|error| refused(branch.explain(&error)))?;
+        branch.finish().await.map_err(refused)?;
+        Ok(Response::new(Done {}))
+    }
+
+    async fn work(&self, request: Request<Change>) -> Result<Response<Done>, Status> {
+        let request = request.into_inner();
+        let mut connection = self.pool.acquire().await.map_err(refused)?;
+        sqlx::raw_sql("BEGIN").execute(&mut *connection).await.map_err(refused)?;
+        change(&mut connection, &request).await.map_err(refused)?;
+        self.open.lock().expect("nobody panics with it").insert(request.name, connection);
+        Ok(Response::new(Done {}))
+    }
+
+    async fn prepare(&self, request: Request<Name>) -> Result<Response<Done>, Status> {
+        let Name { name } = request.into_inner();
+        let open = self.open.lock().expect("nobody panics with it").remove(&name);
+        let mut connection = open.ok_or_else(|| refused("no such transaction"))?;
+        end(&mut connection, "PREPARE TRANSACTION", &name).await.map_err(refused)?;
+        Ok(Response::new(Done {}))
+    }
+
+    async fn commit(&self, request: Request<Name>) -> Result<Response<Done>, Status> {
+        let mut connection = self.pool.acquire().await.map_err(refused)?;
+        end(&mut connection, "COMMIT PREPARED", &request.get_ref().name).await.map_err(refused)?;
+        Ok(Response::new(Done {}))
+    }
+}
+
+async fn change(connection: &mut PgConnection, change: &Change) -> sqlx::Result<()> {
+    let done = sqlx::query(UPDATE).bind(change.account).bind(change.amount).execute(connection).await?;
+    if done.rows_affected() == 1 { Ok(()) } else { Err(sqlx::Error::RowNotFound) }
+}
+
+/// `PREPARE TRANSACTION` or `COMMIT PREPARED`. A name can't be bound; ours have no quotes in them.
+pub async fn end(connection: &mut PgConnection, how: &str, name: &str) -> sqlx::Result<()> {
+    assert!(!name.contains('\''), "a name that was made here has no quotes");
+    sqlx::raw_sql(AssertSqlSafe(format!("{how} '{name}'"))).execute(connection).await.map(drop)
+}
+
+/// A pool that doesn't ask its connections whether they live each time it lends one: a round trip less for every contender.
+pub fn pool(connections: u32) -> PgPoolOptions {
+    PgPoolOptions::new().max_connections(connections).test_before_acquire(false)
+}
+
+/// A database with no room for another branch says so, and a client may come again.
+fn not_joined(why: JoinError) -> Status {
+    if let JoinError::NoRoom { .. } = why {
+        Status::resource_exhausted(why.to_string())
+    } else {
+        refused(why)
+    }
+}
+
+fn refused(why: impl Display) -> Status {
+    Status::aborted(why.to_string())
+}
+
+/// A teller's process.
+///
+/// # Errors
+/// If it can't take part, or can't listen.
+pub fn run(arguments: &Arguments) -> Result<()> {
+    let runtime = tokio::runtime::Runtime::new().map_err(Failed::because("no runtime"))?;
+    runtime.block_on(async {
+        let Arguments { name, database, coordinator, port, connections } = arguments;
+        let pool = pool(*connections);
+        let pool = pool.connect(database).await.map_err(Failed::because(database.as_str()))?;
+        let attaching = Participant::builder(name, Postgres::new(pool.clone())).coordinator(coordinator);
+        let participant = attaching.attach().await.map_err(Failed::because("not attached"))?;
+        let address = SocketAddr::from((Ipv4Addr::LOCALHOST, *port));
+        let listener = TcpListener::bind(address).await.map_err(Failed::because("cannot listen"))?;
+        println!("{SERVES}");
+        let service = Service { participant, pool, open: Mutex::default() };
+        let server = Server::builder().add_service(TellerServer::new(service));
+        // Otherwise an answer waits up to 40 ms for the acknowledgement of its first packet.
+        let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
+        server.serve_with_incoming(incoming).await.map_err(Failed::because("the teller ended"))
+    })
+}
