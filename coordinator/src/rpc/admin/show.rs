@@ -86,15 +86,19 @@ pub(super) async fn find(services: &Services, prefix: &str) -> Result<Found, Req
     }
 }
 
-/// Why there is nothing to tell here of a transaction without a record, and where there is.
+/// Why there is nothing to tell here of a transaction without a record, and where there is. Its databases are asked first: what they hold of it
+/// may be another cluster's, whatever this log knows of an epoch of that number.
 async fn absent(services: &Services, gtrid: Gtrid, standing: Option<Standing>) -> RequestError {
+    let census = orphans::census(services, gtrid).await;
+    if census.foreign {
+        return forbidden(services, gtrid, Forbidden::OtherCluster, census.said);
+    }
     if standing == Some(Standing::Elsewhere) {
         return forbidden(services, gtrid, Forbidden::OtherCoordinator, String::new());
     }
     let what = gtrid.to_string();
     if standing.is_none() && services.shared.registry.has_orphan_of(&what) {
-        let said = orphans::said(services, gtrid).await;
-        return forbidden(services, gtrid, Forbidden::IsOrphan, said);
+        return forbidden(services, gtrid, Forbidden::IsOrphan, census.said);
     }
     RequestError::NotFound(what)
 }
