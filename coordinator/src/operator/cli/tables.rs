@@ -211,6 +211,11 @@ pub(super) fn show(shown: &TransactionShown, look: Look) -> String {
     if transaction.acknowledged {
         fact("", Cell::new("its heuristic outcome was acknowledged"));
     }
+    if !shown.log_unavailable.is_empty() {
+        let why = printable(&shown.log_unavailable);
+        let text = format!("{why}; this is from the coordinator's memory, without what operators did");
+        fact("Log", Cell::new(text).fg(Color::Red));
+    }
     let mut text = without_header(&facts);
     text += "\n";
     text += &if transaction.branches.is_empty() {
@@ -258,13 +263,12 @@ pub(super) fn status(status: &StatusView, look: Look) -> String {
     let oldest = status
         .undelivered_since
         .map_or(String::new(), |since| format!(" (oldest {})", age(status.as_of.ms_since(since))));
-    let unresolved = format!(
-        "undelivered {}{oldest}   undecided {}   orphan {}   heuristic {}",
-        status.undelivered, status.undecided, status.orphans, status.heuristic_open
-    );
-    let open = status.undelivered + status.undecided + status.orphans + status.heuristic_open;
-    let unresolved = Cell::new(unresolved);
-    fact("unresolved", if open == 0 { unresolved } else { unresolved.fg(Color::Red) });
+    let heuristic = status.heuristic_open.map_or("?".to_owned(), |open| open.to_string());
+    let unresolved = Cell::new(format!(
+        "undelivered {}{oldest}   undecided {}   orphan {}   heuristic {heuristic}",
+        status.undelivered, status.undecided, status.orphans
+    ));
+    fact("unresolved", if status.unresolved() == 0 { unresolved } else { unresolved.fg(Color::Red) });
     if status.draining {
         fact("", Cell::new("draining: nothing new is begun").fg(Color::Yellow));
     }
@@ -275,8 +279,7 @@ pub(super) fn status(status: &StatusView, look: Look) -> String {
     if !status.begins_refused.is_empty() && !status.draining && !status.log_behind {
         fact("", Cell::new(printable(&status.begins_refused)).fg(Color::Red));
     }
-    let free = status.log_free_bytes.map_or(String::new(), |free| format!(", {} free", HumanBytes(free)));
-    fact("log", Cell::new(format!("{}{free}", HumanBytes(status.log_bytes))));
+    fact("log", log_cell(status));
     if status.participants.is_empty() {
         fact("participants", Cell::new("none was ever attached"));
     }
@@ -286,7 +289,7 @@ pub(super) fn status(status: &StatusView, look: Look) -> String {
     }
     let next = if status.orphans > 0 {
         "next: lockstep orphans scan\n"
-    } else if status.heuristic_open > 0 {
+    } else if status.heuristic_open.is_some_and(|open| open > 0) {
         "next: lockstep tx ls --situation heuristic\n"
     } else if status.undecided > 0 {
         "next: lockstep tx ls --situation undecided\n"
@@ -296,6 +299,14 @@ pub(super) fn status(status: &StatusView, look: Look) -> String {
         ""
     };
     without_header(&facts) + next
+}
+
+fn log_cell(status: &StatusView) -> Cell {
+    let free = status.log_free_bytes.map_or(String::new(), |free| format!(", {} free", HumanBytes(free)));
+    match status.log_bytes {
+        Some(bytes) => Cell::new(format!("{}{free}", HumanBytes(bytes))),
+        None => Cell::new(format!("{}{free}", printable(&status.log_unavailable))).fg(Color::Red),
+    }
 }
 
 fn participant_cell(participant: &ParticipantView, now: Moment) -> Cell {

@@ -228,6 +228,7 @@ fn troubled() -> v1::StatusResponse {
         begins_refused: "it is draining".into(),
         log_bytes: 12 << 20,
         log_free_bytes: Some(21 << 30),
+        log_unavailable: String::new(),
         now_ms: NOW_MS,
         participants: vec![
             participant("orders-db", 2, ""),
@@ -299,6 +300,30 @@ fn the_coordinator_itself() {
         ..well
     };
     golden_text("status-full.txt", &status(&status_view(full), PLAIN));
+}
+
+/// What the log would tell is not told as nothing.
+#[test]
+fn while_the_log_cannot_be_read() {
+    let log_unavailable = "the decision log cannot be read: it has not answered within 2s".to_owned();
+    let wire = v1::StatusResponse {
+        log_unavailable: log_unavailable.clone(),
+        heuristic: 0,
+        heuristic_open: 0,
+        log_bytes: 0,
+        log_free_bytes: None,
+        log_behind: false,
+        draining: false,
+        begins_refused: String::new(),
+        orphans: 0,
+        ..troubled()
+    };
+    golden_text("status-log-away.txt", &status(&status_view(wire.clone()), PLAIN));
+    golden("status-log-away.json", &(json(&status_view(wire)) + "\n"));
+    let mut shown = looked_into();
+    shown.log_unavailable = log_unavailable;
+    shown.audit.clear();
+    golden_text("tx-show-log-away.txt", &show(&shown, PLAIN));
 }
 
 #[test]
