@@ -13,8 +13,8 @@ use sqlx::SqlitePool;
 use tempfile::TempDir;
 
 const PATIENCE: Duration = Duration::from_secs(30);
-/// What a command waits for at most, so that whoever runs it does not wait longer.
-const SOON: &str = "--timeout=8s";
+/// Less than what the coordinator itself waits for its log.
+const SOON: &str = "--timeout=4s";
 
 /// A transaction with a branch that is not decided.
 async fn begin(bank: &Participant<Sqlite>, url: &str) -> Gtrid {

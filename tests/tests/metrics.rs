@@ -146,7 +146,7 @@ async fn a_log_that_does_not_answer_is_told_and_hides_nothing_else() {
     assert_eq!(probed().await, (200, "ok\n".to_owned()));
     server.freeze().unwrap();
     let frozen = tokio::time::timeout(Duration::from_secs(8), scraped()).await;
-    let (status, text) = tokio::time::timeout(Duration::from_secs(8), probed())
+    let (status, text) = tokio::time::timeout(Duration::from_secs(4), probed())
         .await
         .expect("before a prober has lost its patience");
     assert!(

@@ -209,7 +209,7 @@ pub(super) struct BranchView {
     pub bqual: String,
     pub resource_manager: String,
     pub state: String,
-    /// Empty if it has not voted, or it is not known any more.
+    /// Empty if it has not voted, or it is not known (any more): one that is rolled back may have voted for either.
     pub vote: String,
     /// Deliveries of the decision that were tried.
     pub attempts: u32,

@@ -20,7 +20,7 @@ const NARROW: u16 = 80;
 const SHORT_HEX: usize = 16;
 /// Blanks between two columns.
 const COLUMN_GAP: u16 = 2;
-/// Columns for a branch, above which it is broken: most resource managers have short names, and errors need room.
+/// Columns for a branch, above which it is broken: most resource managers have short names, and so much is left by the other columns.
 const BRANCH_WIDTH: usize = 36;
 
 /// What text is written for.
@@ -228,12 +228,7 @@ pub(super) fn show(shown: &TransactionShown, look: Look) -> String {
 
 fn branches(branches: &[BranchView], look: Look) -> String {
     let mut table = look.table(5);
-    table.set_header(["BRANCH", "STATE", "ATTEMPTS", "NEXT", "LAST ERROR"]);
-    let widest = branches.iter().map(|branch| branch.bqual.len()).max().unwrap_or(0);
-    if let Some(column) = table.column_mut(0).filter(|_| widest > BRANCH_WIDTH) {
-        let width = u16::try_from(BRANCH_WIDTH).expect("a small number");
-        column.set_constraint(ColumnConstraint::Absolute(Width::Fixed(width + COLUMN_GAP)));
-    }
+    table.set_header(["BRANCH", "STATE", "VOTE", "ATTEMPTS", "NEXT"]);
     for branch in branches {
         let next = branch.next_attempt_in_ms;
         let next =
@@ -241,12 +236,33 @@ fn branches(branches: &[BranchView], look: Look) -> String {
         table.add_row(vec![
             Cell::new(printable(&branch.bqual)),
             Cell::new(printable(&branch.state)),
+            Cell::new(printable(&branch.vote)),
             Cell::new(branch.attempts),
             Cell::new(next),
-            Cell::new(printable(&branch.last_error)),
         ]);
     }
-    lines(&table)
+    break_names(&mut table, branches);
+    lines(&table) + &last_errors(branches, look)
+}
+
+/// Below the branches, where they have room; empty if there is none.
+fn last_errors(branches: &[BranchView], look: Look) -> String {
+    let mut table = look.table(2);
+    table.set_header(["BRANCH", "LAST ERROR"]);
+    for branch in branches.iter().filter(|branch| !branch.last_error.is_empty()) {
+        table.add_row(vec![Cell::new(printable(&branch.bqual)), Cell::new(printable(&branch.last_error))]);
+    }
+    break_names(&mut table, branches);
+    if table.is_empty() { String::new() } else { format!("\n{}", lines(&table)) }
+}
+
+/// Where one of them is too long, all of the names in the first column are given so much room.
+fn break_names(table: &mut Table, branches: &[BranchView]) {
+    let widest = branches.iter().map(|branch| branch.bqual.len()).max().unwrap_or(0);
+    if let Some(column) = table.column_mut(0).filter(|_| widest > BRANCH_WIDTH) {
+        let width = u16::try_from(BRANCH_WIDTH).expect("a small number");
+        column.set_constraint(ColumnConstraint::Absolute(Width::Fixed(width + COLUMN_GAP)));
+    }
 }
 
 /// `status`.

@@ -100,9 +100,14 @@ fn in_doubt() -> v1::ShowTransactionResponse {
         attempts: 9,
         next_attempt_in_ms: 22_000,
         last_error: "no instance attached since the connection was reset by its peer".into(),
+        vote: "commit".into(),
         ..branch("ledger-db.8a7b6c5d4e3f2a1b", "delivering")
     };
-    let committed = v1::BranchInfo { attempts: 1, ..branch("orders-db.0f1e2d3c4b5a6978", "committed") };
+    let committed = v1::BranchInfo {
+        attempts: 1,
+        vote: "commit".into(),
+        ..branch("orders-db.0f1e2d3c4b5a6978", "committed")
+    };
     let transaction = v1::TransactionInfo {
         labels: [("order", "o-91"), ("customer", "17")].map(|(k, v)| (k.into(), v.into())).into(),
         detail: "waiting for a branch".into(),
@@ -189,8 +194,10 @@ fn looked_into() -> TransactionShown {
 /// What is hardest to lay out: names as long as they may be, and text that wants to be something else.
 fn hard_to_show() -> v1::ShowTransactionResponse {
     let long = v1::BranchInfo {
+        vote: "read-only".into(),
+        next_attempt_in_ms: 3_599_000,
         last_error: "x".repeat(60),
-        ..branch(&format!("{}.0f1e2d3c4b5a6978", "r".repeat(47)), "delivering")
+        ..branch(&format!("{}.0f1e2d3c4b5a6978", "r".repeat(47)), "rolled-back")
     };
     let transaction = v1::TransactionInfo {
         name: "n".repeat(64),
