@@ -376,6 +376,9 @@ fn other_cluster(servers: &Servers, roles: &Roles, report: &mut Report) -> Resul
     world.in_orders(&format!("BEGIN; UPDATE account SET amount = 0; PREPARE TRANSACTION '{gid}'"))?;
     let there = |scan: &serde_json::Value| scan.to_string().contains(id);
     world.until("its branch", &["orphans", "scan"], there)?;
+    let scan = world.lockstep(&["orphans", "scan"])?.stdout;
+    let apart = scan.starts_with("OF ANOTHER CLUSTER") && scan.contains(id);
+    report.claims.insert("what another cluster has prepared is listed apart", apart);
     try_all(&world, report, expected::OTHER_CLUSTER, id)?;
     follow(&world, report, &runbook::ORPHAN_ALERTS, (id, ORDERS), &[])?;
     let resolve = "orphans resolve $ID --rollback --all \"orders-db,ledger-db\" --reason \"its log was lost\" --confirm $ID";

@@ -113,10 +113,11 @@ fn wire_answer(
         let xid = branch.xid.unwrap_or_default();
         let why = Xid::try_from(xid.clone()).ok().and_then(|xid| orphans.get(&xid));
         let state = known_enum::<v1::BranchFound>(branch.found, "found");
-        let orphan = if branch.cluster == ours {
-            why.map_or(String::new(), |why| (*why).to_owned())
-        } else {
+        let foreign = branch.cluster != ours;
+        let orphan = if foreign {
             "it belongs to another cluster".to_owned()
+        } else {
+            why.map_or(String::new(), |why| (*why).to_owned())
         };
         v1::InspectedBranch {
             cluster: branch.cluster,
@@ -125,6 +126,7 @@ fn wire_answer(
             state: state.map_or("unknown", found_name).to_owned(),
             at_ms: branch.at_ms,
             orphan,
+            foreign,
         }
     };
     let blocked = |blocked: v1::inspection::Blocked| v1::BlockedSession {

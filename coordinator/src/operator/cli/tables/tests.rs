@@ -24,7 +24,7 @@ pub(in crate::operator::cli) fn golden(name: &str, shown: &str) {
 }
 
 /// The text, of which no line is wider than 80 columns (each of these characters takes one) or ends with a blank.
-fn golden_text(name: &str, shown: &str) {
+pub(in crate::operator::cli) fn golden_text(name: &str, shown: &str) {
     for line in shown.lines() {
         assert!(line.chars().count() <= 80, "too wide: {line}");
         assert!(!line.ends_with(' '), "blank at the end: {line:?}");
@@ -133,6 +133,7 @@ fn looked_into() -> TransactionShown {
         state: state.into(),
         at_ms: NOW_MS - 252_100,
         orphan: String::new(),
+        foreign: false,
     };
     let waits = v1::BlockedSession {
         session: 4121,
