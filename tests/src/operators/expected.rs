@@ -17,7 +17,7 @@ pub(super) const ACTIONS: [(&str, &[&str], &[&str]); 9] = [
 ];
 
 /// The codes with which an action is refused in one of the situations.
-pub(super) const REFUSALS: [&str; 21] = [
+pub const REFUSALS: [&str; 21] = [
     "LS0412", "LS0413", "LS0414", "LS0415", "LS0416", "LS0417", "LS0418", "LS0419", "LS0420", "LS0421",
     "LS0422", "LS0423", "LS0424", "LS0425", "LS0426", "LS0427", "LS0428", "LS0429", "LS0430", "LS0431",
     "LS0433",
