@@ -139,8 +139,20 @@ async fn a_log_that_does_not_answer_is_told_and_hides_nothing_else() {
     let text = scraped().await;
     assert!(text.contains("\nlockstep_log_up 1\n") && text.contains("\nlockstep_log_bytes "), "{text}");
     assert!(!text.contains("\nlockstep_log_free_bytes "), "it is another machine's disk: {text}");
+    let probed = async || {
+        let answer = reqwest::get(format!("{}/readyz", coordinator.url())).await.unwrap();
+        (answer.status().as_u16(), answer.text().await.unwrap())
+    };
+    assert_eq!(probed().await, (200, "ok\n".to_owned()));
     server.freeze().unwrap();
     let frozen = tokio::time::timeout(Duration::from_secs(8), scraped()).await;
+    let (status, text) = tokio::time::timeout(Duration::from_secs(4), probed())
+        .await
+        .expect("before a prober has lost its patience");
+    assert!(
+        status == 503 && text.starts_with("fails log: the decision log cannot be read: "),
+        "{status} {text}"
+    );
     server.kill().unwrap();
     for text in [frozen.expect("before a scraper has lost its patience"), scraped().await] {
         assert!(text.contains("\nlockstep_log_up 0\n") && text.contains("\nlockstep_accepting "), "{text}");

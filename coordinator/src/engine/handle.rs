@@ -64,6 +64,18 @@ pub enum BeginError {
     Stopped(#[from] Stopped),
 }
 
+/// What the log answers, for those who do not wait for it. One that does not answer soon is as good as one that says that it cannot: people and
+/// scrapers ask, and look elsewhere if they hear nothing.
+///
+/// # Errors
+/// As `reading`; [`ReadError::Unavailable`] after two seconds.
+pub async fn soon<T, E: From<ReadError>>(reading: impl Future<Output = Result<T, E>>) -> Result<T, E> {
+    const PATIENCE: Duration = Duration::from_secs(2);
+    let late =
+        |_elapsed| Err(ReadError::Unavailable(format!("it has not answered within {PATIENCE:?}")).into());
+    tokio::time::timeout(PATIENCE, reading).await.unwrap_or_else(late)
+}
+
 /// Everything the edge needs. Cheap to clone.
 #[derive(Clone)]
 pub struct Engine(Arc<Inner>);
@@ -154,15 +166,12 @@ impl Engine {
         &self.0.log
     }
 
-    /// How the log stands. One that does not answer soon is as good as one that says that it cannot: people and scrapers ask, and look
-    /// elsewhere if they hear nothing.
+    /// How the log stands.
     ///
     /// # Errors
-    /// [`ReadError::Unavailable`], after two seconds at most.
+    /// [`ReadError`], [`soon`].
     pub async fn log_status(&self) -> Result<LogStatus, ReadError> {
-        const PATIENCE: Duration = Duration::from_secs(2);
-        let late = |_elapsed| Err(ReadError::Unavailable(format!("it has not answered within {PATIENCE:?}")));
-        tokio::time::timeout(PATIENCE, self.0.log.status()).await.unwrap_or_else(late)
+        soon(self.0.log.status()).await
     }
 
     /// Before decisions of these epochs are told: sees to it that the position that is told with them is one to which a log without

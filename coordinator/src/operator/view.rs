@@ -170,6 +170,8 @@ pub(super) struct TransactionShown {
     pub advice: Vec<AdviceView>,
     /// What was done, newest first.
     pub audit: Vec<AuditView>,
+    /// Why the log cannot be read now, so that this is from the coordinator's memory alone; empty if it can.
+    pub log_unavailable: String,
     /// What the databases said; empty if they were not asked.
     pub databases: Vec<DatabaseAnswer>,
 }
@@ -207,7 +209,7 @@ pub(super) struct BranchView {
     pub bqual: String,
     pub resource_manager: String,
     pub state: String,
-    /// Empty if it has not voted, or it is not known any more.
+    /// Empty if it has not voted, or it is not known (any more): one that is rolled back may have voted for either.
     pub vote: String,
     /// Deliveries of the decision that were tried.
     pub attempts: u32,
@@ -229,18 +231,29 @@ pub(super) struct StatusView {
     pub undelivered_since: Option<Moment>,
     pub undecided: u64,
     pub orphans: u64,
-    pub heuristic: u64,
+    /// Null while the log cannot be read.
+    pub heuristic: Option<u64>,
     /// Of these, nobody has acknowledged so many.
-    pub heuristic_open: u64,
+    pub heuristic_open: Option<u64>,
     pub draining: bool,
     pub log_behind: bool,
     /// Why no transaction may begin now; empty if one may.
     pub begins_refused: String,
-    pub log_bytes: u64,
+    /// Why the log cannot be read now; empty if it can.
+    pub log_unavailable: String,
+    /// Null while the log cannot be read.
+    pub log_bytes: Option<u64>,
     /// Null while the log is in PostgreSQL.
     pub log_free_bytes: Option<u64>,
     pub as_of: Moment,
     pub participants: Vec<ParticipantView>,
+}
+
+impl StatusView {
+    /// How many transactions an operator may be needed for, as far as that is known.
+    pub(super) fn unresolved(&self) -> u64 {
+        self.undelivered + self.undecided + self.orphans + self.heuristic_open.unwrap_or(0)
+    }
 }
 
 /// One resource manager.
@@ -288,6 +301,7 @@ impl TryFrom<v1::ShowTransactionResponse> for TransactionShown {
             transaction: required(wire.transaction, "transaction")?.try_into()?,
             advice: wire.advice.into_iter().map(TryInto::try_into).collect::<Result<_, _>>()?,
             audit: wire.audit.into_iter().map(TryInto::try_into).collect::<Result<_, _>>()?,
+            log_unavailable: wire.log_unavailable,
             databases: Vec::new(),
         })
     }
@@ -337,6 +351,7 @@ impl TryFrom<v1::StatusResponse> for StatusView {
 
     fn try_from(wire: v1::StatusResponse) -> Result<Self, WireError> {
         let participants = wire.participants.into_iter().map(TryInto::try_into);
+        let of_log = |number| wire.log_unavailable.is_empty().then_some(number);
         Ok(Self {
             version: wire.version,
             cluster: wire.cluster,
@@ -347,12 +362,13 @@ impl TryFrom<v1::StatusResponse> for StatusView {
             undelivered_since: Moment::maybe(wire.undelivered_since_ms, "undelivered_since_ms")?,
             undecided: wire.undecided,
             orphans: wire.orphans,
-            heuristic: wire.heuristic,
-            heuristic_open: wire.heuristic_open,
+            heuristic: of_log(wire.heuristic),
+            heuristic_open: of_log(wire.heuristic_open),
             draining: wire.draining,
             log_behind: wire.log_behind,
             begins_refused: wire.begins_refused,
-            log_bytes: wire.log_bytes,
+            log_bytes: of_log(wire.log_bytes),
+            log_unavailable: wire.log_unavailable,
             log_free_bytes: wire.log_free_bytes,
             as_of: Moment::new(wire.now_ms, "now_ms")?,
             participants: participants.collect::<Result<_, _>>()?,

@@ -16,7 +16,7 @@ use lockstep_proto::Bqual;
 use lockstep_proto::museum::mutated;
 
 use super::outcome::Outcome;
-use super::presumption::{Known, LookUp, PreparedFate, conclude, prepared_fate};
+use super::presumption::{Known, LookUp, PreparedFate, Recorded, conclude, prepared_fate};
 use super::record::DecisionKind;
 use super::transaction::State;
 
@@ -206,6 +206,8 @@ impl Standing {
         let open = |bqual: &Bqual| matches!(prepared_fate(look_up, behind, bqual), PreparedFate::Unknown(_));
         match (Self::of_recorded(look_up, behind, acknowledged), proof) {
             (Some(_), Some(proof)) if prepared.any(open) => Self::Intended(proof),
+            // Every cluster counts its epochs from 1: what this log knows of that number is about its own transactions.
+            (Some(_), None) if look_up.recorded == Recorded::Absent => Self::Foreign,
             (Some(standing), _) => standing,
             (None, Some(proof)) => Self::Orphan(proof),
             (None, None) => Self::Foreign,

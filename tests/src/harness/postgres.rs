@@ -274,16 +274,29 @@ impl PostgresServer {
         self.restart()
     }
 
-    /// Stops every process of the server in its tracks, until [`PostgresServer::kill`]: it reads and answers nothing.
+    /// Stops every process of the server in its tracks, until [`PostgresServer::thaw`] or [`PostgresServer::kill`]: it reads and answers
+    /// nothing.
     ///
     /// # Errors
     /// If it is not running.
     pub fn freeze(&self) -> Result<()> {
+        self.processes()?.into_iter().try_for_each(stop)
+    }
+
+    /// Lets a server go on that was frozen.
+    ///
+    /// # Errors
+    /// If it is not running.
+    pub fn thaw(&self) -> Result<()> {
+        self.processes()?.into_iter().try_for_each(|process| signal(process, Signal::CONT))
+    }
+
+    /// The postmaster last.
+    fn processes(&self) -> Result<Vec<Pid>> {
         let postmaster =
             self.postmaster.as_ref().ok_or_else(|| PostgresError::new("the server is not running"))?;
         let pid = pid_of(postmaster);
-        let processes = procfs::children_of(pid).into_iter().chain([pid]);
-        processes.into_iter().try_for_each(stop)
+        Ok(procfs::children_of(pid).into_iter().chain([pid]).collect())
     }
 
     /// The numbers of its processes, the postmaster's first; none if it is not running.

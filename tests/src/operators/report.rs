@@ -5,6 +5,26 @@ use std::collections::{BTreeMap, BTreeSet};
 use comfy_table::{Table, presets};
 use serde::Serialize;
 
+use crate::harness::coordinator::Ran;
+
+/// The verdict on a command that did what it was asked for.
+pub const DONE: &str = "done";
+/// The verdict on one that was asked whether something is unresolved, or not ready, and says so.
+pub const UNRESOLVED: &str = "exit 6";
+
+/// What a command came to: [`DONE`], the code of its refusal, or the number with which it ended.
+#[must_use]
+pub fn verdict(ran: &Ran) -> String {
+    const REFUSED: i32 = 4;
+    let code = ran.stderr.split_once("error[").and_then(|(_, rest)| rest.split_once(']'));
+    match (ran.code, code) {
+        (0, _) => DONE.to_owned(),
+        (REFUSED, Some((code, _))) => code.to_owned(),
+        (exit, Some((code, _))) => format!("exit {exit} {code}"),
+        (exit, None) => format!("exit {exit}"),
+    }
+}
+
 /// One action in one situation.
 #[derive(Debug, Clone, Serialize)]
 pub struct Cell {
@@ -38,7 +58,7 @@ impl Report {
         !self.cells.is_empty()
             && self.cells.iter().all(|cell| cell.found == cell.expected)
             && self.claims.values().all(|held| *held)
-            && super::matrix::REFUSALS.iter().all(|code| self.codes.contains(*code))
+            && super::expected::REFUSALS.iter().all(|code| self.codes.contains(*code))
     }
 
     /// For people.

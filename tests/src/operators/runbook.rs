@@ -1,5 +1,6 @@
 //! The commands of the runbook's pages, run in their order as they stand there.
 
+use super::report::{DONE, verdict};
 use super::stage::World;
 use crate::harness::{Failed, Result};
 
@@ -58,32 +59,27 @@ pub fn pages() -> Vec<Page> {
 }
 
 impl Page {
-    /// The arguments of each command that it shows, for this transaction and this resource manager.
-    #[must_use]
-    pub fn commands(&self, id: &str, name: &str) -> Vec<Vec<String>> {
-        let shown = self.text.lines().filter_map(|line| line.strip_prefix("$ lockstep "));
-        shown.map(|line| words(&line.replace("$ID", id).replace("$NAME", name))).collect()
-    }
-
-    /// Runs all of them. A dry run may be refused: then it says what to do instead; and who asks whether a coordinator is ready
-    /// may be told that it is not.
+    /// Runs each command that it shows, for this transaction and this resource manager. It is done; but for those that come to something else
+    /// here, which are named as they stand there.
     ///
     /// # Errors
-    /// If one of them fails.
-    pub fn follow(&self, world: &World<'_>, id: &str, name: &str) -> Result<()> {
-        const REFUSED: i32 = 4;
-        const NOT_READY: i32 = 6;
-        let commands = self.commands(id, name);
-        if commands.is_empty() {
+    /// If one of them comes to something else.
+    pub fn follow(&self, world: &World<'_>, id: &str, name: &str, otherwise: &[(&str, &str)]) -> Result<()> {
+        let shown: Vec<_> = self.text.lines().filter_map(|line| line.strip_prefix("$ lockstep ")).collect();
+        if shown.is_empty() {
             return Err(Failed::new(format!("{} shows no commands", self.name)));
         }
-        for command in commands {
+        for line in shown {
+            let expected =
+                otherwise.iter().find(|(command, _)| *command == line).map_or(DONE, |(_, verdict)| verdict);
+            let command = words(&line.replace("$ID", id).replace("$NAME", name));
             let arguments: Vec<&str> = command.iter().map(String::as_str).collect();
             let ran = world.lockstep(&arguments)?;
-            let told = (arguments.contains(&"--dry-run") && ran.code == REFUSED)
-                || (arguments == ["health"] && ran.code == NOT_READY);
-            if ran.code != 0 && !told {
-                return Err(Failed::new(format!("{}: lockstep {arguments:?}: {ran:?}", self.name)));
+            if verdict(&ran) != expected {
+                let name = self.name;
+                return Err(Failed::new(format!(
+                    "{name}: lockstep {arguments:?}, and not {expected}: {ran:?}"
+                )));
             }
         }
         Ok(())

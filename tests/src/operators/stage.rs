@@ -3,11 +3,13 @@
 //! Each participant runs in a runtime of its own, so that it can be stopped between any two steps as a process is: its connections
 //! break, and nobody is told.
 
+mod blocked;
+
 use std::fs;
 use std::path::Path;
 use std::time::Duration;
 
-use lockstep::{Client, Gtrid, MySql, Participant, Postgres};
+use lockstep::{Client, Gtrid, MySql, Participant, Postgres, Transaction};
 use sqlx::{MySqlPool, PgPool};
 use tempfile::TempDir;
 use tokio::runtime::Runtime;
@@ -26,6 +28,10 @@ pub const PATIENCE: Duration = Duration::from_secs(120);
 const HOLD: &str = "hold";
 /// A client's time, where a cell has the deadline pass.
 pub const SHORT: Duration = Duration::from_secs(8);
+/// One that passes at once.
+pub const BRIEF: Duration = Duration::from_secs(1);
+/// One that does not pass.
+pub const LONG: Duration = Duration::from_secs(3600);
 
 const TABLE: &str = "CREATE TABLE account (id int PRIMARY KEY, amount int NOT NULL)";
 const ROW: &str = "INSERT INTO account VALUES (1, 100)";
@@ -84,9 +90,37 @@ impl<'a> World<'a> {
     /// If something does not start.
     pub fn start(servers: &'a Servers, roles: &Roles, name: &str) -> Result<Self> {
         let directory = tempfile::tempdir().map_err(failed("no directory"))?;
+        Self::start_in(directory, servers, roles, name, &[])
+    }
+
+    /// A new one whose log is in PostgreSQL, and a second node on that.
+    ///
+    /// # Errors
+    /// If something does not start.
+    pub fn start_shared(servers: &'a Servers, roles: &Roles, name: &str) -> Result<(Self, Coordinator)> {
+        let directory = tempfile::tempdir().map_err(failed("no directory"))?;
+        let elsewhere = directory.path().join("elsewhere");
+        fs::create_dir(&elsewhere).map_err(failed("no directory"))?;
+        let log = format!("{name}_log");
+        servers.postgres.create_database(&log)?;
+        let log = format!("--log={}", servers.postgres.url(&log));
+        let flags = |node| [node, log.as_str(), "--migrate-log", "--lease=10s"];
+        let world = Self::start_in(directory, servers, roles, name, &flags("--node=a"))?;
+        let mut other = Coordinator::start(roles, &elsewhere, &flags("--node=b"), None)?;
+        other.expect_it_serves()?;
+        Ok((world, other))
+    }
+
+    fn start_in(
+        directory: TempDir,
+        servers: &'a Servers,
+        roles: &Roles,
+        name: &str,
+        flags: &[&str],
+    ) -> Result<Self> {
         servers.postgres.create_database(name)?;
         servers.mariadb.create_database(name)?;
-        let flags = ["--report-interval=200ms"];
+        let flags = [&["--report-interval=200ms"], flags].concat();
         let held_at = ("log-before-force", directory.path().join(HOLD));
         let mut coordinator = Coordinator::start_held(roles, directory.path(), &flags, held_at)?;
         coordinator.expect_it_serves()?;
@@ -150,9 +184,34 @@ impl<'a> World<'a> {
     /// # Errors
     /// If it does not attach.
     pub fn attach_orders(&mut self) -> Result<()> {
-        let (database, url, runtime) = (self.orders_url(), self.coordinator.url(), runtime()?);
+        self.attach_orders_at(&self.orders_url())
+    }
+
+    /// Copies the first database, of which no service may be running.
+    ///
+    /// # Errors
+    /// If the server will not.
+    pub fn copy_orders(&self) -> Result<()> {
+        let name = &self.name;
+        let copied = || {
+            self.servers.postgres.psql("postgres", &format!("CREATE DATABASE {name}_copy TEMPLATE {name}"))
+        };
+        // Its connections end a moment after their service.
+        wait_for("the copy", PATIENCE, || Ok(copied().ok())).map(drop)
+    }
+
+    /// Starts a service of its name at the copy.
+    ///
+    /// # Errors
+    /// If it does not attach.
+    pub fn attach_copy_of_orders(&mut self) -> Result<()> {
+        self.attach_orders_at(&self.servers.postgres.url(&format!("{}_copy", self.name)))
+    }
+
+    fn attach_orders_at(&mut self, database: &str) -> Result<()> {
+        let (url, runtime) = (self.coordinator.url(), runtime()?);
         let participant = runtime.block_on(async {
-            let pool = PgPool::connect(&database).await.map_err(failed("orders-db"))?;
+            let pool = PgPool::connect(database).await.map_err(failed("orders-db"))?;
             let attaching = Participant::builder(ORDERS, Postgres::new(pool)).coordinator(url).attach();
             tokio::time::timeout(PATIENCE, attaching)
                 .await
@@ -203,21 +262,52 @@ impl<'a> World<'a> {
     /// # Errors
     /// If it does not come so far.
     pub fn commit_in_the_background(&self, timeout: Duration) -> Result<Gtrid> {
-        let url = self.coordinator.url();
+        let tx = self.change_both(timeout)?;
+        Ok(self.commit(tx))
+    }
+
+    /// The same, and the first database hangs before it is asked to prepare, until it is thawed.
+    ///
+    /// # Errors
+    /// If it does not come so far.
+    pub fn commit_while_orders_hangs(&self, timeout: Duration) -> Result<Gtrid> {
+        let tx = self.change_both(timeout)?;
+        self.servers.postgres.freeze()?;
+        Ok(self.commit(tx))
+    }
+
+    /// The same in the second database alone.
+    ///
+    /// # Errors
+    /// If it does not come so far.
+    pub fn commit_in_ledger_alone(&self, timeout: Duration) -> Result<Gtrid> {
+        let (_, ledger) = self.participants()?;
+        self.runtime.block_on(async {
+            let tx = self.begin(timeout).await?;
+            change_ledger(ledger, &tx).await?;
+            Ok(self.commit(tx))
+        })
+    }
+
+    fn commit(&self, tx: Transaction) -> Gtrid {
+        let gtrid = tx.gtrid();
+        // What it is told is looked up by whoever looks.
+        self.runtime.spawn(async move { drop(tx.commit().await) });
+        gtrid
+    }
+
+    async fn begin(&self, timeout: Duration) -> Result<Transaction> {
+        let client = Client::connect(self.coordinator.url()).await.map_err(failed("the client"))?;
+        client.begin("transfer").timeout(timeout).start().await.map_err(failed("begin"))
+    }
+
+    fn change_both(&self, timeout: Duration) -> Result<Transaction> {
         let (orders, ledger) = self.participants()?;
         self.runtime.block_on(async {
-            let client = Client::connect(&url).await.map_err(failed("the client"))?;
-            let tx = client.begin("transfer").timeout(timeout).start().await.map_err(failed("begin"))?;
-            let gtrid = tx.gtrid();
-            let mut branch = orders.join(&tx.context()).await.map_err(failed("join"))?;
-            sqlx::raw_sql(CHANGE).execute(&mut *branch).await.map_err(failed("orders-db"))?;
-            branch.finish().await.map_err(failed("finish"))?;
-            let mut branch = ledger.join(&tx.context()).await.map_err(failed("join"))?;
-            sqlx::raw_sql(CHANGE).execute(&mut *branch).await.map_err(failed("ledger-db"))?;
-            branch.finish().await.map_err(failed("finish"))?;
-            // What it is told is looked up by whoever looks.
-            tokio::spawn(async move { drop(tx.commit().await) });
-            Ok(gtrid)
+            let tx = self.begin(timeout).await?;
+            change_orders(orders, &tx).await?;
+            change_ledger(ledger, &tx).await?;
+            Ok(tx)
         })
     }
 
@@ -227,7 +317,7 @@ impl<'a> World<'a> {
     /// If it does not come so far.
     pub fn commit_without_orders(&mut self) -> Result<Gtrid> {
         self.hold_the_log()?;
-        let gtrid = self.commit_in_the_background(Duration::from_secs(60))?;
+        let gtrid = self.commit_in_the_background(LONG)?;
         self.wait_until_voted(gtrid)?;
         self.stop_orders();
         self.release_the_log()?;
@@ -236,21 +326,16 @@ impl<'a> World<'a> {
         Ok(gtrid)
     }
 
-    /// Begins one that changes a row in each database, and leaves it open.
+    /// Begins one that changes a row in the first database, and leaves it open.
     ///
     /// # Errors
     /// If it does not come so far.
-    pub fn leave_open(&self) -> Result<Gtrid> {
-        let url = self.coordinator.url();
+    pub fn leave_open(&self, timeout: Duration) -> Result<Gtrid> {
         let (orders, _) = self.participants()?;
         self.runtime.block_on(async {
-            let client = Client::connect(&url).await.map_err(failed("the client"))?;
-            let tx = client.begin("transfer").timeout(Duration::from_secs(3600)).start().await;
-            let tx = tx.map_err(failed("begin"))?;
+            let tx = self.begin(timeout).await?;
             let gtrid = tx.gtrid();
-            let mut branch = orders.join(&tx.context()).await.map_err(failed("join"))?;
-            sqlx::raw_sql(CHANGE).execute(&mut *branch).await.map_err(failed("orders-db"))?;
-            branch.finish().await.map_err(failed("finish"))?;
+            change_orders(orders, &tx).await?;
             // Dropping it would roll it back: its application hangs.
             std::mem::forget(tx);
             Ok(gtrid)
@@ -369,59 +454,26 @@ impl<'a> World<'a> {
         self.until("both participants to attach", &["participants", "ls"], attached).map(|_list| ())
     }
 
-    /// Whether `tx show` names a session that waits for the row of the prepared branch in the first database.
+    /// Waits until no instance of this resource manager is attached.
     ///
     /// # Errors
-    /// If nobody could be made to wait.
-    pub fn blocked_in_orders(&self, id: &str) -> Result<bool> {
-        let url = self.orders_url();
-        let (told, waiter) = std::sync::mpsc::channel();
-        let waiting = self.runtime.spawn(async move {
-            let pool = PgPool::connect(&url).await?;
-            let mut connection = pool.acquire().await?;
-            let pid: i32 = sqlx::query_scalar("SELECT pg_backend_pid()").fetch_one(&mut *connection).await?;
-            let _gone = told.send(i64::from(pid));
-            sqlx::raw_sql(CHANGE).execute(&mut *connection).await.map(drop)
-        });
-        self.is_named(id, waiter, &waiting)
+    /// If one stays.
+    pub fn wait_until_down(&self, name: &str) -> Result<()> {
+        let down = |list: &serde_json::Value| !list["participants"][0]["down_since"].is_null();
+        self.until("it to be gone", &["participants", "show", name], down).map(|_list| ())
     }
+}
 
-    /// The same in the second.
-    ///
-    /// # Errors
-    /// If nobody could be made to wait.
-    pub fn blocked_in_ledger(&self, id: &str) -> Result<bool> {
-        let url = self.ledger_url();
-        let (told, waiter) = std::sync::mpsc::channel();
-        let waiting = self.runtime.spawn(async move {
-            let pool = MySqlPool::connect(&url).await?;
-            let mut connection = pool.acquire().await?;
-            let id: i64 = sqlx::query_scalar("SELECT CAST(CONNECTION_ID() AS SIGNED)")
-                .fetch_one(&mut *connection)
-                .await?;
-            let _gone = told.send(id);
-            sqlx::raw_sql(CHANGE).execute(&mut *connection).await.map(drop)
-        });
-        self.is_named(id, waiter, &waiting)
-    }
+async fn change_orders(orders: &Participant<Postgres>, tx: &Transaction) -> Result<()> {
+    let mut branch = orders.join(&tx.context()).await.map_err(failed("join"))?;
+    sqlx::raw_sql(CHANGE).execute(&mut *branch).await.map_err(failed("orders-db"))?;
+    branch.finish().await.map_err(failed("finish"))
+}
 
-    fn is_named(
-        &self,
-        id: &str,
-        waiter: std::sync::mpsc::Receiver<i64>,
-        waiting: &tokio::task::JoinHandle<sqlx::Result<()>>,
-    ) -> Result<bool> {
-        let session = waiter.recv_timeout(PATIENCE).map_err(failed("the session that waits"))?;
-        let named = |shown: &serde_json::Value| {
-            let databases = shown["databases"].as_array().cloned().unwrap_or_default();
-            let mut blocked =
-                databases.iter().flat_map(|one| one["blocked"].as_array().cloned().unwrap_or_default());
-            blocked.any(|blocked| blocked["session"] == session && !blocked["statement_ms"].is_null())
-        };
-        let found = self.until("the blocked session", &["tx", "show", id], named).is_ok();
-        waiting.abort();
-        Ok(found)
-    }
+async fn change_ledger(ledger: &Participant<MySql>, tx: &Transaction) -> Result<()> {
+    let mut branch = ledger.join(&tx.context()).await.map_err(failed("join"))?;
+    sqlx::raw_sql(CHANGE).execute(&mut *branch).await.map_err(failed("ledger-db"))?;
+    branch.finish().await.map_err(failed("finish"))
 }
 
 fn copy(from: &Path, to: &Path) -> Result<()> {

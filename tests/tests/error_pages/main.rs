@@ -20,7 +20,7 @@ mod shared;
 use std::collections::BTreeSet;
 
 use lockstep_coordinator::codes::Code;
-use lockstep_tests::operators::matrix;
+use lockstep_tests::operators::expected;
 
 /// Codes that no test here can have a user meet, and why.
 const NOT_MET: &[(Code, &str)] = &[
@@ -36,7 +36,7 @@ const NOT_MET: &[(Code, &str)] = &[
 fn every_code_is_met() {
     let met = [alone::MEETS, serving::MEETS, running::MEETS, played::MEETS, shared::MEETS].concat();
     let mut met: BTreeSet<Code> = met.into_iter().collect();
-    met.extend(Code::ALL.iter().filter(|code| matrix::REFUSALS.contains(&code.to_string().as_str())));
+    met.extend(Code::ALL.iter().filter(|code| expected::REFUSALS.contains(&code.to_string().as_str())));
     let missing: Vec<Code> = Code::ALL.iter().filter(|code| !met.contains(code)).copied().collect();
     let excused: Vec<Code> = NOT_MET.iter().map(|(code, _)| *code).collect();
     assert_eq!(missing, excused);

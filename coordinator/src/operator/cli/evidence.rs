@@ -94,6 +94,9 @@ fn advice(shown: &TransactionShown) -> String {
     if text.is_empty() {
         return text;
     }
+    if !shown.log_unavailable.is_empty() {
+        return "\nnothing is done by hand before the log answers: it is put on record first\n".to_owned();
+    }
     let refused = shown.advice.iter().find(|advice| advice.action == "rollback" && !advice.permitted);
     let refused =
         refused.map_or(String::new(), |advice| format!("rollback is refused: {}\n", printable(&advice.why)));

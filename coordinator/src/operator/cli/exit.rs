@@ -60,7 +60,7 @@ impl Exit {
             Self::Refused => "refused by the coordinator, as unsafe or as not its own",
             Self::RolledBack => "`tx wait`: rolled back",
             Self::Unresolved => {
-                "`--exit-code`: something is unresolved, or an attached database did not answer; `health`: not ready"
+                "`--exit-code`: something is unresolved, or an attached database or the decision log did not answer; `health`: not ready"
             }
             Self::Timeout => "no answer in time; `tx wait`: still undecided",
             Self::Unknown => "`tx wait`: the coordinator cannot tell the outcome",

@@ -163,6 +163,7 @@ async fn one(log: &FrozenLog, prefix: &str, json: bool) -> Result<(), Failure> {
     let recorded = log.transaction(gtrid).await.map_err(|error| unreadable(&error))?;
     let audit = log.audit(Some(gtrid), ACTIONS).await.map_err(|error| unreadable(&error))?;
     let response = v1::ShowTransactionResponse {
+        log_unavailable: String::new(),
         transaction: info(log, recorded).await?,
         audit: audit.into_iter().map(audit_entry).collect(),
         advice: Vec::new(),

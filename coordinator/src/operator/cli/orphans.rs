@@ -75,32 +75,87 @@ async fn scan(args: ScanArgs) -> Result<Exit, Failure> {
     if args.server.json {
         output::print_json(&inspected)?;
     } else {
-        output::print(&table(&found, Look::of_stdout()))?;
+        output::print(&text(&found, Look::of_stdout()))?;
         for answer in &silent {
             let name = printable(&answer.resource_manager);
             output::talk(&format!("{name} was not asked: {}", printable(&answer.error)));
         }
-        if found.is_empty() {
-            output::talk("no orphan in the databases that answered");
+        if found.iter().all(|branch| branch.foreign) {
+            output::talk("no orphan of this cluster in the databases that answered");
         }
     }
     let unresolved = !found.is_empty() || !silent.is_empty();
     Ok(if args.exit_code && unresolved { Exit::Unresolved } else { Exit::Ok })
 }
 
-/// Empty if there is none.
-fn table(found: &[&InspectedBranch], look: Look) -> String {
-    if found.is_empty() {
+/// Those of this cluster, which a person may resolve, and apart from them those of other clusters, with which nothing is done here. Empty if there
+/// is none.
+fn text(found: &[&InspectedBranch], look: Look) -> String {
+    let (foreign, own): (Vec<&InspectedBranch>, Vec<_>) = found.iter().partition(|branch| branch.foreign);
+    let parts = [own_text(&own, look), foreign_text(&foreign, look)];
+    parts.into_iter().filter(|part| !part.is_empty()).collect::<Vec<_>>().join("\n")
+}
+
+fn own_text(own: &[&InspectedBranch], look: Look) -> String {
+    if own.is_empty() {
         return String::new();
     }
-    let mut table = look.table(3);
-    table.set_header(["TRANSACTION", "CLUSTER", "BRANCH, AND WHY NOBODY ANSWERS FOR IT"]);
-    for branch in found {
+    let mut table = look.table(2);
+    table.set_header(["TRANSACTION", "BRANCH, AND WHY NOBODY ANSWERS FOR IT"]);
+    for branch in own {
         table.add_row(vec![
             Cell::new(printable(&branch.gtrid)),
-            Cell::new(printable(&branch.cluster)),
             Cell::new(format!("{}: {}", printable(&branch.bqual), printable(&branch.orphan))),
         ]);
     }
     lines(&table)
+}
+
+fn foreign_text(foreign: &[&InspectedBranch], look: Look) -> String {
+    if foreign.is_empty() {
+        return String::new();
+    }
+    let mut table = look.table(3);
+    table.set_header(["OF ANOTHER CLUSTER", "CLUSTER", "BRANCH"]);
+    for branch in foreign {
+        table.add_row(vec![
+            Cell::new(printable(&branch.gtrid)),
+            Cell::new(printable(&branch.cluster)),
+            Cell::new(printable(&branch.bqual)),
+        ]);
+    }
+    format!("{}nothing is done with these here: ask the coordinator of their cluster\n", lines(&table))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::tables::tests::golden_text;
+    use super::{InspectedBranch, Look, text};
+
+    /// What a person may resolve stands apart from what is another cluster's.
+    #[test]
+    fn what_was_found() {
+        let own = InspectedBranch {
+            cluster: "7c1f09ae".to_owned(),
+            gtrid: "11.0192f0c19f447a018e4f5a6b7c8d9e0f".to_owned(),
+            bqual: "orders-db.0f1e2d3c4b5a6978".to_owned(),
+            state: "prepared".to_owned(),
+            at: None,
+            orphan: "its epoch was never given out by this decision log".to_owned(),
+            foreign: false,
+        };
+        let foreign = InspectedBranch {
+            cluster: "9d0a11ff".to_owned(),
+            gtrid: "4294967295.0192f0c1a2b37c3d8e4f5a6b7c8d9e0f".to_owned(),
+            bqual: format!("{}.0f1e2d3c4b5a6978", "r".repeat(47)),
+            state: "prepared".to_owned(),
+            at: None,
+            orphan: "it belongs to another cluster".to_owned(),
+            foreign: true,
+        };
+        let look = Look { width: 80, colour: false };
+        golden_text("orphans-scan.txt", &text(&[&foreign, &own], look));
+        golden_text("orphans-scan-foreign.txt", &text(&[&foreign], look));
+        assert_eq!(text(&[], look), "");
+    }
 }

@@ -9,7 +9,7 @@ use crate::operator::view::StatusView;
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
-    /// End with 6 if something is unresolved
+    /// End with 6 if something is unresolved, or the decision log cannot be read
     #[arg(long)]
     exit_code: bool,
     #[command(flatten)]
@@ -27,6 +27,7 @@ pub(super) async fn run(args: Args) -> Result<Exit, Failure> {
     } else {
         output::print(&tables::status(&status, tables::Look::of_stdout()))?;
     }
-    let open = status.undelivered + status.undecided + status.orphans + status.heuristic_open;
-    Ok(if args.exit_code && open > 0 { Exit::Unresolved } else { Exit::Ok })
+    // What is on record is not known while that can't be read.
+    let unresolved = status.unresolved() > 0 || !status.log_unavailable.is_empty();
+    Ok(if args.exit_code && unresolved { Exit::Unresolved } else { Exit::Ok })
 }

@@ -20,7 +20,7 @@ const NARROW: u16 = 80;
 const SHORT_HEX: usize = 16;
 /// Blanks between two columns.
 const COLUMN_GAP: u16 = 2;
-/// Columns for a branch, above which it is broken: most resource managers have short names, and errors need room.
+/// Columns for a branch, above which it is broken: most resource managers have short names, and so much is left by the other columns.
 const BRANCH_WIDTH: usize = 36;
 
 /// What text is written for.
@@ -211,6 +211,11 @@ pub(super) fn show(shown: &TransactionShown, look: Look) -> String {
     if transaction.acknowledged {
         fact("", Cell::new("its heuristic outcome was acknowledged"));
     }
+    if !shown.log_unavailable.is_empty() {
+        let why = printable(&shown.log_unavailable);
+        let text = format!("{why}; this is from the coordinator's memory, without what operators did");
+        fact("Log", Cell::new(text).fg(Color::Red));
+    }
     let mut text = without_header(&facts);
     text += "\n";
     text += &if transaction.branches.is_empty() {
@@ -223,12 +228,7 @@ pub(super) fn show(shown: &TransactionShown, look: Look) -> String {
 
 fn branches(branches: &[BranchView], look: Look) -> String {
     let mut table = look.table(5);
-    table.set_header(["BRANCH", "STATE", "ATTEMPTS", "NEXT", "LAST ERROR"]);
-    let widest = branches.iter().map(|branch| branch.bqual.len()).max().unwrap_or(0);
-    if let Some(column) = table.column_mut(0).filter(|_| widest > BRANCH_WIDTH) {
-        let width = u16::try_from(BRANCH_WIDTH).expect("a small number");
-        column.set_constraint(ColumnConstraint::Absolute(Width::Fixed(width + COLUMN_GAP)));
-    }
+    table.set_header(["BRANCH", "STATE", "VOTE", "ATTEMPTS", "NEXT"]);
     for branch in branches {
         let next = branch.next_attempt_in_ms;
         let next =
@@ -236,12 +236,33 @@ fn branches(branches: &[BranchView], look: Look) -> String {
         table.add_row(vec![
             Cell::new(printable(&branch.bqual)),
             Cell::new(printable(&branch.state)),
+            Cell::new(printable(&branch.vote)),
             Cell::new(branch.attempts),
             Cell::new(next),
-            Cell::new(printable(&branch.last_error)),
         ]);
     }
-    lines(&table)
+    break_names(&mut table, branches);
+    lines(&table) + &last_errors(branches, look)
+}
+
+/// Below the branches, where they have room; empty if there is none.
+fn last_errors(branches: &[BranchView], look: Look) -> String {
+    let mut table = look.table(2);
+    table.set_header(["BRANCH", "LAST ERROR"]);
+    for branch in branches.iter().filter(|branch| !branch.last_error.is_empty()) {
+        table.add_row(vec![Cell::new(printable(&branch.bqual)), Cell::new(printable(&branch.last_error))]);
+    }
+    break_names(&mut table, branches);
+    if table.is_empty() { String::new() } else { format!("\n{}", lines(&table)) }
+}
+
+/// Where one of them is too long, all of the names in the first column are given so much room.
+fn break_names(table: &mut Table, branches: &[BranchView]) {
+    let widest = branches.iter().map(|branch| branch.bqual.len()).max().unwrap_or(0);
+    if let Some(column) = table.column_mut(0).filter(|_| widest > BRANCH_WIDTH) {
+        let width = u16::try_from(BRANCH_WIDTH).expect("a small number");
+        column.set_constraint(ColumnConstraint::Absolute(Width::Fixed(width + COLUMN_GAP)));
+    }
 }
 
 /// `status`.
@@ -258,13 +279,12 @@ pub(super) fn status(status: &StatusView, look: Look) -> String {
     let oldest = status
         .undelivered_since
         .map_or(String::new(), |since| format!(" (oldest {})", age(status.as_of.ms_since(since))));
-    let unresolved = format!(
-        "undelivered {}{oldest}   undecided {}   orphan {}   heuristic {}",
-        status.undelivered, status.undecided, status.orphans, status.heuristic_open
-    );
-    let open = status.undelivered + status.undecided + status.orphans + status.heuristic_open;
-    let unresolved = Cell::new(unresolved);
-    fact("unresolved", if open == 0 { unresolved } else { unresolved.fg(Color::Red) });
+    let heuristic = status.heuristic_open.map_or("?".to_owned(), |open| open.to_string());
+    let unresolved = Cell::new(format!(
+        "undelivered {}{oldest}   undecided {}   orphan {}   heuristic {heuristic}",
+        status.undelivered, status.undecided, status.orphans
+    ));
+    fact("unresolved", if status.unresolved() == 0 { unresolved } else { unresolved.fg(Color::Red) });
     if status.draining {
         fact("", Cell::new("draining: nothing new is begun").fg(Color::Yellow));
     }
@@ -275,8 +295,7 @@ pub(super) fn status(status: &StatusView, look: Look) -> String {
     if !status.begins_refused.is_empty() && !status.draining && !status.log_behind {
         fact("", Cell::new(printable(&status.begins_refused)).fg(Color::Red));
     }
-    let free = status.log_free_bytes.map_or(String::new(), |free| format!(", {} free", HumanBytes(free)));
-    fact("log", Cell::new(format!("{}{free}", HumanBytes(status.log_bytes))));
+    fact("log", log_cell(status));
     if status.participants.is_empty() {
         fact("participants", Cell::new("none was ever attached"));
     }
@@ -286,7 +305,7 @@ pub(super) fn status(status: &StatusView, look: Look) -> String {
     }
     let next = if status.orphans > 0 {
         "next: lockstep orphans scan\n"
-    } else if status.heuristic_open > 0 {
+    } else if status.heuristic_open.is_some_and(|open| open > 0) {
         "next: lockstep tx ls --situation heuristic\n"
     } else if status.undecided > 0 {
         "next: lockstep tx ls --situation undecided\n"
@@ -296,6 +315,14 @@ pub(super) fn status(status: &StatusView, look: Look) -> String {
         ""
     };
     without_header(&facts) + next
+}
+
+fn log_cell(status: &StatusView) -> Cell {
+    let free = status.log_free_bytes.map_or(String::new(), |free| format!(", {} free", HumanBytes(free)));
+    match status.log_bytes {
+        Some(bytes) => Cell::new(format!("{}{free}", HumanBytes(bytes))),
+        None => Cell::new(format!("{}{free}", printable(&status.log_unavailable))).fg(Color::Red),
+    }
 }
 
 fn participant_cell(participant: &ParticipantView, now: Moment) -> Cell {

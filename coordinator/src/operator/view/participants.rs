@@ -99,6 +99,8 @@ pub(in crate::operator) struct InspectedBranch {
     pub at: Option<Moment>,
     /// Why nobody answers for it; empty if somebody does.
     pub orphan: String,
+    /// Another cluster's: nothing is ever done with it here.
+    pub foreign: bool,
 }
 
 /// A session that waits for a prepared branch.
@@ -134,6 +136,7 @@ impl TryFrom<v1::DatabaseAnswer> for DatabaseAnswer {
                 state: wire.state,
                 at: Moment::maybe(wire.at_ms, "at_ms")?,
                 orphan: wire.orphan,
+                foreign: wire.foreign,
             })
         };
         let blocked = |wire: v1::BlockedSession| BlockedSession {

@@ -1,6 +1,7 @@
 //! What may be done in which situation, as a table: every standing, every action.
 
 use crate::protocol::outcome::{Heuristic, Outcome};
+use crate::protocol::presumption::{EpochState, LookUp, Recorded};
 use crate::protocol::record::DecisionKind;
 use crate::protocol::situation::{Action, Forbidden, Proof, Situation, Standing};
 use crate::protocol::transaction::State;
@@ -117,4 +118,18 @@ fn each_state_has_its_standing_and_its_situation() {
     assert_eq!(Standing::of_ended(Outcome::Committed, false).situation(false), None);
     assert_eq!(Standing::Orphan(Proof::Incomplete).situation(false), Some(Situation::Orphan));
     assert_eq!(Standing::Foreign.situation(false), Some(Situation::Orphan));
+}
+
+/// Every cluster counts its epochs from 1, so that this log knows an epoch of the same number.
+#[test]
+fn what_another_cluster_has_prepared_is_foreign_whatever_the_log_knows_of_its_epoch() {
+    for epoch in [EpochState::Own, EpochState::Sealed, EpochState::Live, EpochState::Unknown] {
+        for below_horizon in [false, true] {
+            for behind in [false, true] {
+                let look_up = LookUp { recorded: Recorded::Absent, epoch, below_horizon };
+                let standing = Standing::of_prepared(&look_up, behind, false, std::iter::empty(), None);
+                assert_eq!(standing, Standing::Foreign, "{look_up:?}, behind: {behind}");
+            }
+        }
+    }
 }

@@ -42,14 +42,13 @@ pub(super) fn live_info(view: TransactionView) -> v1::TransactionInfo {
     }
 }
 
-/// How a branch in this state has voted, as far as its state tells, and that its transaction is `committed` in two phases: then whoever was told so
-/// had voted for it.
+/// How a branch in this state has voted, as far as that is proved. `committed`: it was decided so in two phases, for which everyone had voted,
+/// whatever became of the branch then. One that is rolled back may have voted for either; the transaction's detail names who refused.
 fn vote(state: &str, committed: bool) -> &'static str {
     match state {
-        Branch::DELIVERING if committed => "commit",
-        "prepared" | "committed" => "commit",
         "read-only" => "read-only",
-        "rolled-back" => "rollback",
+        "prepared" | "committed" => "commit",
+        _whatever_became_of_it if committed => "commit",
         _not_known => "",
     }
 }
@@ -84,7 +83,8 @@ pub(super) fn ended_info(
     acknowledged: bool,
 ) -> v1::TransactionInfo {
     let standing = Standing::of_ended(end.outcome, acknowledged);
-    let branches = end.branches.iter().map(|(bqual, how)| ended_branch(bqual, *how)).collect();
+    let committed = decision.is_some_and(|decision| decision.kind == DecisionKind::Commit);
+    let branches = end.branches.iter().map(|(bqual, how)| ended_branch(bqual, *how, committed)).collect();
     v1::TransactionInfo {
         state: v1::TransactionState::Ended.into(),
         outcome: wire_outcome(Some(end.outcome)).into(),
@@ -140,8 +140,8 @@ fn branch_info(bqual: &Bqual, state: &str) -> v1::BranchInfo {
     }
 }
 
-fn ended_branch(bqual: &Bqual, how: BranchEnd) -> v1::BranchInfo {
-    v1::BranchInfo { vote: vote(how.name(), false).to_owned(), ..branch_info(bqual, how.name()) }
+fn ended_branch(bqual: &Bqual, how: BranchEnd, committed: bool) -> v1::BranchInfo {
+    v1::BranchInfo { vote: vote(how.name(), committed).to_owned(), ..branch_info(bqual, how.name()) }
 }
 
 /// From its record; `None` if there is none.
@@ -185,7 +185,11 @@ pub(crate) fn audit_entry(record: AuditRecord) -> v1::AuditEntry {
 
 #[cfg(test)]
 mod tests {
-    use super::{About, Bqual, DecisionKind, DecisionRecord, Gtrid, decided_info, v1};
+    use super::{
+        About, Bqual, BranchEnd, DecisionKind, DecisionRecord, EndRecord, Gtrid, Outcome, decided_info,
+        ended_info, v1,
+    };
+    use crate::protocol::outcome::Heuristic;
 
     fn decision(kind: DecisionKind) -> DecisionRecord {
         let gtrid = Gtrid::new(lockstep_proto::Epoch::new(1).expect("not 0"), 1, [1; 10]);
@@ -204,5 +208,23 @@ mod tests {
         assert_eq!(commit.state(), v1::TransactionState::Committing);
         assert_eq!((commit.outcome(), commit.can_change), (v1::Outcome::Committed, false));
         assert_eq!(commit.branches[0].vote, "commit", "a durable commit proves it");
+    }
+
+    /// A branch that was rolled back by hand had voted for the commit; one that was told to roll back may have, too.
+    #[test]
+    fn how_a_branch_ended_is_not_taken_for_its_vote() {
+        let decision = decision(DecisionKind::Commit);
+        let end = EndRecord {
+            gtrid: decision.gtrid,
+            outcome: Outcome::Heuristic(Heuristic::Rollback),
+            detail: String::new(),
+            ended_ms: 3,
+            branches: vec![(decision.branches[0].clone(), BranchEnd::RolledBack)],
+            about: About::default(),
+        };
+        let shown = ended_info(Some(&decision), end.clone(), false);
+        assert_eq!(shown.branches[0].vote, "commit");
+        let rolled_back = EndRecord { outcome: Outcome::RolledBack, ..end };
+        assert_eq!(ended_info(None, rolled_back, false).branches[0].vote, "");
     }
 }

@@ -8,6 +8,7 @@ use lockstep_proto::{Gtrid, ResourceManagerName, Xid, v1};
 
 use super::show::resolve;
 use crate::engine::clock::unix_ms;
+use crate::engine::handle::soon;
 use crate::engine::inquiry::{BranchAnswer, look_at_prepared};
 use crate::rpc::Services;
 use crate::rpc::status::RequestError;
@@ -83,7 +84,7 @@ async fn orphans(services: &Services, answers: &[Answer]) -> BTreeMap<Xid, &'sta
         .flat_map(|inspection| &inspection.branches)
         .filter(|branch| branch.cluster == ours && branch.found() == v1::BranchFound::Prepared);
     let xids: Vec<Xid> = prepared.filter_map(|branch| Xid::try_from(branch.xid.clone()?).ok()).collect();
-    let Ok(fates) = look_at_prepared(&services.shared.engine, &xids).await else {
+    let Ok(fates) = soon(look_at_prepared(&services.shared.engine, &xids)).await else {
         let unknown = "the decision log cannot be asked now: whether anybody answers for it is not known";
         return xids.into_iter().map(|xid| (xid, unknown)).collect();
     };
@@ -112,10 +113,11 @@ fn wire_answer(
         let xid = branch.xid.unwrap_or_default();
         let why = Xid::try_from(xid.clone()).ok().and_then(|xid| orphans.get(&xid));
         let state = known_enum::<v1::BranchFound>(branch.found, "found");
-        let orphan = if branch.cluster == ours {
-            why.map_or(String::new(), |why| (*why).to_owned())
-        } else {
+        let foreign = branch.cluster != ours;
+        let orphan = if foreign {
             "it belongs to another cluster".to_owned()
+        } else {
+            why.map_or(String::new(), |why| (*why).to_owned())
         };
         v1::InspectedBranch {
             cluster: branch.cluster,
@@ -124,6 +126,7 @@ fn wire_answer(
             state: state.map_or("unknown", found_name).to_owned(),
             at_ms: branch.at_ms,
             orphan,
+            foreign,
         }
     };
     let blocked = |blocked: v1::inspection::Blocked| v1::BlockedSession {

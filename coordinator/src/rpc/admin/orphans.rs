@@ -31,14 +31,15 @@ pub(super) struct Resolution {
 }
 
 /// What all resource managers say of a transaction.
-struct Census {
+pub(super) struct Census {
     proof: Proof,
     /// Who said what: for people.
-    said: String,
+    pub(super) said: String,
     /// Who was asked.
     asked: String,
     prepared: BTreeMap<ResourceManagerName, Vec<Xid>>,
-    foreign: bool,
+    /// What they hold of it is another cluster's.
+    pub(super) foreign: bool,
 }
 
 pub(super) async fn plan(
@@ -149,13 +150,8 @@ impl Census {
     }
 }
 
-/// What the databases say of an orphan: for people.
-pub(super) async fn said(services: &Services, gtrid: Gtrid) -> String {
-    census(services, gtrid).await.said
-}
-
 /// Asks every resource manager that is not retired.
-async fn census(services: &Services, gtrid: Gtrid) -> Census {
+pub(super) async fn census(services: &Services, gtrid: Gtrid) -> Census {
     let overview = services.shared.registry.overview().into_iter();
     let names: Vec<_> =
         overview.filter(|(entry, _)| !entry.known.retired).map(|(entry, _)| entry.known.name).collect();

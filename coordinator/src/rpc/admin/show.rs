@@ -4,9 +4,11 @@ use lockstep_proto::{Gtrid, v1};
 
 use super::info::{audit_entry, ended_info, live_info, recorded_info};
 use super::orphans;
-use crate::decision_log::audit::AuditQuery;
+use crate::decision_log::ReadError;
+use crate::decision_log::audit::{AuditQuery, AuditRecord};
 use crate::engine::clock::unix_ms;
-use crate::engine::handle::EngineError;
+use crate::engine::handle::{EngineError, soon};
+use crate::engine::input::TransactionView;
 use crate::protocol::situation::{Action, Forbidden, Standing};
 use crate::rpc::Services;
 use crate::rpc::status::RequestError;
@@ -27,15 +29,47 @@ pub(in crate::rpc) async fn show(
     services: &Services,
     request: v1::ShowTransactionRequest,
 ) -> Result<v1::ShowTransactionResponse, RequestError> {
-    let found = find(services, &request.gtrid).await?;
-    let query = AuditQuery { of: Some(found.gtrid), below: 0, limit: MOST_AUDIT };
-    let audit = services.shared.engine.log().audit(query).await.map_err(EngineError::Log)?;
+    let (found, audit, log_unavailable) = match from_log(services, &request.gtrid).await {
+        Ok((found, audit)) => (found, audit, String::new()),
+        Err(RequestError::Engine(EngineError::Log(why))) => {
+            let reason = why.to_string();
+            (from_memory(services, &request.gtrid, why).await?, Vec::new(), reason)
+        }
+        Err(other) => return Err(other),
+    };
     Ok(v1::ShowTransactionResponse {
         advice: advice(found.standing),
         transaction: Some(found.info),
         audit: audit.into_iter().map(audit_entry).collect(),
         now_ms: unix_ms(),
+        log_unavailable,
     })
+}
+
+/// With what is on record of it, too.
+async fn from_log(services: &Services, prefix: &str) -> Result<(Found, Vec<AuditRecord>), RequestError> {
+    let found = find(services, prefix).await?;
+    let query = AuditQuery { of: Some(found.gtrid), below: 0, limit: MOST_AUDIT };
+    let audit = soon(services.shared.engine.log().audit(query)).await.map_err(EngineError::Log)?;
+    Ok((found, audit))
+}
+
+/// A live one, while the log cannot be read: that is when somebody looks. Nothing is concluded of one that is not live. `why`: it can't.
+async fn from_memory(services: &Services, prefix: &str, why: ReadError) -> Result<Found, RequestError> {
+    let mut live = services.shared.engine.find(prefix, CANDIDATES).await?;
+    match (live.pop(), live.is_empty()) {
+        (Some(view), true) => Ok(found_live(view)),
+        (Some(last), false) => {
+            live.push(last);
+            Err(ambiguous(prefix, live.iter().map(|view| view.gtrid)))
+        }
+        (None, _) => Err(EngineError::Log(why).into()),
+    }
+}
+
+fn found_live(view: TransactionView) -> Found {
+    let standing = Standing::of_live(&view.state, view.overdue);
+    Found { gtrid: view.gtrid, standing, info: live_info(view) }
 }
 
 /// What may be done now, and what may not.
@@ -70,12 +104,11 @@ pub(super) async fn find(services: &Services, prefix: &str) -> Result<Found, Req
     let gtrid = resolve(services, prefix).await?;
     // In this order: what ends in between has left its record before it leaves its shard.
     if let Some(view) = engine.find(&gtrid.to_string(), 1).await?.pop() {
-        let standing = Standing::of_live(&view.state, view.overdue);
-        return Ok(Found { gtrid, standing, info: live_info(view) });
+        return Ok(found_live(view));
     }
     let end = engine.writer().end_on_its_way(&gtrid);
-    let look_up = engine.look_up(gtrid).await.map_err(EngineError::Log)?;
-    let acknowledged = engine.log().is_acknowledged(gtrid).await.map_err(EngineError::Log)?;
+    let look_up = soon(engine.look_up(gtrid)).await.map_err(EngineError::Log)?;
+    let acknowledged = soon(engine.log().is_acknowledged(gtrid)).await.map_err(EngineError::Log)?;
     let on_its_way = end.as_ref().map(|end| Standing::of_unrecorded(end.outcome));
     let standing = on_its_way.or_else(|| Standing::of_recorded(&look_up, engine.is_behind(), acknowledged));
     // It is shown as it is on record, while there is a record: what is shown to have ended stays so over a crash.
@@ -86,15 +119,19 @@ pub(super) async fn find(services: &Services, prefix: &str) -> Result<Found, Req
     }
 }
 
-/// Why there is nothing to tell here of a transaction without a record, and where there is.
+/// Why there is nothing to tell here of a transaction without a record, and where there is. Its databases are asked first: what they hold of it
+/// may be another cluster's, whatever this log knows of an epoch of that number.
 async fn absent(services: &Services, gtrid: Gtrid, standing: Option<Standing>) -> RequestError {
+    let census = orphans::census(services, gtrid).await;
+    if census.foreign {
+        return forbidden(services, gtrid, Forbidden::OtherCluster, census.said);
+    }
     if standing == Some(Standing::Elsewhere) {
         return forbidden(services, gtrid, Forbidden::OtherCoordinator, String::new());
     }
     let what = gtrid.to_string();
     if standing.is_none() && services.shared.registry.has_orphan_of(&what) {
-        let said = orphans::said(services, gtrid).await;
-        return forbidden(services, gtrid, Forbidden::IsOrphan, said);
+        return forbidden(services, gtrid, Forbidden::IsOrphan, census.said);
     }
     RequestError::NotFound(what)
 }
@@ -137,7 +174,7 @@ pub(super) async fn resolve(services: &Services, prefix: &str) -> Result<Gtrid, 
     let engine = &services.shared.engine;
     let live = engine.find(prefix, CANDIDATES).await?;
     let most = u32::try_from(CANDIDATES).expect("a small number");
-    let mut found: Vec<Gtrid> = engine.log().find(prefix, most).await.map_err(EngineError::Log)?;
+    let mut found: Vec<Gtrid> = soon(engine.log().find(prefix, most)).await.map_err(EngineError::Log)?;
     found.extend(live.iter().map(|view| view.gtrid));
     found.extend(services.shared.registry.orphans_beginning(prefix));
     found.sort_unstable();
@@ -146,9 +183,11 @@ pub(super) async fn resolve(services: &Services, prefix: &str) -> Result<Gtrid, 
         // One that is whole may be at another node, without a record yet.
         [] => prefix.parse().map_err(|_beginning| RequestError::NotFound(prefix.to_owned())),
         [one] => Ok(*one),
-        several => {
-            let candidates = several.iter().take(CANDIDATES).map(ToString::to_string).collect();
-            Err(RequestError::Ambiguous { prefix: prefix.to_owned(), candidates })
-        }
+        several => Err(ambiguous(prefix, several.iter().copied())),
     }
+}
+
+fn ambiguous(prefix: &str, several: impl Iterator<Item = Gtrid>) -> RequestError {
+    let candidates = several.take(CANDIDATES).map(|gtrid| gtrid.to_string()).collect();
+    RequestError::Ambiguous { prefix: prefix.to_owned(), candidates }
 }

@@ -56,7 +56,7 @@ pub(crate) fn engines(engines: &[String]) -> Finding {
         None => Finding::new(
             "tables",
             Severity::Ok,
-            "the evidence and identity tables are there, and may be used",
+            "the tables lockstep_evidence, lockstep_identity and lockstep_positions are there, and may be used",
         ),
         Some(engine) => {
             let what = format!("the tables of Lockstep have the engine {engine}, which rolls nothing back");

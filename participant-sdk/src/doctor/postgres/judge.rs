@@ -164,7 +164,7 @@ pub(crate) fn tables_form(tables: &Tables) -> Finding {
     Finding::new(
         "tables",
         Severity::Ok,
-        "the evidence and identity tables are there, and the role may use them",
+        "the tables evidence, identity and positions are there, and the role may use them",
     )
 }
 
@@ -200,7 +200,8 @@ fn tables_found(snapshot: &Snapshot) -> Vec<Finding> {
     match snapshot.tables.state {
         TableState::Forbidden => vec![tables_forbidden(server)],
         TableState::Absent if around.may_create => {
-            let what = "the tables in the schema lockstep are not there yet: the first attach makes them";
+            let what = "the tables evidence, identity and positions are not all in the schema lockstep yet: the next attach makes those \
+                        that are missing";
             vec![Finding::new("tables", Severity::Note, what)]
         }
         TableState::Absent => {

@@ -56,7 +56,7 @@ impl Server {
     }
 }
 
-/// Our two tables, as far as the role can use them.
+/// Our tables, as far as the role can use them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum TableState {
     Absent,
@@ -64,7 +64,7 @@ pub(crate) enum TableState {
     Ready,
 }
 
-/// Our two tables.
+/// Our tables.
 #[derive(Debug, Clone)]
 pub(crate) struct Tables {
     pub(crate) state: TableState,

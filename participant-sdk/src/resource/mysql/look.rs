@@ -73,7 +73,8 @@ async fn tables(connection: &mut MySqlConnection, place: &Place) -> sqlx::Result
         Err(error) => number(&error).ok_or(error)?,
     };
     if refused == NO_SUCH_TABLE {
-        let what = "the tables lockstep_evidence and lockstep_identity are not there yet: the first attach makes them";
+        let what = "the tables lockstep_evidence, lockstep_identity and lockstep_positions are not all there yet: the next attach makes those \
+                    that are missing";
         return Ok((vec![Finding::new("tables", Severity::Note, what)], false));
     }
     Ok((vec![place.tables_forbidden("may not use the tables of Lockstep")], false))

@@ -24,7 +24,7 @@ pub(in crate::operator::cli) fn golden(name: &str, shown: &str) {
 }
 
 /// The text, of which no line is wider than 80 columns (each of these characters takes one) or ends with a blank.
-fn golden_text(name: &str, shown: &str) {
+pub(in crate::operator::cli) fn golden_text(name: &str, shown: &str) {
     for line in shown.lines() {
         assert!(line.chars().count() <= 80, "too wide: {line}");
         assert!(!line.ends_with(' '), "blank at the end: {line:?}");
@@ -100,9 +100,14 @@ fn in_doubt() -> v1::ShowTransactionResponse {
         attempts: 9,
         next_attempt_in_ms: 22_000,
         last_error: "no instance attached since the connection was reset by its peer".into(),
+        vote: "commit".into(),
         ..branch("ledger-db.8a7b6c5d4e3f2a1b", "delivering")
     };
-    let committed = v1::BranchInfo { attempts: 1, ..branch("orders-db.0f1e2d3c4b5a6978", "committed") };
+    let committed = v1::BranchInfo {
+        attempts: 1,
+        vote: "commit".into(),
+        ..branch("orders-db.0f1e2d3c4b5a6978", "committed")
+    };
     let transaction = v1::TransactionInfo {
         labels: [("order", "o-91"), ("customer", "17")].map(|(k, v)| (k.into(), v.into())).into(),
         detail: "waiting for a branch".into(),
@@ -128,6 +133,7 @@ fn looked_into() -> TransactionShown {
         state: state.into(),
         at_ms: NOW_MS - 252_100,
         orphan: String::new(),
+        foreign: false,
     };
     let waits = v1::BlockedSession {
         session: 4121,
@@ -189,8 +195,10 @@ fn looked_into() -> TransactionShown {
 /// What is hardest to lay out: names as long as they may be, and text that wants to be something else.
 fn hard_to_show() -> v1::ShowTransactionResponse {
     let long = v1::BranchInfo {
+        vote: "read-only".into(),
+        next_attempt_in_ms: 3_599_000,
         last_error: "x".repeat(60),
-        ..branch(&format!("{}.0f1e2d3c4b5a6978", "r".repeat(47)), "delivering")
+        ..branch(&format!("{}.0f1e2d3c4b5a6978", "r".repeat(47)), "rolled-back")
     };
     let transaction = v1::TransactionInfo {
         name: "n".repeat(64),
@@ -228,6 +236,7 @@ fn troubled() -> v1::StatusResponse {
         begins_refused: "it is draining".into(),
         log_bytes: 12 << 20,
         log_free_bytes: Some(21 << 30),
+        log_unavailable: String::new(),
         now_ms: NOW_MS,
         participants: vec![
             participant("orders-db", 2, ""),
@@ -299,6 +308,30 @@ fn the_coordinator_itself() {
         ..well
     };
     golden_text("status-full.txt", &status(&status_view(full), PLAIN));
+}
+
+/// What the log would tell is not told as nothing.
+#[test]
+fn while_the_log_cannot_be_read() {
+    let log_unavailable = "the decision log cannot be read: it has not answered within 2s".to_owned();
+    let wire = v1::StatusResponse {
+        log_unavailable: log_unavailable.clone(),
+        heuristic: 0,
+        heuristic_open: 0,
+        log_bytes: 0,
+        log_free_bytes: None,
+        log_behind: false,
+        draining: false,
+        begins_refused: String::new(),
+        orphans: 0,
+        ..troubled()
+    };
+    golden_text("status-log-away.txt", &status(&status_view(wire.clone()), PLAIN));
+    golden("status-log-away.json", &(json(&status_view(wire)) + "\n"));
+    let mut shown = looked_into();
+    shown.log_unavailable = log_unavailable;
+    shown.audit.clear();
+    golden_text("tx-show-log-away.txt", &show(&shown, PLAIN));
 }
 
 #[test]

@@ -149,7 +149,7 @@ fn our_tables() {
                 s.surroundings.may_create = true;
             },
             Severity::Note,
-            "the first attach makes them",
+            "the next attach makes those that are missing",
         ),
         ("tables", |s| s.tables.missing = "evidence_pkey".into(), Severity::Error, "evidence_pkey"),
         (
