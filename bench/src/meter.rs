@@ -53,10 +53,13 @@ fn ticks(process: i32, fields: usize) -> u32 {
 }
 
 /// What a server's processes have used, those that have ended too.
-pub fn processor_time_of(server: &PostgresServer) -> Duration {
-    let processes = server.processes();
-    let (postmaster, backends) = processes.split_at(processes.len().min(1));
-    processor_time(postmaster.iter().copied(), true) + processor_time(backends.iter().copied(), false)
+///
+/// # Errors
+/// If it does not run.
+pub fn processor_time_of(server: &PostgresServer) -> Result<Duration> {
+    let processes: Vec<i32> = server.processes()?.iter().map(|pid| pid.as_raw_nonzero().get()).collect();
+    let (postmaster, backends) = processes.split_last().expect("a server that runs has a postmaster");
+    Ok(processor_time([*postmaster], true) + processor_time(backends.iter().copied(), false))
 }
 
 /// How often a server has forced its log. A backend tells when it ends, or seldom: those that matter have to have ended.

@@ -132,10 +132,10 @@ impl Stage {
         measure: Duration,
     ) -> Result<Ran> {
         let mut driver = self.driver(contender, clients, warm_up, measure)?;
-        let before = self.processor_time(&driver);
+        let before = self.processor_time(&driver)?;
         driver.tell(BEGIN);
         let line = wait_for_line(&mut driver, DONE)?;
-        let after = self.processor_time(&driver);
+        let after = self.processor_time(&driver)?;
         driver.tell(END);
         driver.wait(PATIENCE)?;
         let seen =
@@ -216,15 +216,16 @@ impl Stage {
         self.coordinator.expect_it_serves()
     }
 
-    fn processor_time(&self, driver: &Process) -> ProcessorTime {
+    fn processor_time(&self, driver: &Process) -> Result<ProcessorTime> {
+        let databases = self.servers.iter().map(meter::processor_time_of).sum::<Result<_>>()?;
         let of = |process: &Process| meter::processor_time([i32::try_from(process.id()).unwrap_or(0)], false);
         let parts = [
             ("clients", of(driver)),
-            ("databases", self.servers.iter().map(meter::processor_time_of).sum()),
+            ("databases", databases),
             ("tellers", self.tellers.iter().flatten().map(of).sum()),
             ("coordinator", self.coordinator_time()),
         ];
-        ProcessorTime(parts.into_iter().collect())
+        Ok(ProcessorTime(parts.into_iter().collect()))
     }
 
     fn coordinator_time(&self) -> Duration {

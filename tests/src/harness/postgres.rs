@@ -291,21 +291,15 @@ impl PostgresServer {
         self.processes()?.into_iter().try_for_each(|process| signal(process, Signal::CONT))
     }
 
-    /// The postmaster last.
-    fn processes(&self) -> Result<Vec<Pid>> {
+    /// Its processes, the postmaster's last.
+    ///
+    /// # Errors
+    /// If it is not running.
+    pub fn processes(&self) -> Result<Vec<Pid>> {
         let postmaster =
             self.postmaster.as_ref().ok_or_else(|| PostgresError::new("the server is not running"))?;
         let pid = pid_of(postmaster);
         Ok(procfs::children_of(pid).into_iter().chain([pid]).collect())
-    }
-
-    /// The numbers of its processes, the postmaster's first; none if it is not running.
-    #[must_use]
-    pub fn processes(&self) -> Vec<i32> {
-        let Some(postmaster) = &self.postmaster else { return Vec::new() };
-        let pid = pid_of(postmaster);
-        let all = [pid].into_iter().chain(procfs::children_of(pid));
-        all.map(|pid| pid.as_raw_nonzero().get()).collect()
     }
 
     /// The server's whole log so far.
