@@ -199,6 +199,17 @@ fn the_dockerfile_builds_this_workspace() {
         let copies = format!("COPY {member}/Cargo.toml {member}/");
         assert!(dockerfile.lines().any(|line| line == copies), "deploy/Dockerfile lacks: {copies}");
     }
+    let ignored = read(".dockerignore");
+    let copied = dockerfile.lines().filter_map(|line| line.strip_prefix("COPY "));
+    // What stands between the options and the destination.
+    let sources = copied.filter(|copied| !copied.starts_with("--from")).flat_map(|copied| {
+        let mut words: Vec<&str> = copied.split(' ').collect();
+        words.pop();
+        words
+    });
+    for source in sources {
+        assert!(is_sent(&ignored, source), ".dockerignore keeps from the build: {source}");
+    }
     for package in ["lockstep-coordinator", "demo"] {
         assert!(dockerfile.contains(&format!("-p {package}")), "{package}");
     }
@@ -211,6 +222,20 @@ fn the_dockerfile_builds_this_workspace() {
         toolchain.contains("channel = \"1.95.0\""),
         "the builder's version is that of rust-toolchain.toml"
     );
+}
+
+/// Whether a file or a directory is among what is sent to be built from. The last line that is about it counts.
+fn is_sent(ignored: &str, path: &str) -> bool {
+    let about = |name: &str| name == "*" || path == name || path.starts_with(&format!("{name}/"));
+    let mut sent = true;
+    for line in ignored.lines() {
+        match line.strip_prefix('!') {
+            Some(name) if about(name) => sent = true,
+            None if about(line) => sent = false,
+            _other => {}
+        }
+    }
+    sent
 }
 
 #[test]
