@@ -7,7 +7,6 @@ use super::audit;
 use super::output::printable;
 use super::tables::{Look, age, lines, when};
 use crate::operator::view::TransactionShown;
-use crate::operator::view::acts::AdviceView;
 
 /// Bytes of an id: its epoch, its time, and 28 bits that tell transactions of one millisecond apart.
 const SHORT_ID: usize = 31;
@@ -79,7 +78,9 @@ fn done(shown: &TransactionShown, look: Look) -> String {
 }
 
 fn advice(shown: &TransactionShown) -> String {
-    let can: Vec<&AdviceView> = shown.advice.iter().filter(|advice| advice.permitted).collect();
+    // The one of the two that would change something.
+    let useless = if shown.transaction.paused { "pause" } else { "resume" };
+    let can = shown.advice.iter().filter(|advice| advice.permitted && advice.action != useless);
     let mut text = String::new();
     // So much of it that no other one begins so, and yet fits a line.
     let id = printable(cut(&shown.transaction.gtrid, SHORT_ID));

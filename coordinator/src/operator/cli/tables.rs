@@ -280,8 +280,9 @@ pub(super) fn status(status: &StatusView, look: Look) -> String {
         .undelivered_since
         .map_or(String::new(), |since| format!(" (oldest {})", age(status.as_of.ms_since(since))));
     let heuristic = status.heuristic_open.map_or("?".to_owned(), |open| open.to_string());
+    // A line breaks between two of them, and not between a name and its number.
     let unresolved = Cell::new(format!(
-        "undelivered {}{oldest}   undecided {}   orphan {}   heuristic {heuristic}",
+        "undelivered {}{oldest}\nundecided {}   orphan {}   heuristic {heuristic}",
         status.undelivered, status.undecided, status.orphans
     ));
     fact("unresolved", if status.unresolved() == 0 { unresolved } else { unresolved.fg(Color::Red) });

@@ -182,6 +182,8 @@ fn looked_into() -> TransactionShown {
     let mut wire = in_doubt();
     wire.advice = vec![
         advice(v1::OperatorAction::Retry, ""),
+        advice(v1::OperatorAction::Pause, ""),
+        advice(v1::OperatorAction::Resume, ""),
         advice(v1::OperatorAction::Rollback, "COMMIT is durable, and cannot be taken back or chosen again"),
         advice(v1::OperatorAction::Abandon, ""),
     ];
