@@ -8,8 +8,9 @@ use std::time::Duration;
 
 use lockstep_tests::harness::clock::wait_for;
 use lockstep_tests::harness::roles::Roles;
-use lockstep_tests::torture::run::run;
-use lockstep_tests::torture::world::World;
+use lockstep_tests::torture::report::Faults;
+use lockstep_tests::torture::run::{Fault, run, strike};
+use lockstep_tests::torture::world::{Server, World};
 
 fn roles() -> Roles {
     Roles::played_by(env!("CARGO_BIN_EXE_prove"))
@@ -21,6 +22,26 @@ fn nothing_is_torn_and_everything_ends() {
     let report = run(&roles(), directory.path(), Duration::from_secs(30), 1, |fault| println!("{fault}"));
     let report = report.unwrap_or_else(|failed| panic!("{failed}"));
     assert!(report.is_safe(), "{}", report.summary());
+}
+
+/// Servers whose forces fail end, and come back with whatever was written; one whose disk is full refuses, or ends.
+#[test]
+fn nothing_is_torn_where_disks_are_full_or_fail() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut world = World::start(&roles(), directory.path()).unwrap_or_else(|failed| panic!("{failed}"));
+    let patience = Duration::from_secs(60);
+    let mut faults = Faults::default();
+    let struck = [Server::Log, Server::Postgres, Server::MariaDb].map(Fault::FailForces);
+    for fault in struck.into_iter().chain([Fault::FillDisk]) {
+        let before = world.ledgers().unwrap().len();
+        let went_on = || Ok((world.ledgers()?.len() > before + 20).then_some(()));
+        wait_for("some transfers", patience, went_on).unwrap_or_else(|failed| panic!("{failed}"));
+        strike(&mut world, fault, Duration::from_secs(3), &mut faults)
+            .unwrap_or_else(|failed| panic!("{fault:?}: {failed}\n{}", world.logs()));
+    }
+    assert!(faults.crashed >= 3, "servers do not go on where their forces fail: {faults:?}");
+    world.settle(3 * patience).unwrap_or_else(|failed| panic!("{failed}"));
+    assert_eq!(world.violations().unwrap(), Vec::<String>::new());
 }
 
 /// Half of a transaction that is in the books of one bank only, an account that does not match its transfers, and a foreign transaction

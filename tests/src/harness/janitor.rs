@@ -21,6 +21,8 @@ if [ -n "$pid" ] && tr '\0' ' ' < "/proc/$pid/cmdline" 2>/dev/null | grep -q -F 
 fi
 # Other processes of the server end when they miss this one; until then they may still make files.
 for _ in 1 2 3 4 5 6 7 8 9 10; do
+    # Its data may be on a disk of their own.
+    umount --lazy "$1/data" 2>/dev/null
     rm -rf "$1" 2>/dev/null
     [ -e "$1" ] || exit 0
     sleep 0.2

@@ -198,6 +198,26 @@ impl MariaDbServer {
         self.end(process, Signal::TERM)
     }
 
+    /// Its process.
+    ///
+    /// # Errors
+    /// If it is not running.
+    pub fn process(&self) -> Result<Pid> {
+        let process =
+            self.process.as_ref().ok_or_else(|| MariaDbError("the server is not running".to_owned()))?;
+        Ok(Pid::from_child(process))
+    }
+
+    /// Whether it has not ended by itself, as far as it was started.
+    ///
+    /// # Errors
+    /// If it can't be asked.
+    pub fn is_running(&mut self) -> Result<bool> {
+        let Some(process) = &mut self.process else { return Ok(false) };
+        let ended = process.try_wait().map_err(MariaDbError::io("the server can't be asked"))?;
+        Ok(ended.is_none())
+    }
+
     /// Starts the server again on its old port, after [`MariaDbServer::kill`] or [`MariaDbServer::stop`];
     /// stops it first if it runs.
     ///

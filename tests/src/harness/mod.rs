@@ -6,6 +6,7 @@
 //! - [`postgres`], [`mariadb`]: database servers made from nothing; [`books`]: a bank's database as the harness sees it.
 //! - [`procfs`]: processes as the kernel sees them, and how to stop one in its tracks.
 //! - [`proxy`]: between a bank and its server, to break their connection at a chosen statement.
+//! - [`disk`]: one that is full, and one that fails to force.
 //! - [`clock`], [`ports`], `files`: what the others share.
 
 pub mod bank;
@@ -15,6 +16,7 @@ pub mod clock;
 pub mod coordinator;
 pub mod crash_points;
 mod debian;
+pub mod disk;
 mod files;
 mod janitor;
 pub mod mariadb;

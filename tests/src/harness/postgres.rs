@@ -25,6 +25,7 @@ use rustix::process::{Pid, Signal, kill_process};
 
 use self::programs::Programs;
 use super::clock::now;
+use super::disk::SmallDisk;
 use super::janitor::Janitor;
 use super::ports::Port;
 use super::procfs;
@@ -92,6 +93,8 @@ pub struct PostgresServer {
     port: Port,
     /// The postmaster while it runs.
     postmaster: Option<Child>,
+    /// What `data/` is on, if that is a disk of its own.
+    disk: Option<SmallDisk>,
     _janitor: Janitor,
 }
 
@@ -113,6 +116,37 @@ impl PostgresServer {
         server.initialise(settings)?;
         server.run_on_a_free_port()?;
         Ok(server)
+    }
+
+    /// The same with its files on a disk of their own, which can be filled.
+    ///
+    /// # Errors
+    /// As [`PostgresServer::start`], and of [`SmallDisk::mount`].
+    pub fn start_on_small_disk(mebibytes: u32, settings: &[(&str, &str)]) -> Result<Self> {
+        let mut server = Self::reserve(Programs::find_or_install()?)?;
+        fs::create_dir(server.data()).map_err(PostgresError::io("no directory for the data"))?;
+        let disk = SmallDisk::mount(&server.data(), mebibytes);
+        server.disk = Some(disk.map_err(|failed| PostgresError(failed.to_string()))?);
+        server.programs.give_to_server_user(&server.data())?;
+        server.initialise(settings)?;
+        server.run_on_a_free_port()?;
+        Ok(server)
+    }
+
+    /// The disk that its files are on, if that is one of its own.
+    #[must_use]
+    pub const fn disk(&self) -> Option<&SmallDisk> {
+        self.disk.as_ref()
+    }
+
+    /// Whether it has not ended by itself, as far as it was started.
+    ///
+    /// # Errors
+    /// If it can't be asked.
+    pub fn is_running(&mut self) -> Result<bool> {
+        let Some(postmaster) = &mut self.postmaster else { return Ok(false) };
+        let ended = postmaster.try_wait().map_err(PostgresError::io("the postmaster can't be asked"))?;
+        Ok(ended.is_none())
     }
 
     /// Where to connect to for `database`, as the superuser.
@@ -328,7 +362,14 @@ impl PostgresServer {
             .map_err(PostgresError::io("the shell that cleans up does not run"))?;
         // From here on the janitor, and Drop, see to the directory.
         let port = reserve_port()?;
-        Ok(Self { programs, directory: directory.keep(), port, postmaster: None, _janitor: janitor })
+        Ok(Self {
+            programs,
+            directory: directory.keep(),
+            port,
+            postmaster: None,
+            disk: None,
+            _janitor: janitor,
+        })
     }
 
     fn initialise(&self, settings: &[(&str, &str)]) -> Result<()> {
@@ -442,6 +483,7 @@ impl Drop for PostgresServer {
         {
             eprintln!("{error}");
         }
+        drop(self.disk.take());
         if let Err(error) = fs::remove_dir_all(&self.directory) {
             eprintln!("{} can't be removed: {error}", self.directory.display());
         }

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use serde::Serialize;
 
+use super::world::Server;
 use crate::harness::client::{Entry, Told, What};
 
 /// In twenty minutes there have to be so many kills.
@@ -29,6 +30,17 @@ pub struct Kills {
     pub mariadb: u32,
 }
 
+impl Kills {
+    /// Those of a server.
+    pub const fn of(&mut self, server: Server) -> &mut u32 {
+        match server {
+            Server::Log => &mut self.log_servers,
+            Server::Postgres => &mut self.postgres,
+            Server::MariaDb => &mut self.mariadb,
+        }
+    }
+}
+
 /// What was done.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Faults {
@@ -40,6 +52,12 @@ pub struct Faults {
     pub cuts: u32,
     /// Links that were slow for a while.
     pub slowed: u32,
+    /// How often forced writes of a server failed for a while.
+    pub failed_forces: u32,
+    /// How often the disk of the log's server was full for a while.
+    pub full_disks: u32,
+    /// How often a server ended of one of these.
+    pub crashed: u32,
 }
 
 /// Branches that were in doubt.
@@ -66,6 +84,12 @@ pub struct Report {
     cuts: u32,
     /// Links slowed.
     slowed: u32,
+    /// How often forced writes of a server failed for a while.
+    failed_forces: u32,
+    /// How often the disk of the log's server was full for a while.
+    full_disks: u32,
+    /// How often a server ended of one of these: not among the kills.
+    crashed: u32,
     /// All of that.
     faults: u32,
     /// Transactions that clients began.
@@ -115,7 +139,7 @@ impl Report {
         in_doubt: &InDoubt,
         seed: u64,
     ) -> Self {
-        let Faults { kills: killed, stops, cuts, slowed } = faults;
+        let Faults { kills: killed, stops, cuts, slowed, failed_forces, full_disks, crashed } = faults;
         let Kills { coordinators, banks, clients, log_servers, postgres, mariadb } = killed;
         let kills = coordinators + banks + clients + log_servers + postgres + mariadb;
         let committed = |entry: &&Entry| matches!(entry.what, What::Told { told: Told::Committed, .. });
@@ -133,7 +157,10 @@ impl Report {
             stops,
             cuts,
             slowed,
-            faults: kills + stops + cuts + slowed,
+            failed_forces,
+            full_disks,
+            crashed,
+            faults: kills + stops + cuts + slowed + failed_forces + full_disks,
             transactions: ledger.iter().filter(begun).count(),
             commits,
             commits_per_minute: (as_float(commits) / minutes).round(),
@@ -181,7 +208,7 @@ impl Report {
     #[must_use]
     pub fn summary(&self) -> String {
         let mut lines = vec![format!(
-            "{} s: {} kills {:?}, {} stops, {} cuts, {} slowed; {} transactions, {} commits, {} a minute; answered after {} ms at the \
+            "{} s: {} kills {:?}, {} stops, {} cuts, {} slowed, {} times failing forces, {} full disks, {} servers crashed of those; {} transactions, {} commits, {} a minute; answered after {} ms at the \
              median, {} ms at most; {} branches seen in doubt, for {} ms at the median, {} ms at most; {} branches in doubt when all was mended, \
              none {} ms later",
             self.seconds,
@@ -190,6 +217,9 @@ impl Report {
             self.stops,
             self.cuts,
             self.slowed,
+            self.failed_forces,
+            self.full_disks,
+            self.crashed,
             self.transactions,
             self.commits,
             self.commits_per_minute,

@@ -11,8 +11,9 @@ use rustix::process::Signal;
 use super::link::Condition;
 use super::report::{Faults, InDoubt, Report};
 use super::watch::Watch;
-use super::world::{CLIENTS, NODES, World};
+use super::world::{CLIENTS, NODES, Server, World};
 use crate::harness::clock::{self, wait_for};
+use crate::harness::disk::FailingForces;
 use crate::harness::roles::Roles;
 use crate::harness::{Failed, Result};
 
@@ -29,36 +30,51 @@ const SLOW_MS: std::ops::Range<u64> = 20..300;
 
 /// What is done.
 #[derive(Debug, Clone, Copy)]
-enum Fault {
+pub enum Fault {
+    /// SIGKILL to a coordinator.
     KillCoordinator(usize),
+    /// SIGKILL to a bank's process.
     KillBank(usize),
+    /// SIGKILL to a client.
     KillClient(usize),
-    KillLogServer,
-    KillPostgres,
-    KillMariaDb,
+    /// SIGKILL to a database server.
+    KillServer(Server),
+    /// SIGSTOP to a coordinator.
     StopCoordinator(usize),
+    /// SIGSTOP to a bank's process.
     StopBank(usize),
+    /// Connections of a link break, and none is made.
     Cut(usize),
+    /// Nothing passes through a link.
     Silence(usize),
+    /// Everything on a link is so much later.
     Slow(usize, Duration),
+    /// Forced writes fail.
+    FailForces(Server),
+    /// Of the log's server.
+    FillDisk,
 }
 
 impl Fault {
-    /// Two of three kill somebody.
+    /// Four of seven kill somebody.
     fn drawn(random: &mut StdRng, links: usize) -> Self {
         let link = random.random_range(0..links);
-        match random.random_range(0..24) {
+        match random.random_range(0..28) {
             0..5 => Self::KillCoordinator(random.random_range(0..NODES)),
             5..10 => Self::KillBank(random.random_range(0..2)),
             10..12 => Self::KillClient(random.random_range(0..CLIENTS)),
-            12 => Self::KillLogServer,
-            13..15 => Self::KillPostgres,
-            15..17 => Self::KillMariaDb,
+            12 => Self::KillServer(Server::Log),
+            13..15 => Self::KillServer(Server::Postgres),
+            15..17 => Self::KillServer(Server::MariaDb),
             17 => Self::StopCoordinator(random.random_range(0..NODES)),
             18 => Self::StopBank(random.random_range(0..2)),
             19..21 => Self::Cut(link),
             21..23 => Self::Silence(link),
-            _ => Self::Slow(link, Duration::from_millis(random.random_range(SLOW_MS))),
+            23 => Self::Slow(link, Duration::from_millis(random.random_range(SLOW_MS))),
+            24 => Self::FailForces(Server::Log),
+            25 => Self::FailForces(Server::Postgres),
+            26 => Self::FailForces(Server::MariaDb),
+            _ => Self::FillDisk,
         }
     }
 }
@@ -99,7 +115,11 @@ pub fn run(
     Ok(Report::new(&world.ledgers()?, faults, violations, took, &in_doubt, seed))
 }
 
-fn strike(world: &mut World, fault: Fault, away: Duration, faults: &mut Faults) -> Result<()> {
+/// Does it, and mends it after a while.
+///
+/// # Errors
+/// If something of the harness failed.
+pub fn strike(world: &mut World, fault: Fault, away: Duration, faults: &mut Faults) -> Result<()> {
     match fault {
         Fault::KillCoordinator(node) => {
             faults.kills.coordinators += 1;
@@ -118,23 +138,11 @@ fn strike(world: &mut World, fault: Fault, away: Duration, faults: &mut Faults) 
             world.clients[client].kill()?;
             world.clients[client] = world.start_client(client)?;
         }
-        Fault::KillLogServer => {
-            faults.kills.log_servers += 1;
-            world.log_server.kill()?;
+        Fault::KillServer(server) => {
+            *faults.kills.of(server) += 1;
+            world.kill_server(server)?;
             sleep(away / 2);
-            world.log_server.restart()?;
-        }
-        Fault::KillPostgres => {
-            faults.kills.postgres += 1;
-            world.postgres.kill()?;
-            sleep(away / 2);
-            world.postgres.restart()?;
-        }
-        Fault::KillMariaDb => {
-            faults.kills.mariadb += 1;
-            world.mariadb.kill()?;
-            sleep(away / 2);
-            world.mariadb.restart()?;
+            world.start_server_again(server)?;
         }
         Fault::StopCoordinator(node) => {
             faults.stops += 1;
@@ -161,6 +169,25 @@ fn strike(world: &mut World, fault: Fault, away: Duration, faults: &mut Faults) 
         Fault::Slow(link, by) => {
             faults.slowed += 1;
             make_for(world, link, Condition::Slow(by), away);
+        }
+        Fault::FailForces(server) => {
+            faults.failed_forces += 1;
+            let recoveries = world.recoveries_of(server);
+            let failing = FailingForces::of(&world.processes_of(server)?)?;
+            sleep(away);
+            drop(failing);
+            world.mend(server)?;
+            faults.crashed += world.recoveries_of(server) - recoveries;
+        }
+        Fault::FillDisk => {
+            faults.full_disks += 1;
+            let recoveries = world.recoveries_of(Server::Log);
+            let disk = world.log_server.disk().expect("the log's server has a disk of its own");
+            disk.fill()?;
+            sleep(away);
+            disk.make_room()?;
+            world.mend(Server::Log)?;
+            faults.crashed += world.recoveries_of(Server::Log) - recoveries;
         }
     }
     Ok(())

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use lockstep::{Gtrid, Outcome};
+use rustix::process::Pid;
 use sqlx::{Connection as _, PgConnection};
 
 use super::link::{Condition, Link};
@@ -28,8 +29,22 @@ pub const BANKS: [&str; 2] = ["bank-a", "bank-b"];
 pub const CLIENTS: usize = 8;
 /// How long an outcome may be asked for when all is well again.
 const TO_ANSWER: Duration = Duration::from_secs(60);
+/// Of the log server's disk. Its write-ahead log keeps to a fourth of that.
+const LOG_DISK_MEBIBYTES: u32 = 512;
+const LOG_SETTINGS: &[(&str, &str)] = &[("max_wal_size", "128MB"), ("min_wal_size", "64MB")];
 const LOG: &str = "log";
 const LEASE: &str = "--lease=3s";
+
+/// A database server.
+#[derive(Debug, Clone, Copy)]
+pub enum Server {
+    /// The log's.
+    Log,
+    /// The first bank's.
+    Postgres,
+    /// The second bank's.
+    MariaDb,
+}
 
 /// Everything.
 #[derive(Debug)]
@@ -63,7 +78,8 @@ impl World {
             .enable_all()
             .build()
             .map_err(Failed::because("no runtime"))?;
-        let (log_server, postgres) = (PostgresServer::start()?, PostgresServer::start()?);
+        let log_server = PostgresServer::start_on_small_disk(LOG_DISK_MEBIBYTES, LOG_SETTINGS)?;
+        let postgres = PostgresServer::start()?;
         let mariadb = MariaDbServer::start()?;
         log_server.create_database(LOG)?;
         let mut links = Vec::new();
@@ -151,6 +167,78 @@ impl World {
             }
         }
         Ok(())
+    }
+
+    /// The processes of a server.
+    ///
+    /// # Errors
+    /// If it does not run.
+    pub fn processes_of(&self, server: Server) -> Result<Vec<Pid>> {
+        Ok(match server {
+            Server::Log => self.log_server.processes()?,
+            Server::Postgres => self.postgres.processes()?,
+            Server::MariaDb => vec![self.mariadb.process()?],
+        })
+    }
+
+    /// SIGKILL to a server.
+    ///
+    /// # Errors
+    /// If it does not die.
+    pub fn kill_server(&mut self, server: Server) -> Result<()> {
+        match server {
+            Server::Log => self.log_server.kill()?,
+            Server::Postgres => self.postgres.kill()?,
+            Server::MariaDb => self.mariadb.kill()?,
+        }
+        Ok(())
+    }
+
+    /// Starts a server that has ended.
+    ///
+    /// # Errors
+    /// If it does not start.
+    pub fn start_server_again(&mut self, server: Server) -> Result<()> {
+        match server {
+            Server::Log => self.log_server.restart()?,
+            Server::Postgres => self.postgres.restart()?,
+            Server::MariaDb => self.mariadb.restart()?,
+        }
+        Ok(())
+    }
+
+    /// Waits until a server answers, and starts it again if it ends instead: PostgreSQL takes some seconds to end of what has happened.
+    ///
+    /// # Errors
+    /// If it does not come back.
+    pub fn mend(&mut self, server: Server) -> Result<()> {
+        let answers = || {
+            let running = match server {
+                Server::Log => self.log_server.is_running()?,
+                Server::Postgres => self.postgres.is_running()?,
+                Server::MariaDb => self.mariadb.is_running()?,
+            };
+            if !running {
+                self.start_server_again(server)?;
+            }
+            let answered = match server {
+                Server::Log => self.log_server.psql("postgres", "SELECT 1").is_ok(),
+                Server::Postgres => self.postgres.psql("postgres", "SELECT 1").is_ok(),
+                Server::MariaDb => self.mariadb.sql("", "SELECT 1").is_ok(),
+            };
+            Ok(answered.then_some(()))
+        };
+        wait_for("a server to come back", TO_ANSWER, answers).map(drop)
+    }
+
+    /// How often a server has come back from a crash, by its own log: also where PostgreSQL has started its processes again by itself.
+    pub fn recoveries_of(&self, server: Server) -> u32 {
+        let (log, recovers) = match server {
+            Server::Log => (self.log_server.log(), "database system was interrupted"),
+            Server::Postgres => (self.postgres.log(), "database system was interrupted"),
+            Server::MariaDb => (self.mariadb.log(), "Starting crash recovery"),
+        };
+        u32::try_from(log.matches(recovers).count()).unwrap_or(u32::MAX)
     }
 
     /// All ways are open.
