@@ -64,16 +64,27 @@ pub enum BeginError {
     Stopped(#[from] Stopped),
 }
 
-/// What the log answers, for those who do not wait for it. One that does not answer soon is as good as one that says that it cannot: people and
-/// scrapers ask, and look elsewhere if they hear nothing.
+/// What comes of reading the log, for those who do not wait for it. One that does not answer soon is as good as one that says that it cannot:
+/// people and scrapers ask, and look elsewhere if they hear nothing. The reading itself goes on to its own end: broken off, it would leave
+/// a statement on the server, and each further question one more of them.
 ///
 /// # Errors
-/// As `reading`; [`ReadError::Unavailable`] after two seconds.
-pub async fn soon<T, E: From<ReadError>>(reading: impl Future<Output = Result<T, E>>) -> Result<T, E> {
+/// [`ReadError::Unavailable`] after two seconds.
+///
+/// # Panics
+/// If the reading does.
+pub async fn soon<T: Send + 'static>(
+    reading: impl Future<Output = T> + Send + 'static,
+) -> Result<T, ReadError> {
     const PATIENCE: Duration = Duration::from_secs(2);
-    let late =
-        |_elapsed| Err(ReadError::Unavailable(format!("it has not answered within {PATIENCE:?}")).into());
-    tokio::time::timeout(PATIENCE, reading).await.unwrap_or_else(late)
+    match tokio::time::timeout(PATIENCE, tokio::spawn(reading)).await {
+        Ok(Ok(answer)) => Ok(answer),
+        Ok(Err(ended)) => match ended.try_into_panic() {
+            Ok(panic) => std::panic::resume_unwind(panic),
+            Err(_cancelled) => Err(ReadError::Unavailable("this process is ending".to_owned())),
+        },
+        Err(_elapsed) => Err(ReadError::Unavailable(format!("it has not answered within {PATIENCE:?}"))),
+    }
 }
 
 /// Everything the edge needs. Cheap to clone.
@@ -171,7 +182,8 @@ impl Engine {
     /// # Errors
     /// [`ReadError`], [`soon`].
     pub async fn log_status(&self) -> Result<LogStatus, ReadError> {
-        soon(self.0.log.status()).await
+        let engine = self.clone();
+        soon(async move { engine.0.log.status().await }).await?
     }
 
     /// Before decisions of these epochs are told: sees to it that the position that is told with them is one to which a log without

@@ -7,7 +7,7 @@
 use lockstep_proto::{Epoch, Gtrid, Xid};
 
 use super::clock;
-use super::handle::{Engine, EngineError};
+use super::handle::{Engine, EngineError, soon};
 use super::input::{Answer, Input};
 use super::shard::shard_of;
 use super::shell::{Stopped, StrayAcknowledgement};
@@ -67,23 +67,32 @@ pub async fn answer_prepared(engine: &Engine, xids: &[Xid]) -> Result<Vec<Branch
 /// # Errors
 /// As [`answer_prepared`].
 pub async fn look_at_prepared(engine: &Engine, xids: &[Xid]) -> Result<Vec<BranchAnswer>, EngineError> {
-    Ok(judge_prepared(engine, xids).await?.0)
+    let (mut answers, unknown) = ask_live(engine, xids).await?;
+    let gtrids = gtrids_of(xids, &unknown);
+    let asked = engine.clone();
+    let look_ups = soon(async move { asked.log().look_up(&gtrids).await }).await.flatten();
+    for (place, index) in unknown.into_iter().enumerate() {
+        answers[index] = match &look_ups {
+            Ok(look_ups) => prepared_fate(&look_ups[place], engine.is_behind(), &xids[index].bqual).into(),
+            Err(_away) => BranchAnswer::Unknown(LOG_AWAY),
+        };
+    }
+    Ok(answers)
 }
+
+/// Why nothing is known of a branch whose transaction is not live here, for now.
+const LOG_AWAY: &str = "the decision log cannot be asked now: whether anybody answers for it is not known";
 
 /// The answers, and the epochs of those that the log's decisions gave.
 async fn judge_prepared(
     engine: &Engine,
     xids: &[Xid],
 ) -> Result<(Vec<BranchAnswer>, Vec<Epoch>), EngineError> {
-    let live = ask_shards(engine, xids).await?;
-    let unknown: Vec<usize> = (0..xids.len()).filter(|index| live[*index].is_none()).collect();
-    let gtrids: Vec<Gtrid> = unknown.iter().map(|index| xids[*index].gtrid).collect();
+    let (mut answers, unknown) = ask_live(engine, xids).await?;
+    let gtrids = gtrids_of(xids, &unknown);
     let look_ups = if gtrids.is_empty() { Vec::new() } else { engine.log().look_up(&gtrids).await? };
     let behind = engine.is_behind();
 
-    let from_shard =
-        |answer: Option<PreparedAnswer>| answer.map_or(BranchAnswer::StillRunning, BranchAnswer::from);
-    let mut answers: Vec<BranchAnswer> = live.into_iter().map(from_shard).collect();
     let mut committed = Vec::new();
     for (index, look_up) in unknown.into_iter().zip(&look_ups) {
         answers[index] = prepared_fate(look_up, behind, &xids[index].bqual).into();
@@ -92,6 +101,19 @@ async fn judge_prepared(
         }
     }
     Ok((answers, committed))
+}
+
+/// What the live transactions say, and the places of the branches that have none, where something else is still to be said.
+async fn ask_live(engine: &Engine, xids: &[Xid]) -> Result<(Vec<BranchAnswer>, Vec<usize>), Stopped> {
+    let live = ask_shards(engine, xids).await?;
+    let unknown = (0..xids.len()).filter(|index| live[*index].is_none()).collect();
+    let from_shard =
+        |answer: Option<PreparedAnswer>| answer.map_or(BranchAnswer::StillRunning, BranchAnswer::from);
+    Ok((live.into_iter().map(from_shard).collect(), unknown))
+}
+
+fn gtrids_of(xids: &[Xid], places: &[usize]) -> Vec<Gtrid> {
+    places.iter().map(|index| xids[*index].gtrid).collect()
 }
 
 /// For each branch what its live transaction says, or `None`.

@@ -86,11 +86,11 @@ pub struct LookUp {
 }
 
 impl LookUp {
-    /// No record, and another node may still write one: nothing follows from it, now or later, and so it needs no proof that it will
-    /// outlive a failover (P3).
+    /// No record, and another node may still write one: nothing follows from it, and so it needs no proof that it will outlive a failover
+    /// (P3). Below the horizon it may have had one: that is more than nothing, and somebody acts on it.
     #[must_use]
     pub fn says_nothing(&self) -> bool {
-        self.recorded == Recorded::Absent && self.epoch == EpochState::Live
+        self.recorded == Recorded::Absent && self.epoch == EpochState::Live && !self.below_horizon
     }
 
     /// Whether it was begun under this coordinator's own epoch.

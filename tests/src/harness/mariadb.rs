@@ -215,6 +215,10 @@ impl MariaDbServer {
     pub fn is_running(&mut self) -> Result<bool> {
         let Some(process) = &mut self.process else { return Ok(false) };
         let ended = process.try_wait().map_err(MariaDbError::io("the server can't be asked"))?;
+        if ended.is_some() {
+            // Its number may be somebody else's from now on.
+            self.process = None;
+        }
         Ok(ended.is_none())
     }
 

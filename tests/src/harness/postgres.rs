@@ -146,6 +146,10 @@ impl PostgresServer {
     pub fn is_running(&mut self) -> Result<bool> {
         let Some(postmaster) = &mut self.postmaster else { return Ok(false) };
         let ended = postmaster.try_wait().map_err(PostgresError::io("the postmaster can't be asked"))?;
+        if ended.is_some() {
+            // Its number may be somebody else's from now on.
+            self.postmaster = None;
+        }
         Ok(ended.is_none())
     }
 
@@ -314,6 +318,9 @@ impl PostgresServer {
     /// # Errors
     /// If it is not running.
     pub fn freeze(&self) -> Result<()> {
+        // The postmaster first: it starts no other process then.
+        let postmaster = self.processes()?.into_iter().next_back().expect("the postmaster is one of them");
+        stop(postmaster)?;
         self.processes()?.into_iter().try_for_each(stop)
     }
 

@@ -56,10 +56,10 @@ pub enum Fault {
 }
 
 impl Fault {
-    /// Four of seven kill somebody.
+    /// Two of three kill somebody.
     fn drawn(random: &mut StdRng, links: usize) -> Self {
         let link = random.random_range(0..links);
-        match random.random_range(0..28) {
+        match random.random_range(0..26) {
             0..5 => Self::KillCoordinator(random.random_range(0..NODES)),
             5..10 => Self::KillBank(random.random_range(0..2)),
             10..12 => Self::KillClient(random.random_range(0..CLIENTS)),
@@ -71,9 +71,9 @@ impl Fault {
             19..21 => Self::Cut(link),
             21..23 => Self::Silence(link),
             23 => Self::Slow(link, Duration::from_millis(random.random_range(SLOW_MS))),
-            24 => Self::FailForces(Server::Log),
-            25 => Self::FailForces(Server::Postgres),
-            26 => Self::FailForces(Server::MariaDb),
+            24 => {
+                Self::FailForces([Server::Log, Server::Postgres, Server::MariaDb][random.random_range(0..3)])
+            }
             _ => Self::FillDisk,
         }
     }
@@ -176,21 +176,30 @@ pub fn strike(world: &mut World, fault: Fault, away: Duration, faults: &mut Faul
             let failing = FailingForces::of(&world.processes_of(server)?)?;
             sleep(away);
             drop(failing);
-            world.mend(server)?;
-            faults.crashed += world.recoveries_of(server) - recoveries;
+            faults.crashed += u32::from(mended_since(world, server, recoveries)?);
         }
         Fault::FillDisk => {
             faults.full_disks += 1;
             let recoveries = world.recoveries_of(Server::Log);
-            let disk = world.log_server.disk().expect("the log's server has a disk of its own");
-            disk.fill()?;
-            sleep(away);
-            disk.make_room()?;
-            world.mend(Server::Log)?;
-            faults.crashed += world.recoveries_of(Server::Log) - recoveries;
+            fill_disk_for(world, away)?;
+            faults.crashed += u32::from(mended_since(world, Server::Log, recoveries)?);
         }
     }
     Ok(())
+}
+
+/// Of the log's server.
+fn fill_disk_for(world: &World, time: Duration) -> Result<()> {
+    let disk = world.log_server.disk().expect("the log's server has a disk of its own");
+    disk.fill()?;
+    sleep(time);
+    disk.make_room()
+}
+
+/// Has a server come back, and says whether it has crashed since it had recovered so often.
+fn mended_since(world: &mut World, server: Server, recoveries: u32) -> Result<bool> {
+    world.mend(server)?;
+    Ok(world.recoveries_of(server) > recoveries)
 }
 
 fn make_for(world: &World, link: usize, condition: Condition, time: Duration) {

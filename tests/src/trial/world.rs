@@ -72,7 +72,7 @@ pub struct World {
 }
 
 impl World {
-    /// Starts a coordinator in `directory`, which is made, with these flags beside [`FLAGS`]. `slow_at`: the crash point at
+    /// Starts a coordinator in `directory`, which is made, with these flags beside [`FLAGS`], or in place of one. `slow_at`: the crash point at
     /// which it waits each time, and how long.
     ///
     /// # Errors
@@ -107,7 +107,9 @@ impl World {
             LogPlace::Shared(url) => vec![format!("--log={url}"), "--migrate-log".to_owned()],
         };
         let log: Vec<&str> = log.iter().map(String::as_str).collect();
-        let flags = [FLAGS, flags, &log].concat();
+        let name = |flag: &str| flag.split('=').next().map(str::to_owned);
+        let usual = FLAGS.iter().filter(|usual| flags.iter().all(|own| name(own) != name(usual)));
+        let flags: Vec<&str> = usual.chain(flags).chain(&log).copied().collect();
         let fuse = fuse_of(doomed, Who::Coordinator);
         let coordinator = Coordinator::start_slow(roles, directory, &flags, fuse, slow_at)?;
         let (roles, directory) = (roles.clone(), directory.to_owned());

@@ -32,7 +32,11 @@ async fn pruning_stays_below_what_another_node_published() {
     assert_eq!(log.floor(limits.below).await.unwrap().unix_ms(), old.gtrid.unix_ms());
     other.renew(Renewal { floor_ms: old.gtrid.unix_ms() + 1, live: 0 }).await.unwrap();
     assert_eq!(log.prune(limits).await.unwrap(), 1);
+    // That there may have been a record is more than nothing: it is told only behind a write (P3).
+    let passed = || database.psql("SELECT sum(passed) FROM lockstep_log.barriers").parse::<i64>().unwrap();
+    let before = passed();
     assert!(look(&other, old.gtrid).await.below_horizon);
+    assert_eq!(passed(), before + 1);
 }
 
 /// Else its transactions are older than what a resource manager reports as its oldest, and than what may be pruned.

@@ -83,8 +83,9 @@ pub(super) fn ended_info(
     acknowledged: bool,
 ) -> v1::TransactionInfo {
     let standing = Standing::of_ended(end.outcome, acknowledged);
-    let committed = decision.is_some_and(|decision| decision.kind == DecisionKind::Commit);
-    let branches = end.branches.iter().map(|(bqual, how)| ended_branch(bqual, *how, committed)).collect();
+    let decided = |bqual: &Bqual| decision.is_some_and(|decision| has_committed(decision, bqual));
+    let ended = end.branches.iter().map(|(bqual, how)| ended_branch(bqual, *how, decided(bqual)));
+    let branches = ended.collect();
     v1::TransactionInfo {
         state: v1::TransactionState::Ended.into(),
         outcome: wire_outcome(Some(end.outcome)).into(),
@@ -137,6 +138,20 @@ fn branch_info(bqual: &Bqual, state: &str) -> v1::BranchInfo {
         resource_manager: bqual.resource_manager().to_string(),
         state: state.to_owned(),
         ..v1::BranchInfo::default()
+    }
+}
+
+/// Whether this branch is among those that were decided to commit, for which all of them had voted.
+fn has_committed(decision: &DecisionRecord, bqual: &Bqual) -> bool {
+    decision.kind == DecisionKind::Commit && decision.branches.contains(bqual)
+}
+
+/// What the decision tells of a transaction that was made from its end alone.
+pub(super) fn add_decision(info: &mut v1::TransactionInfo, decision: &DecisionRecord) {
+    info.decided_ms = decision.decided_ms;
+    for branch in &mut info.branches {
+        let committed = branch.bqual.parse().is_ok_and(|bqual| has_committed(decision, &bqual));
+        vote(&branch.state, committed).clone_into(&mut branch.vote);
     }
 }
 

@@ -8,7 +8,6 @@ use lockstep_proto::{Gtrid, ResourceManagerName, Xid, v1};
 
 use super::show::resolve;
 use crate::engine::clock::unix_ms;
-use crate::engine::handle::soon;
 use crate::engine::inquiry::{BranchAnswer, look_at_prepared};
 use crate::rpc::Services;
 use crate::rpc::status::RequestError;
@@ -84,8 +83,8 @@ async fn orphans(services: &Services, answers: &[Answer]) -> BTreeMap<Xid, &'sta
         .flat_map(|inspection| &inspection.branches)
         .filter(|branch| branch.cluster == ours && branch.found() == v1::BranchFound::Prepared);
     let xids: Vec<Xid> = prepared.filter_map(|branch| Xid::try_from(branch.xid.clone()?).ok()).collect();
-    let Ok(fates) = soon(look_at_prepared(&services.shared.engine, &xids)).await else {
-        let unknown = "the decision log cannot be asked now: whether anybody answers for it is not known";
+    let Ok(fates) = look_at_prepared(&services.shared.engine, &xids).await else {
+        let unknown = "this coordinator is ending: whether anybody answers for it is not known";
         return xids.into_iter().map(|xid| (xid, unknown)).collect();
     };
     let why = |(xid, fate)| match fate {

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use lockstep_proto::wire::known_enum;
 use lockstep_proto::{Gtrid, v1};
 
-use super::info::{ended_info, live_info};
+use super::info::{add_decision, ended_info, live_info};
 use super::limit;
 use crate::engine::clock::unix_ms;
 use crate::engine::handle::EngineError;
@@ -52,23 +52,26 @@ pub(in crate::rpc) async fn list(
     transactions.retain(|info| filter.fits(info));
     let truncated = transactions.len() > wanted;
     transactions.truncate(wanted);
-    add_decisions(services, &mut transactions).await?;
+    let ended = transactions.iter_mut().filter(|info| !live.contains(&info.gtrid));
+    add_decisions(services, ended.collect()).await?;
     Ok(v1::ListTransactionsResponse { transactions, truncated, now_ms: unix_ms() })
 }
 
-/// When what has ended was decided: its end does not tell.
-async fn add_decisions(services: &Services, ended: &mut [v1::TransactionInfo]) -> Result<(), RequestError> {
-    let ended =
-        ended.iter_mut().filter(|info| info.state() == v1::TransactionState::Ended && info.decided_ms == 0);
-    let mut ended: Vec<_> = ended.collect();
+/// When what has ended was decided, and for what: its end does not tell. (What is live needs no log, and is told while there is none.)
+async fn add_decisions(
+    services: &Services,
+    ended: Vec<&mut v1::TransactionInfo>,
+) -> Result<(), RequestError> {
     let gtrids: Vec<Gtrid> = ended.iter().filter_map(|info| info.gtrid.parse().ok()).collect();
     if gtrids.is_empty() {
         return Ok(());
     }
     assert_eq!(gtrids.len(), ended.len(), "each was made from a gtrid");
     let look_ups = services.shared.engine.log().look_up(&gtrids).await.map_err(EngineError::Log)?;
-    for (info, look_up) in ended.iter_mut().zip(look_ups) {
-        info.decided_ms = look_up.recorded.decision().map_or(0, |decision| decision.decided_ms);
+    for (info, look_up) in ended.into_iter().zip(look_ups) {
+        if let Some(decision) = look_up.recorded.decision() {
+            add_decision(info, decision);
+        }
     }
     Ok(())
 }

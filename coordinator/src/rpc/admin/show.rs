@@ -1,6 +1,9 @@
 //! One transaction, found by the beginning of its id, and what may be done about it.
 
+use std::time::Duration;
+
 use lockstep_proto::{Gtrid, v1};
+use tokio::time::timeout;
 
 use super::info::{audit_entry, ended_info, live_info, recorded_info};
 use super::orphans;
@@ -15,6 +18,8 @@ use crate::rpc::status::RequestError;
 
 /// How many candidates an ambiguous prefix is answered with.
 const CANDIDATES: usize = 5;
+/// How long the databases may take to say whose it is, where there is no record: one that hangs is no reason to keep the answer.
+const FOR_DATABASES: Duration = Duration::from_secs(1);
 /// How much of its history a transaction is shown with.
 const MOST_AUDIT: u32 = 100;
 
@@ -29,7 +34,12 @@ pub(in crate::rpc) async fn show(
     services: &Services,
     request: v1::ShowTransactionRequest,
 ) -> Result<v1::ShowTransactionResponse, RequestError> {
-    let (found, audit, log_unavailable) = match from_log(services, &request.gtrid).await {
+    let reading = {
+        let (services, prefix) = (services.clone(), request.gtrid.clone());
+        async move { from_log(&services, &prefix).await }
+    };
+    let read = soon(reading).await.unwrap_or_else(|late| Err(EngineError::Log(late).into()));
+    let (found, audit, log_unavailable) = match read {
         Ok((found, audit)) => (found, audit, String::new()),
         Err(RequestError::Engine(EngineError::Log(why))) => {
             let reason = why.to_string();
@@ -50,7 +60,7 @@ pub(in crate::rpc) async fn show(
 async fn from_log(services: &Services, prefix: &str) -> Result<(Found, Vec<AuditRecord>), RequestError> {
     let found = find(services, prefix).await?;
     let query = AuditQuery { of: Some(found.gtrid), below: 0, limit: MOST_AUDIT };
-    let audit = soon(services.shared.engine.log().audit(query)).await.map_err(EngineError::Log)?;
+    let audit = services.shared.engine.log().audit(query).await.map_err(EngineError::Log)?;
     Ok((found, audit))
 }
 
@@ -107,8 +117,8 @@ pub(super) async fn find(services: &Services, prefix: &str) -> Result<Found, Req
         return Ok(found_live(view));
     }
     let end = engine.writer().end_on_its_way(&gtrid);
-    let look_up = soon(engine.look_up(gtrid)).await.map_err(EngineError::Log)?;
-    let acknowledged = soon(engine.log().is_acknowledged(gtrid)).await.map_err(EngineError::Log)?;
+    let look_up = engine.look_up(gtrid).await.map_err(EngineError::Log)?;
+    let acknowledged = engine.log().is_acknowledged(gtrid).await.map_err(EngineError::Log)?;
     let on_its_way = end.as_ref().map(|end| Standing::of_unrecorded(end.outcome));
     let standing = on_its_way.or_else(|| Standing::of_recorded(&look_up, engine.is_behind(), acknowledged));
     // It is shown as it is on record, while there is a record: what is shown to have ended stays so over a crash.
@@ -122,16 +132,17 @@ pub(super) async fn find(services: &Services, prefix: &str) -> Result<Found, Req
 /// Why there is nothing to tell here of a transaction without a record, and where there is. Its databases are asked first: what they hold of it
 /// may be another cluster's, whatever this log knows of an epoch of that number.
 async fn absent(services: &Services, gtrid: Gtrid, standing: Option<Standing>) -> RequestError {
-    let census = orphans::census(services, gtrid).await;
-    if census.foreign {
-        return forbidden(services, gtrid, Forbidden::OtherCluster, census.said);
+    let census = timeout(FOR_DATABASES, orphans::census(services, gtrid)).await;
+    let (foreign, said) = census.map_or((false, String::new()), |census| (census.foreign, census.said));
+    if foreign {
+        return forbidden(services, gtrid, Forbidden::OtherCluster, said);
     }
     if standing == Some(Standing::Elsewhere) {
         return forbidden(services, gtrid, Forbidden::OtherCoordinator, String::new());
     }
     let what = gtrid.to_string();
     if standing.is_none() && services.shared.registry.has_orphan_of(&what) {
-        return forbidden(services, gtrid, Forbidden::IsOrphan, census.said);
+        return forbidden(services, gtrid, Forbidden::IsOrphan, said);
     }
     RequestError::NotFound(what)
 }
@@ -174,7 +185,7 @@ pub(super) async fn resolve(services: &Services, prefix: &str) -> Result<Gtrid, 
     let engine = &services.shared.engine;
     let live = engine.find(prefix, CANDIDATES).await?;
     let most = u32::try_from(CANDIDATES).expect("a small number");
-    let mut found: Vec<Gtrid> = soon(engine.log().find(prefix, most)).await.map_err(EngineError::Log)?;
+    let mut found: Vec<Gtrid> = engine.log().find(prefix, most).await.map_err(EngineError::Log)?;
     found.extend(live.iter().map(|view| view.gtrid));
     found.extend(services.shared.registry.orphans_beginning(prefix));
     found.sort_unstable();
