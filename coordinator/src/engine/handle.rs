@@ -76,14 +76,27 @@ pub enum BeginError {
 pub async fn soon<T: Send + 'static>(
     reading: impl Future<Output = T> + Send + 'static,
 ) -> Result<T, ReadError> {
-    const PATIENCE: Duration = Duration::from_secs(2);
-    match tokio::time::timeout(PATIENCE, tokio::spawn(reading)).await {
+    within(Duration::from_secs(2), reading).await
+}
+
+/// The same for those who wait so long.
+///
+/// # Errors
+/// [`ReadError::Unavailable`] after that time.
+///
+/// # Panics
+/// If the reading does.
+pub async fn within<T: Send + 'static>(
+    patience: Duration,
+    reading: impl Future<Output = T> + Send + 'static,
+) -> Result<T, ReadError> {
+    match tokio::time::timeout(patience, tokio::spawn(reading)).await {
         Ok(Ok(answer)) => Ok(answer),
         Ok(Err(ended)) => match ended.try_into_panic() {
             Ok(panic) => std::panic::resume_unwind(panic),
             Err(_cancelled) => Err(ReadError::Unavailable("this process is ending".to_owned())),
         },
-        Err(_elapsed) => Err(ReadError::Unavailable(format!("it has not answered within {PATIENCE:?}"))),
+        Err(_elapsed) => Err(ReadError::Unavailable(format!("it has not answered within {patience:?}"))),
     }
 }
 

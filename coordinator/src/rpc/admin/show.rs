@@ -10,7 +10,7 @@ use super::orphans;
 use crate::decision_log::ReadError;
 use crate::decision_log::audit::{AuditQuery, AuditRecord};
 use crate::engine::clock::unix_ms;
-use crate::engine::handle::{EngineError, soon};
+use crate::engine::handle::{EngineError, soon, within};
 use crate::engine::input::TransactionView;
 use crate::protocol::situation::{Action, Forbidden, Standing};
 use crate::rpc::Services;
@@ -20,6 +20,8 @@ use crate::rpc::status::RequestError;
 const CANDIDATES: usize = 5;
 /// How long the databases may take to say whose it is, where there is no record: one that hangs is no reason to keep the answer.
 const FOR_DATABASES: Duration = Duration::from_secs(1);
+/// How long somebody waits who is about to act, and has to know: less than the command line waits for an answer unless told otherwise.
+const FOR_THE_LOG: Duration = Duration::from_secs(8);
 /// How much of its history a transaction is shown with.
 const MOST_AUDIT: u32 = 100;
 
@@ -117,8 +119,10 @@ pub(super) async fn find(services: &Services, prefix: &str) -> Result<Found, Req
         return Ok(found_live(view));
     }
     let end = engine.writer().end_on_its_way(&gtrid);
-    let look_up = engine.look_up(gtrid).await.map_err(EngineError::Log)?;
-    let acknowledged = engine.log().is_acknowledged(gtrid).await.map_err(EngineError::Log)?;
+    let asked = engine.clone();
+    let reading = async move { Ok((asked.look_up(gtrid).await?, asked.log().is_acknowledged(gtrid).await?)) };
+    let read = within(FOR_THE_LOG, reading).await.flatten();
+    let (look_up, acknowledged) = read.map_err(EngineError::Log)?;
     let on_its_way = end.as_ref().map(|end| Standing::of_unrecorded(end.outcome));
     let standing = on_its_way.or_else(|| Standing::of_recorded(&look_up, engine.is_behind(), acknowledged));
     // It is shown as it is on record, while there is a record: what is shown to have ended stays so over a crash.
@@ -185,7 +189,9 @@ pub(super) async fn resolve(services: &Services, prefix: &str) -> Result<Gtrid, 
     let engine = &services.shared.engine;
     let live = engine.find(prefix, CANDIDATES).await?;
     let most = u32::try_from(CANDIDATES).expect("a small number");
-    let mut found: Vec<Gtrid> = engine.log().find(prefix, most).await.map_err(EngineError::Log)?;
+    let (asked, begins) = (engine.clone(), prefix.to_owned());
+    let recorded = soon(async move { asked.log().find(&begins, most).await }).await.flatten();
+    let mut found: Vec<Gtrid> = recorded.map_err(EngineError::Log)?;
     found.extend(live.iter().map(|view| view.gtrid));
     found.extend(services.shared.registry.orphans_beginning(prefix));
     found.sort_unstable();
