@@ -171,34 +171,41 @@ impl Seen {
     #[must_use]
     pub fn contradictions(&self) -> Vec<String> {
         let mut wrong = self.wrong_books();
-        let begun: BTreeSet<&str> = self.ledger.iter().map(|entry| entry.gtrid.as_str()).collect();
+        // Once: a long run has a hundred thousand of them.
+        let mut begun = BTreeMap::<&str, Vec<&Entry>>::new();
+        for entry in &self.ledger {
+            begun.entry(&entry.gtrid).or_default().push(entry);
+        }
         let in_books: BTreeSet<&str> =
             self.pages.iter().flat_map(|page| page.transfers.keys().map(String::as_str)).collect();
         wrong.extend(
-            in_books.difference(&begun).map(|gtrid| format!("{gtrid} is in the books and nobody began it")),
+            in_books
+                .iter()
+                .filter(|gtrid| !begun.contains_key(*gtrid))
+                .map(|gtrid| format!("{gtrid} is in the books and nobody began it")),
         );
-        for gtrid in begun {
-            wrong.extend(self.contradictions_of(gtrid));
+        for (gtrid, entries) in begun {
+            wrong.extend(self.contradictions_of(gtrid, &entries));
         }
         wrong
     }
 
-    fn contradictions_of(&self, gtrid: &str) -> Vec<String> {
+    /// Of one transaction, with its lines of the ledger.
+    fn contradictions_of(&self, gtrid: &str, entries: &[&Entry]) -> Vec<String> {
         let found = self.found(gtrid);
         if self.torn_by_hand.as_deref() == Some(gtrid) {
-            return self.contradictions_of_torn(gtrid);
+            return self.contradictions_of_torn(gtrid, entries);
         }
         if found == Found::Torn {
             let banks: Vec<bool> = self.pages.iter().map(|page| page.transfers.contains_key(gtrid)).collect();
             return vec![format!("{gtrid} is torn: committed in each bank: {banks:?}")];
         }
         let mut wrong = Vec::new();
-        let told =
-            self.ledger.iter().filter(|entry| entry.gtrid == gtrid).filter_map(|entry| match &entry.what {
-                What::Told { told, detail } => Some((*told, detail.as_str())),
-                What::Heard { told } => Some((*told, "in answer to a question")),
-                What::Begun { .. } | What::Ready { .. } => None,
-            });
+        let told = entries.iter().filter_map(|entry| match &entry.what {
+            What::Told { told, detail } => Some((*told, detail.as_str())),
+            What::Heard { told } => Some((*told, "in answer to a question")),
+            What::Begun { .. } | What::Ready { .. } => None,
+        });
         for (told, detail) in told {
             if !fits(told, found, true) {
                 wrong.push(format!(
@@ -216,7 +223,7 @@ impl Seen {
     }
 
     /// Whoever asks for it is told, and nobody was told that it was rolled back: the decision was commit.
-    fn contradictions_of_torn(&self, gtrid: &str) -> Vec<String> {
+    fn contradictions_of_torn(&self, gtrid: &str, entries: &[&Entry]) -> Vec<String> {
         let mut wrong = Vec::new();
         if self.asked.get(gtrid) != Some(&Told::Heuristic) {
             wrong.push(format!(
@@ -228,7 +235,7 @@ impl Seen {
             What::Told { told, .. } | What::Heard { told } => told == Told::RolledBack,
             What::Begun { .. } | What::Ready { .. } => false,
         };
-        if self.ledger.iter().filter(|entry| entry.gtrid == gtrid).any(|entry| denied(&entry)) {
+        if entries.iter().any(denied) {
             wrong.push(format!(
                 "{gtrid}: decided to commit, torn by hand, and the client was told RolledBack"
             ));
