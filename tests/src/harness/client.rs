@@ -349,7 +349,9 @@ pub fn read_ledger(path: &Path) -> Result<Vec<Entry>> {
     };
     let entry =
         |line| serde_json::from_str(line).map_err(Failed::because(format!("the ledger's line {line}")));
-    text.lines().map(entry).collect()
+    // A line that is being written now may be seen in part: it is read the next time.
+    let complete = text.rfind('\n').map_or("", |end| &text[..end]);
+    complete.lines().map(entry).collect()
 }
 
 /// A client's process: transfers until it is told to stop.
