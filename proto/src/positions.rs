@@ -70,6 +70,12 @@ impl Positions {
         self.0.retain(|epoch, _| !epochs.contains(epoch));
     }
 
+    /// The newest place of this epoch.
+    #[must_use]
+    pub fn of(&self, epoch: Epoch) -> Option<LogPosition> {
+        self.0.get(&epoch).copied()
+    }
+
     /// The newest place of the newest epoch.
     #[must_use]
     pub fn newest(&self) -> Option<LogPosition> {

@@ -5,18 +5,43 @@
 //! Otherwise a log that was restored without its last decisions would look complete to every participant that carried
 //! them out, and the branches that still wait for them would be presumed rolled back.
 
+//!
+//! Decisions come in batches, and so do their commits: one write of the newest place that was told serves all that wait for it
+//! ([`Newest::turn`]).
+
 use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use lockstep_proto::{Epoch, LogPosition, Positions};
 
-/// What this process was told, and what of it is durable.
+/// How long anybody waits for somebody else's write, whose connection may be cut off.
+const PATIENCE: Duration = Duration::from_millis(100);
+
+/// What this process was told, and what of it is in the database.
 #[derive(Debug, Default)]
-pub(super) struct Newest(Mutex<Places>);
+pub(super) struct Newest {
+    places: Mutex<Places>,
+    turns: tokio::sync::Mutex<()>,
+}
 
 #[derive(Debug, Default)]
 struct Places {
     told: Positions,
+    /// Written, and durable with the next commit at the latest, as long as the server lives.
+    written: Positions,
+    /// Durable.
     kept: Positions,
+    /// How often a connection was opened.
+    connections: u64,
+}
+
+/// A place that is to be written now. While there is one, others wait a moment.
+#[derive(Debug)]
+pub(super) struct Turn<'a> {
+    newest: &'a Newest,
+    place: LogPosition,
+    connections: u64,
+    _turn: Option<tokio::sync::MutexGuard<'a, ()>>,
 }
 
 impl Newest {
@@ -24,6 +49,7 @@ impl Newest {
     pub(super) fn found(&self, seen: Positions) -> Positions {
         let mut places = self.lock();
         places.told.extend(seen.iter().copied());
+        places.written = Positions::new();
         places.kept = seen;
         places.told.clone()
     }
@@ -37,20 +63,66 @@ impl Newest {
         self.lock().kept.see(*position);
     }
 
-    /// Whether it, or a newer one of its epoch, is known to be durable in the database.
-    pub(super) fn is_kept(&self, position: &LogPosition) -> bool {
-        self.lock().kept.covers(position)
+    /// A connection was opened, maybe to a server that has crashed since, and has lost what was written and not yet durable. Has to
+    /// be called before that connection is used.
+    pub(super) fn connected(&self) {
+        let mut places = self.lock();
+        places.connections += 1;
+        places.written = Positions::new();
+    }
+
+    /// Waits until it is known whether this place, which was told, has to be written before its decision is carried out on a connection
+    /// that the caller already has. `None`: it, or a newer one of its epoch, has been.
+    pub(super) async fn turn(&self, position: &LogPosition) -> Option<Turn<'_>> {
+        if self.lock().is_written(position) {
+            return None;
+        }
+        let turn = tokio::time::timeout(PATIENCE, self.turns.lock()).await.ok();
+        let places = self.lock();
+        if places.is_written(position) {
+            return None;
+        }
+        let place = places.told.of(position.epoch).unwrap_or(*position);
+        Some(Turn { newest: self, place, connections: places.connections, _turn: turn })
     }
 
     /// The database has let go of what was seen of these epochs.
     pub(super) fn settled(&self, epochs: &[Epoch]) {
         let mut places = self.lock();
         places.told.forget(epochs);
+        places.written.forget(epochs);
         places.kept.forget(epochs);
     }
 
     fn lock(&self) -> MutexGuard<'_, Places> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.places.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Places {
+    fn is_written(&self, position: &LogPosition) -> bool {
+        self.written.covers(position) || self.kept.covers(position)
+    }
+}
+
+impl Turn<'_> {
+    /// What to write: the newest place of the epoch that was told.
+    pub(super) const fn place(&self) -> &LogPosition {
+        &self.place
+    }
+
+    /// The server has it, and makes it durable with the next commit.
+    pub(super) fn written(self) {
+        let mut places = self.newest.lock();
+        // A connection was opened meanwhile: this may have been written by a server that was gone before.
+        if places.connections == self.connections {
+            places.written.see(self.place);
+        }
+    }
+
+    /// It is durable in the database.
+    pub(super) fn kept(self) {
+        self.newest.kept(&self.place);
     }
 }
 
@@ -65,22 +137,84 @@ mod tests {
         LogPosition { epoch: Epoch::new(epoch).unwrap(), incarnation, sequence }
     }
 
-    #[test]
-    fn what_a_database_has_lost_is_not_taken_for_kept_and_not_forgotten() {
+    async fn has_to_write(newest: &Newest, position: LogPosition) -> bool {
+        newest.turn(&position).await.is_some()
+    }
+
+    #[tokio::test]
+    async fn what_a_database_has_lost_is_not_taken_for_kept_and_not_forgotten() {
         let newest = Newest::default();
         assert_eq!(newest.found(Positions::new()), Positions::new());
         newest.told(&position(2, 7));
-        assert!(!newest.is_kept(&position(2, 7)), "it was only told");
+        assert!(has_to_write(&newest, position(2, 7)).await, "it was only told");
         newest.kept(&position(2, 7));
-        assert!(newest.is_kept(&position(2, 7)) && !newest.is_kept(&position(2, 8)));
-        assert!(!newest.is_kept(&position(1, 1)), "another epoch's says nothing of it");
+        assert!(!has_to_write(&newest, position(2, 7)).await && has_to_write(&newest, position(2, 8)).await);
+        assert!(has_to_write(&newest, position(1, 1)).await, "another epoch's says nothing of it");
         newest.kept(&position(1, 900));
-        assert!(newest.is_kept(&position(2, 7)) && newest.is_kept(&position(1, 900)));
+        assert!(
+            !has_to_write(&newest, position(2, 7)).await && !has_to_write(&newest, position(1, 900)).await
+        );
         // A standby was promoted that had not got it yet.
         let found = newest.found([position(2, 6)].into_iter().collect());
         assert_eq!(found, [position(2, 7)].into_iter().collect());
-        assert!(newest.is_kept(&position(2, 6)) && !newest.is_kept(&position(2, 7)));
-        assert!(!newest.is_kept(&position(1, 900)));
+        assert!(!has_to_write(&newest, position(2, 6)).await && has_to_write(&newest, position(2, 7)).await);
+        assert!(has_to_write(&newest, position(1, 900)).await);
+    }
+
+    #[tokio::test]
+    async fn one_write_serves_all_that_wait() {
+        let newest = Newest::default();
+        newest.told(&position(1, 3));
+        newest.told(&position(1, 5));
+        let turn = newest.turn(&position(1, 3)).await.unwrap();
+        assert_eq!(turn.place(), &position(1, 5), "the newest that was told");
+        let fifth = position(1, 5);
+        let mut second = Box::pin(newest.turn(&fifth));
+        assert!(futures::poll!(&mut second).is_pending(), "one at a time");
+        turn.written();
+        assert!(second.await.is_none());
+        assert!(has_to_write(&newest, position(1, 6)).await);
+    }
+
+    #[tokio::test]
+    async fn nobody_waits_long_for_another_ones_write() {
+        let newest = Newest::default();
+        let _cut_off = newest.turn(&position(1, 3)).await;
+        assert!(has_to_write(&newest, position(1, 3)).await);
+    }
+
+    #[tokio::test]
+    async fn who_could_not_write_leaves_it_to_the_next() {
+        let newest = Newest::default();
+        newest.told(&position(1, 3));
+        drop(newest.turn(&position(1, 3)).await);
+        assert!(has_to_write(&newest, position(1, 3)).await);
+    }
+
+    #[tokio::test]
+    async fn what_is_not_durable_is_written_again_once_the_server_may_be_another() {
+        let newest = Newest::default();
+        newest.told(&position(1, 3));
+        newest.turn(&position(1, 3)).await.unwrap().written();
+        assert!(!has_to_write(&newest, position(1, 3)).await);
+        newest.connected();
+        let turn = newest.turn(&position(1, 3)).await.unwrap();
+        newest.connected();
+        turn.written();
+        assert!(
+            has_to_write(&newest, position(1, 3)).await,
+            "it was written before the last connection was opened"
+        );
+        newest.turn(&position(1, 3)).await.unwrap().kept();
+        newest.connected();
+        assert!(!has_to_write(&newest, position(1, 3)).await, "what is durable stays");
+        newest.told(&position(1, 4));
+        newest.turn(&position(1, 4)).await.unwrap().written();
+        newest.found([position(1, 3)].into_iter().collect());
+        assert!(
+            has_to_write(&newest, position(1, 4)).await,
+            "the database was looked at, and does not have it"
+        );
     }
 
     #[test]

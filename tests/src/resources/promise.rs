@@ -238,14 +238,12 @@ const FENCE: &str = "'fence'";
 const KEEP: &str = "SET LOCAL synchronous_commit = off; INSERT INTO lockstep.positions";
 const KEPT: &[&str] = &["SET", "INSERT 0 1"];
 
-/// Constraints, the role, durability, the evidence; then PREPARE, and the question whether it is listed.
-const PREPARED: &[&str] =
-    &["SET CONSTRAINTS", "SET", "SELECT", "INSERT 0 1", "PREPARE TRANSACTION", "BEGIN", "SELECT 1"];
+/// Constraints, the role, the evidence; then PREPARE, and the question what became of it.
+const PREPARED: &[&str] = &["SET CONSTRAINTS", "SET", "INSERT 0 1", "PREPARE TRANSACTION", "BEGIN", "SHOW"];
 /// The same, and the evidence is refused because nothing was written.
-const NOT_PREPARED: &[&str] = &["SET CONSTRAINTS", "SET", "SELECT", "ERROR 23514"];
+const NOT_PREPARED: &[&str] = &["SET CONSTRAINTS", "SET", "ERROR 23514"];
 /// The same, with COMMIT, and the evidence is read.
-const COMMITTED_ALONE: &[&str] =
-    &["SET CONSTRAINTS", "SET", "SELECT", "INSERT 0 1", "COMMIT", "BEGIN", "SELECT 1"];
+const COMMITTED_ALONE: &[&str] = &["SET CONSTRAINTS", "SET", "INSERT 0 1", "COMMIT", "BEGIN", "SELECT 1"];
 /// The fence goes in.
 const FENCED: &[&str] = &["INSERT 0 1", "SELECT 1"];
 /// The evidence keeps it out.

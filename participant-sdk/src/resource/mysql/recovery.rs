@@ -49,9 +49,9 @@ pub(super) async fn keep_position(
     newest: &Newest,
     position: &LogPosition,
 ) -> Result<(), Unresolved> {
-    if !newest.is_kept(position) {
-        run(own, schema.keep_position(name, position)).await?;
-        newest.kept(position);
+    if let Some(turn) = newest.turn(position).await {
+        run(own, schema.keep_position(name, turn.place())).await?;
+        turn.kept();
     }
     Ok(())
 }

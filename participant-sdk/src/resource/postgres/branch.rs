@@ -1,7 +1,7 @@
 //! A branch while it is open: begun, prepared, committed in one phase, or given up.
 //!
 //! Each of these is one round trip. What it answers is proved in the same round trip: a branch counts as
-//! prepared when PostgreSQL lists it, as committed when its evidence row is read. (`PREPARE TRANSACTION` and
+//! prepared when its session shows that it was, as committed when its evidence row is read. (`PREPARE TRANSACTION` and
 //! `COMMIT` succeed in a failed transaction too, and roll back; sqlx shows no difference.)
 //!
 //! Every statement that the server refuses leaves nothing behind, and a branch is turned down with the reason.
@@ -106,11 +106,11 @@ pub(super) async fn prepare(
     let answer = open.lease.run(sql, open.time_for_an_answer()).await;
     fail_point!("postgres-after-prepare");
     match answer {
-        Ok(reply) if is_listed(&reply) == Some(true) => {
+        Ok(reply) if is_prepared(&reply, branch) => {
             open.lease.roll_back_and_give_back();
             Ok(Prepared::Yes)
         }
-        Ok(_) => Err(Unresolved("PostgreSQL took the prepare and does not list the branch".to_owned())),
+        Ok(_) => Err(Unresolved("PostgreSQL took the prepare and does not show that it did it".to_owned())),
         Err(Failure::Lost(why)) => {
             Err(Unresolved(format!("whether the branch is prepared is not known: {why}")))
         }
@@ -240,6 +240,11 @@ fn refused_before_the_end(answer: &Result<Reply, Failure>) -> bool {
 
 fn is_not_listed(answer: &Result<Reply, Failure>) -> bool {
     matches!(answer, Ok(reply) if is_listed(reply) == Some(false))
+}
+
+fn is_prepared(reply: &Reply, branch: &BranchId) -> bool {
+    let shown = reply.rows.iter().find_map(|row| row.try_get::<&str, _>(sql::PREPARED).ok());
+    shown.is_some_and(|shown| shown == branch.to_string())
 }
 
 /// `None`: the reply does not say.

@@ -35,8 +35,8 @@ mod recovery;
 mod refusal;
 pub(crate) mod sql;
 
-use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use lockstep_proto::{ClusterId, Epoch, Gtrid, LogPosition, ResourceManagerName, Xid};
@@ -67,7 +67,7 @@ pub struct Postgres {
     name: OnceLock<ResourceManagerName>,
     /// Whether the server can notice that its client is gone while a statement runs; known after attaching.
     can_watch_client: AtomicBool,
-    newest: Newest,
+    newest: Arc<Newest>,
 }
 
 impl Postgres {
@@ -75,14 +75,9 @@ impl Postgres {
     /// pool itself.
     #[must_use]
     pub fn new(pool: PgPool) -> Self {
-        let own = connection::own_pool((*pool.connect_options()).clone());
-        Self {
-            pool,
-            own,
-            name: OnceLock::new(),
-            can_watch_client: AtomicBool::new(false),
-            newest: Newest::default(),
-        }
+        let newest = Arc::new(Newest::default());
+        let own = connection::own_pool((*pool.connect_options()).clone(), Arc::clone(&newest));
+        Self { pool, own, name: OnceLock::new(), can_watch_client: AtomicBool::new(false), newest }
     }
 
     fn name(&self) -> Result<&ResourceManagerName, Unresolved> {

@@ -34,8 +34,10 @@ pub(super) async fn commit(
     position: &LogPosition,
 ) -> Result<Fate, Unresolved> {
     let mut lease = lease(own).await?;
-    if !newest.is_kept(position) {
-        lease.run(sql::keep_position(name, position), OWN_ANSWER_TIMEOUT).await.map_err(unresolved)?;
+    // Behind the lease: a connection that is opened later may be to a server that has lost what is not durable yet.
+    if let Some(turn) = newest.turn(position).await {
+        lease.run(sql::keep_position(name, turn.place()), OWN_ANSWER_TIMEOUT).await.map_err(unresolved)?;
+        turn.written();
     }
     fail_point!("postgres-before-commit-prepared");
     let is_done = finish(&mut lease, sql::commit_prepared(branch)).await?;

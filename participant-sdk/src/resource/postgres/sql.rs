@@ -87,10 +87,10 @@ pub(crate) fn set_up_own_connection(lock_wait: Duration, statement: Duration) ->
          SET lock_timeout = {lock}; \
          SET statement_timeout = {statement}; \
          SET idle_in_transaction_session_timeout = {statement}; \
-         {durable}",
+         SELECT {durable}",
         lock = millis(lock_wait),
         statement = millis(statement),
-        durable = make_durable(false),
+        durable = durable(false),
     ))
 }
 
@@ -234,16 +234,23 @@ pub(super) fn has_written() -> SqlStr {
     text("SELECT pg_current_xact_id_if_assigned() IS NOT NULL AS written".to_owned())
 }
 
-/// Writes the evidence, prepares, and asks PostgreSQL whether it has the branch: the last row says how many.
+/// Writes the evidence, prepares, and asks what became of the transaction: the last row is the name of this branch if it was
+/// prepared.
+///
+/// What it shows was set by [`begin`], and outlives a transaction that was prepared or committed, not one that was rolled back (PREPARE
+/// TRANSACTION succeeds then too). The evidence is refused unless this is still that transaction. `pg_prepared_xacts` would say the
+/// same, and takes longer the more branches are prepared.
 ///
 /// `BEGIN` because sqlx counts this connection as inside a transaction, and will end one.
 pub(super) fn prepare(branch: &BranchId, position: &LogPosition, lifetime: Duration) -> SqlStr {
     text(format!(
-        "{evidence}; PREPARE TRANSACTION '{PREFIX}:{branch}'; BEGIN; {listed}",
+        "{evidence}; PREPARE TRANSACTION '{PREFIX}:{branch}'; BEGIN; SHOW lockstep.committed",
         evidence = evidence(branch, position, lifetime, "pg_current_xact_id_if_assigned", false),
-        listed = listed(branch),
     ))
 }
+
+/// What [`prepare`] shows.
+pub(super) const PREPARED: &str = "lockstep.committed";
 
 /// After a refusal that PREPARE itself may have made: whether the branch is prepared. Refused in a failed
 /// transaction.
@@ -436,7 +443,8 @@ const EVIDENCE_COLUMNS: &str = "xid, kind, local_xid, deadline, noticed, resourc
 ///
 /// Before it, deferred constraints are checked under the role that the handler left, and then that role is put
 /// down: whoever owns a prepared transaction is the only one who can finish it, and must not be somebody that
-/// only this connection can become. Commits of one phase must be durable even if the handler asked for less.
+/// only this connection can become. Commits of one phase must be durable even if the handler asked for less, and a prepare must be where a
+/// synchronous standby will look for it; asked in the same statement, because each one costs the server as much as the row.
 ///
 /// `noticed`: whether the row is seen as soon as it is written, so that its retention counts from its deadline. That of a prepared branch may
 /// be seen days later ([`notice`]).
@@ -449,22 +457,19 @@ fn evidence(
 ) -> String {
     let deadline =
         format!("(pg_catalog.now() OPERATOR(pg_catalog.+) interval '{} milliseconds')", millis(lifetime));
-    let kind = if mutated("P16-prepares-what-the-service-began") {
-        "'branch'".to_owned()
+    let is_ours = if mutated("P16-prepares-what-the-service-began") {
+        "true".to_owned()
     } else {
-        format!(
-            "CASE WHEN pg_catalog.current_setting('lockstep.branch', true) OPERATOR(pg_catalog.=) '{branch}' \
-             THEN 'branch' END"
-        )
+        format!("pg_catalog.current_setting('lockstep.branch', true) OPERATOR(pg_catalog.=) '{branch}'")
     };
     format!(
-        "SET CONSTRAINTS ALL IMMEDIATE; SET LOCAL ROLE NONE; {durable}; \
+        "SET CONSTRAINTS ALL IMMEDIATE; SET LOCAL ROLE NONE; \
          INSERT INTO lockstep.evidence ({EVIDENCE_COLUMNS}) VALUES ('{branch}', \
-         {kind}, \
+         CASE WHEN {is_ours} AND {durable} IS NOT NULL THEN 'branch' END, \
          pg_catalog.{local_xid}(), \
          CASE WHEN pg_catalog.clock_timestamp() OPERATOR(pg_catalog.<) {deadline} THEN {deadline} END, \
          {noticed}, {fixed})",
-        durable = make_durable(true),
+        durable = durable(true),
         fixed = fixed_columns(branch, position),
     )
 }
@@ -484,11 +489,12 @@ fn fixed_columns(branch: &BranchId, position: &LogPosition) -> String {
 }
 
 /// Raises `synchronous_commit` to `on`, and leaves `remote_apply`, which is more, alone.
-fn make_durable(only_this_transaction: bool) -> String {
+fn durable(only_this_transaction: bool) -> String {
     format!(
-        "SELECT pg_catalog.set_config('synchronous_commit', 'on', {only_this_transaction}) \
-         WHERE pg_catalog.current_setting('synchronous_commit') \
-         OPERATOR(pg_catalog.<>) ALL (ARRAY['on', 'remote_apply'])"
+        "pg_catalog.set_config('synchronous_commit', \
+         CASE WHEN pg_catalog.current_setting('synchronous_commit') OPERATOR(pg_catalog.=) 'remote_apply' \
+         THEN 'remote_apply' ELSE 'on' END, \
+         {only_this_transaction})"
     )
 }
 
