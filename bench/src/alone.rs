@@ -1,7 +1,7 @@
 //! The coordinator alone: participants that vote at once, in a process of their own, and nothing else on the machine to wait for but the
 //! coordinator's log.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use lockstep_tests::harness::clock::now;
@@ -14,14 +14,20 @@ use tempfile::TempDir;
 use tokio::runtime::Runtime;
 
 use crate::driver::{BEGIN, DONE, END, READY, Seen};
-use crate::meter::{self, Counted, count};
+use crate::meter::{self, Counted, Scraped, count};
 use crate::stage::wait_for_line;
 use crate::voter::GONE;
 
 const WARM_UP: Duration = Duration::from_millis(500);
 /// Transactions that are held at the same time to see what they weigh: as many branches as a participant may have open.
 const HELD: usize = 1_000;
-/// Kilobytes of a page of memory.
+/// The most branches of a transaction that are tried.
+const MOST_BRANCHES: usize = 64;
+/// Transactions after which the coordinator's memory is looked at again.
+const MANY: u64 = 1_000_000;
+/// The length of each run until then.
+const LONG_RUN: Duration = Duration::from_secs(15);
+/// Bytes of a page of memory.
 const PAGE_BYTES: f64 = 4096.0;
 
 /// One run.
@@ -39,6 +45,8 @@ pub struct Run {
     pub counted: Counted,
     /// Its microseconds of processor time for each transaction.
     pub processor: f64,
+    /// The same of the process that the participants and the clients are in.
+    pub others: f64,
 }
 
 /// All of it.
@@ -54,20 +62,37 @@ pub struct Measured {
     pub bytes_in_flight: f64,
     /// The same after they are gone.
     pub bytes_afterwards: f64,
+    /// Bytes that its memory has grown by while it ran a million transactions; not in a quick run.
+    pub bytes_after_many: Option<f64>,
     /// Bytes that its log has grown by for each transaction with two branches, after a clean end.
     pub log_bytes: f64,
 }
 
 /// A coordinator with nothing but participants that vote at once.
-struct Alone {
+pub struct Alone {
     roles: Roles,
     coordinator: Coordinator,
     directory: TempDir,
     runtime: Runtime,
 }
 
+impl Measured {
+    /// Microseconds that each further branch costs the coordinator, and the participants and their client, at one client.
+    #[must_use]
+    pub fn further_branch(&self) -> (f64, f64) {
+        let at = |branches| self.growth.iter().find(|run| run.takes == 0 && run.branches == branches);
+        let Some((one, most)) = at(1).zip(at(MOST_BRANCHES)) else { return (f64::NAN, f64::NAN) };
+        let further = count(MOST_BRANCHES as u64 - 1);
+        ((most.processor - one.processor) / further, (most.others - one.others) / further)
+    }
+}
+
 impl Alone {
-    fn set(roles: &Roles) -> Result<Self> {
+    /// Starts it.
+    ///
+    /// # Errors
+    /// If it does not start.
+    pub fn set(roles: &Roles) -> Result<Self> {
         let directory = TempDir::with_prefix("lockstep-bench-").map_err(Failed::because("no directory"))?;
         let mut coordinator = Coordinator::start(roles, directory.path(), &[], None)?;
         coordinator.expect_it_serves()?;
@@ -76,7 +101,50 @@ impl Alone {
         Ok(Self { roles: roles.clone(), coordinator, directory, runtime })
     }
 
-    fn voters(&self, clients: usize, branches: usize, more: &[String]) -> Result<Process> {
+    /// Where everything is written.
+    pub fn directory(&self) -> &Path {
+        self.directory.path()
+    }
+
+    /// Where its log is.
+    pub fn log(&self) -> PathBuf {
+        self.coordinator.data_directory()
+    }
+
+    /// Ends it cleanly.
+    ///
+    /// # Errors
+    /// If it does not end.
+    pub fn stop(&mut self) -> Result<()> {
+        self.coordinator.stop()?;
+        Ok(())
+    }
+
+    /// Starts it again: seconds until it served.
+    ///
+    /// # Errors
+    /// If it does not.
+    pub fn start_again(&mut self) -> Result<f64> {
+        let begun = now();
+        self.coordinator.start_again(None)?;
+        self.coordinator.expect_it_serves()?;
+        Ok(begun.elapsed().as_secs_f64())
+    }
+
+    /// Transactions that are decided, and not all of whose branches have acknowledged.
+    ///
+    /// # Errors
+    /// If it can't be asked.
+    pub fn unresolved(&self) -> Result<f64> {
+        let scraped = self.runtime.block_on(Scraped::from(&self.coordinator.url()))?;
+        Ok(scraped.sum("lockstep_unresolved_transactions"))
+    }
+
+    /// The participants and clients, yet to begin.
+    ///
+    /// # Errors
+    /// If they don't start.
+    pub fn voters(&self, clients: usize, branches: usize, more: &[String]) -> Result<Process> {
         let mut command = self.roles.command("vote");
         command.args(["--coordinator", &self.coordinator.url(), "--clients", &clients.to_string()]);
         command.args(["--branches", &branches.to_string()]).args(more);
@@ -85,18 +153,35 @@ impl Alone {
         Ok(voters)
     }
 
-    fn run(&self, clients: usize, branches: usize, takes: u64, measure: Duration) -> Result<Run> {
-        let milliseconds = |flag: &str, time: u128| [flag.to_owned(), time.to_string()];
-        let more = [
-            milliseconds("--warm-up", WARM_UP.as_millis()),
-            milliseconds("--measure", measure.as_millis()),
-            milliseconds("--takes", takes.into()),
-        ];
-        let mut voters = self.voters(clients, branches, &more.concat())?;
-        let before = (self.counted()?, self.processor_time());
+    /// So many clients, so long, behind a while that does not count.
+    ///
+    /// # Errors
+    /// If a transaction fails.
+    pub fn run(&self, clients: usize, branches: usize, takes: u64, measure: Duration) -> Result<Run> {
+        let takes_long = ["--takes".to_owned(), takes.to_string()];
+        let run = self.run_with(clients, branches, &takes_long, (WARM_UP, measure))?;
+        Ok(Run { takes, ..run })
+    }
+
+    /// The same with other flags. `phases`: how long it does not count, and how long it does.
+    ///
+    /// # Errors
+    /// As [`Alone::run`].
+    pub fn run_with(
+        &self,
+        clients: usize,
+        branches: usize,
+        more: &[String],
+        phases: (Duration, Duration),
+    ) -> Result<Run> {
+        let phases =
+            [format!("--warm-up={}", phases.0.as_millis()), format!("--measure={}", phases.1.as_millis())];
+        let mut voters = self.voters(clients, branches, &[more, &phases].concat())?;
+        let used = |voters: &Process| [processor_time(self.coordinator.id()), processor_time(voters.id())];
+        let before = (self.counted()?, used(&voters));
         voters.tell(BEGIN);
         let line = wait_for_line(&mut voters, DONE)?;
-        let after = (self.counted()?, self.processor_time());
+        let after = (self.counted()?, used(&voters));
         voters.tell(END);
         voters.wait(Duration::from_secs(30))?;
         let seen =
@@ -105,16 +190,13 @@ impl Alone {
             return Err(Failed::new(format!("{} transactions failed: {why}", seen.failed)));
         }
         let counted = after.0.each(&before.0, seen.all);
-        let processor = (after.1 - before.1).as_secs_f64() * 1e6 / count(seen.all);
-        Ok(Run { clients, branches, takes, seen, counted, processor })
+        let each = |n: usize| (after.1[n] - before.1[n]).as_secs_f64() * 1e6 / count(seen.all);
+        let (processor, others) = (each(0), each(1));
+        Ok(Run { clients, branches, takes: 0, seen, counted, processor, others })
     }
 
     fn counted(&self) -> Result<Counted> {
         self.runtime.block_on(Counted::at(&self.coordinator.url()))
-    }
-
-    fn processor_time(&self) -> Duration {
-        meter::processor_time([i32::try_from(self.coordinator.id()).unwrap_or(0)], false)
     }
 
     /// What a transaction weighs that is open, and what is left of it when it is gone.
@@ -134,6 +216,18 @@ impl Alone {
         Ok((each(held), each(afterwards)))
     }
 
+    /// Bytes that its memory grows by while it runs so many transactions that nothing of each can be left.
+    fn grow(&self) -> Result<f64> {
+        let mut all = 0;
+        let mut first = None;
+        while all < MANY {
+            all += self.run(64, 2, 0, LONG_RUN)?.seen.all;
+            // What a busy coordinator needs at most, it has had by then.
+            first = Some(first.map_or_else(|| self.memory(), Ok)?);
+        }
+        Ok(self.memory()? - first.unwrap_or_default())
+    }
+
     /// Bytes that the coordinator has in memory (proc(5): the second number is the resident set, in pages).
     fn memory(&self) -> Result<f64> {
         let text = std::fs::read_to_string(format!("/proc/{}/statm", self.coordinator.id()));
@@ -144,13 +238,20 @@ impl Alone {
 
     /// Ends it cleanly: what is left of its log is what it has to keep.
     fn log_bytes(&mut self) -> Result<f64> {
-        self.coordinator.stop()?;
-        bytes(&self.coordinator.data_directory())
+        self.stop()?;
+        bytes(&self.log())
     }
 }
 
-/// Bytes of the log's files.
-fn bytes(directory: &Path) -> Result<f64> {
+fn processor_time(process: u32) -> Duration {
+    meter::processor_time([i32::try_from(process).unwrap_or(0)], false)
+}
+
+/// Bytes of a log's files.
+///
+/// # Errors
+/// If they can't be looked at.
+pub fn bytes(directory: &Path) -> Result<f64> {
     let cannot = || Failed::because(directory.display().to_string());
     let mut all = 0;
     for entry in std::fs::read_dir(directory).map_err(cannot())? {
@@ -175,7 +276,7 @@ pub fn run(roles: &Roles, quick: bool, told: impl Fn(&str)) -> Result<Measured> 
     }
     let mut growth = Vec::new();
     for takes in [0, 20] {
-        for branches in [1, 2, 4, 8, 16, 32, 64] {
+        for branches in [1, 2, 4, 8, 16, 32, MOST_BRANCHES] {
             let run = alone.run(1, branches, takes, measure)?;
             told(&format!(
                 "{branches:>2} branches that take {takes} ms: {:.1} ms",
@@ -185,18 +286,17 @@ pub fn run(roles: &Roles, quick: bool, told: impl Fn(&str)) -> Result<Measured> 
         }
     }
     let (bytes_in_flight, bytes_afterwards) = alone.weigh()?;
+    let bytes_after_many = if quick { None } else { Some(alone.grow()?) };
     let disk = (disk_before, meter::fdatasync_micros(alone.directory.path())?);
     drop(alone);
     let log_bytes = log_bytes(roles, measure)?;
-    Ok(Measured { disk, runs, growth, bytes_in_flight, bytes_afterwards, log_bytes })
+    Ok(Measured { disk, runs, growth, bytes_in_flight, bytes_afterwards, bytes_after_many, log_bytes })
 }
 
 /// A log with nothing but commits of two branches in it, and one without, both after a clean end.
 fn log_bytes(roles: &Roles, measure: Duration) -> Result<f64> {
     let empty = Alone::set(roles)?.log_bytes()?;
     let mut alone = Alone::set(roles)?;
-    let begun = now();
     let run = alone.run(64, 2, 0, 2 * measure)?;
-    assert!(begun.elapsed() > measure, "it has run for as long as it was told to");
     Ok((alone.log_bytes()? - empty) / count(run.seen.all))
 }

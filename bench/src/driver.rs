@@ -43,6 +43,9 @@ pub struct Arguments {
     /// How many ask at the same time
     #[arg(long)]
     clients: usize,
+    /// The first account that they may use, and the first one behind them that they may not
+    #[arg(long, num_args = 2, default_values_t = [0, ACCOUNTS])]
+    accounts: Vec<usize>,
     /// Milliseconds that are not measured
     #[arg(long)]
     warm_up: u64,
@@ -88,15 +91,15 @@ pub struct One {
 pub fn run(arguments: &Arguments) -> Result<()> {
     let runtime = tokio::runtime::Runtime::new().map_err(Failed::because("no runtime"))?;
     runtime.block_on(async {
-        let Arguments { places, contender, clients, warm_up, measure } = arguments;
+        let Arguments { places, contender, clients, accounts, warm_up, measure } = arguments;
         let mover = Mover::new(*contender, places, *clients).await?;
         println!("{READY}");
         wait_for(BEGIN)?;
         let phases = Phases::default();
         let ask = |client: usize| {
-            let (mover, own) = (mover.clone(), ACCOUNTS / clients);
+            let (mover, first, own) = (mover.clone(), accounts[0], (accounts[1] - accounts[0]) / clients);
             ask(phases.clone(), async move |number| {
-                let account = client * own + usize::try_from(number).unwrap_or(0) % own;
+                let account = first + client * own + usize::try_from(number).unwrap_or(0) % own;
                 mover.transfer(client, number, i64::try_from(account).unwrap_or(0)).await
             })
         };

@@ -6,13 +6,16 @@
 //!
 //! - [`contender`]: who is compared. [`teller`]: the services. [`driver`]: the clients.
 //! - [`stage`]: starts everything, and checks the books. [`meter`]: what a run has cost.
-//! - [`alone`]: the coordinator without databases. [`voter`]: participants that vote at once.
+//! - [`alone`]: the coordinator without databases. [`voter`]: participants that vote at once. [`grown`]: with a log that has grown.
+//! - [`engine`]: the engine without the edge, in this process.
 //! - [`restart`]: what is in doubt when everything is killed.
 //! - [`suite`]: runs it all. [`report`], [`plot`]: shows it.
 
 pub mod alone;
 pub mod contender;
 pub mod driver;
+pub mod engine;
+pub mod grown;
 pub mod meter;
 pub mod plot;
 pub mod report;

@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use bench::contender::Contender;
-use bench::{alone, driver, plot, report, restart, stage, suite, teller, voter};
+use bench::{alone, driver, engine, grown, plot, report, restart, stage, suite, teller, voter};
 use clap::{Parser, Subcommand};
 use lockstep_tests::harness::roles::{self, Roles};
 use lockstep_tests::harness::{Failed, Result};
@@ -23,7 +23,11 @@ enum What {
     /// Every way of moving money between two PostgreSQL servers, by turns
     Suite(Suite),
     /// The coordinator alone: participants that vote at once, up to 512 clients, up to 64 branches
-    Coordinator(Coordinator),
+    Coordinator(Measure),
+    /// The engine alone, in this process: no gRPC, no database
+    Engine(Measure),
+    /// The coordinator with ten million ended transactions in its log, and with a hundred thousand in doubt
+    Log(Measure),
     /// Thousands of transactions in doubt at a restart, against a bare loop of COMMIT PREPARED
     Restart {
         /// Where the measured numbers are written as JSON
@@ -64,7 +68,7 @@ struct Suite {
 }
 
 #[derive(Debug, clap::Args)]
-struct Coordinator {
+struct Measure {
     /// Where the measured numbers are written as JSON
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
@@ -73,22 +77,29 @@ struct Coordinator {
     quick: bool,
 }
 
-impl Coordinator {
-    fn run(&self) -> Result<()> {
+impl Measure {
+    fn coordinator(&self) -> Result<()> {
         let measured = alone::run(&roles()?, self.quick, |line| eprintln!("{line}"))?;
         println!("{}", report::alone(&measured));
+        write(self.json.as_deref(), &measured)
+    }
+
+    fn engine(&self) -> Result<()> {
+        let measured = engine::run(self.quick)?;
+        println!("{}", report::engine(&measured));
+        write(self.json.as_deref(), &measured)
+    }
+
+    fn log(&self) -> Result<()> {
+        let measured = grown::run(&roles()?, self.quick, |line| eprintln!("{line}"))?;
+        println!("{}", report::grown(&measured));
         write(self.json.as_deref(), &measured)
     }
 }
 
 fn in_doubt(json: Option<&Path>) -> Result<()> {
     let measured = restart::run(&roles()?)?;
-    let restart::Measured { branches, bare, serves, recovered, .. } = measured;
-    println!(
-        "{branches} branches in doubt: the coordinator served after {serves:.2} s, and all were committed after {recovered:.2} s, \
-         {:.2} times the {bare:.2} s of a bare loop",
-        recovered / bare
-    );
+    println!("{}", report::restart(&measured));
     write(json, &measured)
 }
 
@@ -167,7 +178,9 @@ fn play(role: Role) -> Result<ExitCode> {
 fn main() -> ExitCode {
     let done = match Cli::parse().what {
         What::Suite(suite) => suite.run().map(|()| ExitCode::SUCCESS),
-        What::Coordinator(coordinator) => coordinator.run().map(|()| ExitCode::SUCCESS),
+        What::Coordinator(measure) => measure.coordinator().map(|()| ExitCode::SUCCESS),
+        What::Engine(measure) => measure.engine().map(|()| ExitCode::SUCCESS),
+        What::Log(measure) => measure.log().map(|()| ExitCode::SUCCESS),
         What::Restart { json } => in_doubt(json.as_deref()).map(|()| ExitCode::SUCCESS),
         What::Role { role } => play(role),
     };

@@ -77,6 +77,28 @@ pub fn forced_writes(server: &PostgresServer) -> Result<u64> {
     number(&server.psql("postgres", sql)?)
 }
 
+/// What a coordinator says of itself to Prometheus.
+pub struct Scraped(String);
+
+impl Scraped {
+    /// Of the one at this address, now.
+    ///
+    /// # Errors
+    /// If it can't be asked.
+    pub async fn from(coordinator: &str) -> Result<Self> {
+        let cannot = || Failed::because("the coordinator's metrics");
+        let response = reqwest::get(format!("{coordinator}/metrics")).await.map_err(cannot())?;
+        response.text().await.map(Self).map_err(cannot())
+    }
+
+    /// Of all series whose names begin so.
+    #[must_use]
+    pub fn sum(&self, series: &str) -> f64 {
+        let of = |line: &str| line.strip_prefix(series)?.rsplit(' ').next()?.parse::<f64>().ok();
+        self.0.lines().filter_map(of).sum()
+    }
+}
+
 /// What a coordinator counts, from its metrics.
 #[derive(Debug, Clone, Copy, Default, Serialize, Deserialize)]
 pub struct Counted {
@@ -98,19 +120,13 @@ impl Counted {
     /// # Errors
     /// If it can't be asked.
     pub async fn at(coordinator: &str) -> Result<Self> {
-        let cannot = || Failed::because("the coordinator's metrics");
-        let response = reqwest::get(format!("{coordinator}/metrics")).await.map_err(cannot())?;
-        let text = response.text().await.map_err(cannot())?;
-        let sum = |series: &str| -> f64 {
-            let of = |line: &str| line.strip_prefix(series)?.rsplit(' ').next()?.parse::<f64>().ok();
-            text.lines().filter_map(of).sum()
-        };
+        let scraped = Scraped::from(coordinator).await?;
         Ok(Self {
-            forces: sum("lockstep_log_force_seconds_count"),
-            records: sum("lockstep_log_batch_records_sum"),
-            messages: sum("lockstep_stream_messages_total"),
-            frames: sum("lockstep_stream_frames_total"),
-            transactions: sum("lockstep_transactions_started_total"),
+            forces: scraped.sum("lockstep_log_force_seconds_count"),
+            records: scraped.sum("lockstep_log_batch_records_sum"),
+            messages: scraped.sum("lockstep_stream_messages_total"),
+            frames: scraped.sum("lockstep_stream_frames_total"),
+            transactions: scraped.sum("lockstep_transactions_started_total"),
         })
     }
 

@@ -2,10 +2,10 @@
 
 use comfy_table::{Table, presets};
 
-use crate::alone;
 use crate::contender::Contender;
 use crate::meter::{count, median};
 use crate::suite::{Cell, Measured, Plan};
+use crate::{alone, engine, grown, restart};
 
 /// One line for each contender and number of clients.
 #[must_use]
@@ -123,9 +123,73 @@ pub fn alone(measured: &alone::Measured) -> String {
         ]);
     }
     let alone::Measured { disk, bytes_in_flight, bytes_afterwards, log_bytes, .. } = measured;
+    let (coordinator, others) = measured.further_branch();
+    let many = measured.bytes_after_many.map_or(String::new(), |bytes| {
+        format!("; its memory has grown by {bytes:.0} bytes over a million transactions")
+    });
     format!(
-        "{table}\na forced write of 8 KiB took {:.0} us before and {:.0} us after; memory for each transaction in flight {bytes_in_flight:.0} \
-         bytes, {bytes_afterwards:.0} when they are gone; {log_bytes:.0} bytes of log for each commit",
+        "{table}\na forced write of 8 KiB took {:.0} us before and {:.0} us after; each further branch costs the coordinator \
+         {coordinator:.0} us, and those around it {others:.0}; memory for each transaction in flight {bytes_in_flight:.0} bytes, \
+         {bytes_afterwards:.0} when they are gone{many}; {log_bytes:.0} bytes of log for each commit",
         disk.0, disk.1
+    )
+}
+
+/// What is in doubt at a restart.
+#[must_use]
+pub fn restart(measured: &restart::Measured) -> String {
+    let restart::Measured { disk, branches, bare, serves, recovered, normal, meanwhile, left } = measured;
+    format!(
+        "{branches} branches in doubt: the coordinator served after {serves:.2} s, and all were committed after {recovered:.2} s, \
+         {:.2} times the {bare:.2} s of a bare loop; meanwhile {meanwhile:.0} new transfers a second, {:.2} of the {normal:.0} without, with \
+         {left} branches still in doubt behind them; a forced write of 8 KiB took {:.0} us before and {:.0} us after",
+        recovered / bare,
+        meanwhile / normal,
+        disk.0,
+        disk.1
+    )
+}
+
+/// The engine alone.
+#[must_use]
+pub fn engine(measured: &engine::Measured) -> String {
+    let engine::Measured { disk, seen, processor, forces } = measured;
+    format!(
+        "{:.0} transactions a second, {:.0} for each second of one core's time ({processor:.1} us each); p50 {:.2} ms, p99 {:.2} ms; \
+         {forces:.3} forced writes each; a forced write of 8 KiB took {:.0} us before and {:.0} us after",
+        seen.rate(),
+        measured.per_core(),
+        count(seen.p50) / 1000.0,
+        count(seen.p99) / 1000.0,
+        disk.0,
+        disk.1
+    )
+}
+
+/// The coordinator with a log that has grown.
+#[must_use]
+pub fn grown(measured: &grown::Measured) -> String {
+    let grown::Measured { disk, normal, ended, in_doubt } = measured;
+    format!(
+        "an empty log: {normal:.0} transactions a second\n\
+         {} transactions that have ended, {:.0} bytes each: serves after {:.2} s, {:.0} a second ({:.2} of the empty log's)\n\
+         {} in doubt: serves after {:.2} s, all told after {:.1} s more: {:.0} a second ({:.2}); meanwhile {:.0} new ones a second \
+         ({:.2}), with {:.0} still to be told\n\
+         a forced write of 8 KiB took {:.0} us before and {:.0} us after",
+        ended.transactions,
+        ended.bytes / count(ended.transactions as u64),
+        ended.serves,
+        ended.rate,
+        ended.rate / normal,
+        in_doubt.transactions,
+        in_doubt.serves,
+        in_doubt.resolved,
+        in_doubt.rate(),
+        in_doubt.rate() / normal,
+        in_doubt.meanwhile,
+        in_doubt.meanwhile / normal,
+        in_doubt.left,
+        disk.0,
+        disk.1
     )
 }

@@ -1,6 +1,7 @@
 //! What is in doubt at a restart: thousands of transactions that are decided, and prepared on two PostgreSQL servers, when coordinator and
 //! services are killed. How long until all are committed, against a bare loop of COMMIT PREPARED.
 
+use std::ops::Range;
 use std::time::Duration;
 
 use futures::StreamExt as _;
@@ -9,20 +10,27 @@ use lockstep_tests::harness::roles::Roles;
 use lockstep_tests::harness::{Failed, Result};
 use serde::Serialize;
 use sqlx::PgPool;
+use tokio::runtime::Runtime;
 
 use crate::contender::Contender;
 use crate::meter;
 use crate::stage::Stage;
 use crate::teller::{UPDATE, end, pool};
 
-/// Room for them.
-const SETTINGS: &[(&str, &str)] = &[("max_prepared_transactions", "10100")];
+/// Room for them, and for what is new meanwhile.
+const SETTINGS: &[(&str, &str)] = &[("max_prepared_transactions", "10500")];
 /// Each holds the row of an account of its own.
-const IN_DOUBT: usize = 9_000;
+const IN_DOUBT: usize = 10_000;
+/// Accounts that none of them holds.
+const OTHERS: Range<usize> = IN_DOUBT..IN_DOUBT + 960;
 /// Connections of the bare loop, over both servers.
 const CONNECTIONS: usize = 16;
-/// Clients that bring them about.
+/// Clients that bring them about: each has so many accounts, and stops at the first one that it finds held.
 const CLIENTS: usize = 50;
+/// Clients that move money between the other accounts.
+const NEW_CLIENTS: usize = 32;
+/// How long they are measured, behind a while that does not count; meanwhile, some of those in doubt have to be left.
+const NEW: (Duration, Duration) = (Duration::from_millis(300), Duration::from_millis(1500));
 /// How long anything may take.
 const PATIENCE: Duration = Duration::from_mins(5);
 
@@ -39,6 +47,12 @@ pub struct Measured {
     pub serves: f64,
     /// Seconds from the same moment until nothing was prepared any more.
     pub recovered: f64,
+    /// Transfers a second when nothing is in doubt.
+    pub normal: f64,
+    /// Transfers a second between other accounts, after the same restart once more.
+    pub meanwhile: f64,
+    /// Branches that were still in doubt when that had been measured: it says nothing if there were none.
+    pub left: usize,
 }
 
 /// Measures it.
@@ -47,24 +61,13 @@ pub struct Measured {
 /// If something did not run, or the books are wrong.
 pub fn run(roles: &Roles) -> Result<Measured> {
     let runtime = tokio::runtime::Runtime::new().map_err(Failed::because("no runtime"))?;
-    let mut stage = Stage::set_with(roles, SETTINGS)?;
+    let mut stage = Stage::set_with(roles, SETTINGS, OTHERS.end)?;
     let disk_before = meter::fdatasync_micros(stage.directory())?;
     let bare = runtime.block_on(bare_loop(&stage))?;
+    let normal = stage.drive(Contender::Lockstep, NEW_CLIENTS, OTHERS, NEW)?.rate();
     stage.look_at_books()?;
 
-    let held = runtime.block_on(hold_up(&stage))?;
-    let driver = stage.begin_driving(Contender::AtDecision, CLIENTS)?;
-    let in_doubt = || Ok(Some(stage.prepared()?).filter(|prepared| *prepared >= 2 * IN_DOUBT));
-    wait_for("so many to be prepared", PATIENCE, in_doubt)?;
-    stage.kill_tellers_and_coordinator()?;
-    drop(driver);
-    runtime.block_on(async {
-        for pool in held {
-            pool.close().await;
-        }
-    });
-    let branches = stage.prepared()?;
-
+    let branches = leave_in_doubt(&mut stage, &runtime)?;
     let begun = now();
     stage.start_coordinator_again()?;
     let serves = begun.elapsed().as_secs_f64();
@@ -73,9 +76,37 @@ pub fn run(roles: &Roles) -> Result<Measured> {
     wait_for("everything to be committed", PATIENCE, none)?;
     let recovered = begun.elapsed().as_secs_f64();
     stage.look_at_books()?;
+
+    leave_in_doubt(&mut stage, &runtime)?;
+    stage.start_coordinator_again()?;
+    stage.start_tellers()?;
+    let meanwhile = stage.drive(Contender::Lockstep, NEW_CLIENTS, OTHERS, NEW)?.rate();
+    let left = stage.prepared()?;
+    stage.look_at_books()?;
     let disk = (disk_before, meter::fdatasync_micros(stage.directory())?);
-    Ok(Measured { disk, branches, bare, serves, recovered })
+    Ok(Measured { disk, branches, bare, serves, recovered, normal, meanwhile, left })
 }
+
+/// Thousands of transactions that are decided, of which no branch is committed, and nobody left to do it. How many branches.
+fn leave_in_doubt(stage: &mut Stage, runtime: &Runtime) -> Result<usize> {
+    let held = runtime.block_on(hold_up(stage))?;
+    let driver = stage.begin_driving(Contender::AtDecision, CLIENTS, 0..IN_DOUBT)?;
+    let in_doubt = || Ok(Some(stage.prepared()?).filter(|prepared| *prepared >= 2 * IN_DOUBT));
+    wait_for("so many to be prepared", PATIENCE, in_doubt)?;
+    // The last of them are prepared, and maybe not decided yet.
+    std::thread::sleep(SETTLE);
+    stage.kill_tellers_and_coordinator()?;
+    drop(driver);
+    runtime.block_on(async {
+        for pool in held {
+            pool.close().await;
+        }
+    });
+    stage.prepared()
+}
+
+/// What a decision may take.
+const SETTLE: Duration = Duration::from_secs(1);
 
 /// Prepares as many by hand, and commits them over a few connections: seconds of the latter.
 async fn bare_loop(stage: &Stage) -> Result<f64> {
@@ -112,13 +143,13 @@ async fn connect(stage: &Stage, side: usize, connections: usize) -> Result<PgPoo
     pool.map_err(Failed::because("no connection"))
 }
 
-/// Has no branch be committed as long as these are open: what is written before each commit is the row that they hold.
+/// Has no branch be committed as long as these are open: before each commit a position is written, into the table that they hold.
 async fn hold_up(stage: &Stage) -> Result<Vec<PgPool>> {
     let mut pools = Vec::new();
     for side in 0..2 {
         let pool = connect(stage, side, 1).await?;
         // The pool has one connection, and the transaction stays open on it.
-        let sql = "BEGIN; SELECT FROM lockstep.identity FOR UPDATE";
+        let sql = "BEGIN; LOCK TABLE lockstep.positions IN SHARE MODE";
         sqlx::raw_sql(sql).execute(&pool).await.map_err(Failed::because("not held up"))?;
         pools.push(pool);
     }

@@ -1,6 +1,7 @@
 //! Everything that the contenders need, as processes of their own: two PostgreSQL servers, a coordinator, two tellers. And the books,
 //! which are checked after every run.
 
+use std::ops::Range;
 use std::path::Path;
 use std::time::Duration;
 
@@ -44,6 +45,8 @@ pub struct Stage {
     coordinator: Coordinator,
     tellers: Option<[Process; 2]>,
     ports: [Port; 2],
+    /// In each database.
+    accounts: usize,
     /// Transfers that the books showed last.
     moved: i64,
     directory: TempDir,
@@ -63,27 +66,28 @@ impl Stage {
     /// # Errors
     /// If something does not start.
     pub fn set(roles: &Roles) -> Result<Self> {
-        Self::set_with(roles, &[])
+        Self::set_with(roles, &[], ACCOUNTS)
     }
 
-    /// The same, with further settings of the servers.
+    /// The same, with further settings of the servers, and so many accounts.
     ///
     /// # Errors
     /// As [`Stage::set`].
-    pub fn set_with(roles: &Roles, more: &[(&str, &str)]) -> Result<Self> {
+    pub fn set_with(roles: &Roles, more: &[(&str, &str)], accounts: usize) -> Result<Self> {
         let settings = [SETTINGS, more].concat();
         let directory = TempDir::with_prefix("lockstep-bench-").map_err(Failed::because("no directory"))?;
         let servers = [PostgresServer::start_with(&settings)?, PostgresServer::start_with(&settings)?];
         for server in &servers {
             server.create_database(DATABASE)?;
-            server.psql(DATABASE, &schema())?;
+            server.psql(DATABASE, &schema(accounts))?;
             server.psql("postgres", "CHECKPOINT")?;
         }
         let mut coordinator = Coordinator::start(roles, directory.path(), &[], None)?;
         coordinator.expect_it_serves()?;
         let ports = [Port::reserve()?, Port::reserve()?];
         let roles = roles.clone();
-        let mut stage = Self { roles, servers, coordinator, tellers: None, ports, moved: 0, directory };
+        let mut stage =
+            Self { roles, servers, coordinator, tellers: None, ports, accounts, moved: 0, directory };
         stage.start_tellers()?;
         Ok(stage)
     }
@@ -131,31 +135,39 @@ impl Stage {
         warm_up: Duration,
         measure: Duration,
     ) -> Result<Ran> {
-        let mut driver = self.driver(contender, clients, warm_up, measure)?;
+        let mut driver = self.driver(contender, clients, 0..ACCOUNTS, (warm_up, measure))?;
         let before = self.processor_time(&driver)?;
         driver.tell(BEGIN);
         let line = wait_for_line(&mut driver, DONE)?;
         let after = self.processor_time(&driver)?;
-        driver.tell(END);
-        driver.wait(PATIENCE)?;
-        let seen =
-            serde_json::from_str::<Seen>(&line[DONE.len()..]).map_err(Failed::because("the driver"))?;
-        if let Some(why) = &seen.first_failure {
-            let (failed, who) = (seen.failed, contender.title());
-            return Err(Failed::new(format!(
-                "{failed} transfers of {who} with {clients} clients failed: {why}"
-            )));
-        }
+        let seen = ended(driver, &line, contender)?;
         self.check_books(contender, seen.all)?;
         Ok(Ran { seen, processor_time: (before, after) })
+    }
+
+    /// The same over these accounts alone, without a look at the books.
+    ///
+    /// # Errors
+    /// If a transfer fails.
+    pub fn drive(
+        &self,
+        contender: Contender,
+        clients: usize,
+        accounts: Range<usize>,
+        phases: (Duration, Duration),
+    ) -> Result<Seen> {
+        let mut driver = self.driver(contender, clients, accounts, phases)?;
+        driver.tell(BEGIN);
+        let line = wait_for_line(&mut driver, DONE)?;
+        ended(driver, &line, contender)
     }
 
     fn driver(
         &self,
         contender: Contender,
         clients: usize,
-        warm_up: Duration,
-        measure: Duration,
+        accounts: Range<usize>,
+        (warm_up, measure): (Duration, Duration),
     ) -> Result<Process> {
         let mut command = self.roles.command("drive");
         command.arg("--databases").args(self.servers.each_ref().map(|server| server.url(DATABASE)));
@@ -163,6 +175,7 @@ impl Stage {
         command.arg("--tellers").args(tellers);
         command.args(["--coordinator", &self.coordinator.url(), "--contender", contender.name()]);
         command.args(["--clients", &clients.to_string()]);
+        command.args(["--accounts", &accounts.start.to_string(), &accounts.end.to_string()]);
         command.args(["--warm-up", &warm_up.as_millis().to_string()]);
         command.args(["--measure", &measure.as_millis().to_string()]);
         let mut driver = Process::start("driver", command, &self.directory.path().join("driver.log"))?;
@@ -174,8 +187,14 @@ impl Stage {
     ///
     /// # Errors
     /// If they can't be started.
-    pub fn begin_driving(&self, contender: Contender, clients: usize) -> Result<Process> {
-        let mut driver = self.driver(contender, clients, Duration::ZERO, Duration::from_hours(1))?;
+    pub fn begin_driving(
+        &self,
+        contender: Contender,
+        clients: usize,
+        accounts: Range<usize>,
+    ) -> Result<Process> {
+        let phases = (Duration::ZERO, Duration::from_hours(1));
+        let mut driver = self.driver(contender, clients, accounts, phases)?;
         driver.tell(BEGIN);
         Ok(driver)
     }
@@ -275,10 +294,10 @@ impl Stage {
         let [given, taken] = self.servers.each_ref().map(balances);
         let (given, taken) = (given?, taken?);
         let wrong = |why: String| Failed::new(format!("the books are wrong: {why}"));
-        if given.len() != ACCOUNTS || taken.len() != ACCOUNTS {
+        if given.len() != self.accounts || taken.len() != self.accounts {
             return Err(wrong(format!("{} and {} accounts", given.len(), taken.len())));
         }
-        if let Some(account) = (0..ACCOUNTS).find(|n| given[*n] + taken[*n] != 2 * OPENING_BALANCE) {
+        if let Some(account) = (0..self.accounts).find(|n| given[*n] + taken[*n] != 2 * OPENING_BALANCE) {
             return Err(wrong(format!("account {account} has {} and {}", given[account], taken[account])));
         }
         self.moved = given.iter().map(|balance| OPENING_BALANCE - balance).sum();
@@ -286,8 +305,21 @@ impl Stage {
     }
 }
 
-fn schema() -> String {
-    let last = ACCOUNTS - 1;
+/// What a driver has seen that has said its last line.
+fn ended(mut driver: Process, line: &str, contender: Contender) -> Result<Seen> {
+    driver.tell(END);
+    driver.wait(PATIENCE)?;
+    let seen = serde_json::from_str::<Seen>(&line[DONE.len()..]).map_err(Failed::because("the driver"))?;
+    match &seen.first_failure {
+        Some(why) => {
+            Err(Failed::new(format!("{} transfers of {} failed: {why}", seen.failed, contender.title())))
+        }
+        None => Ok(seen),
+    }
+}
+
+fn schema(accounts: usize) -> String {
+    let last = accounts - 1;
     format!(
         "CREATE TABLE accounts (number bigint PRIMARY KEY, balance bigint NOT NULL) WITH (fillfactor = 50); \
          INSERT INTO accounts SELECT number, {OPENING_BALANCE} FROM generate_series(0, {last}) AS number; \

@@ -35,6 +35,9 @@ pub struct Arguments {
     /// Milliseconds that are
     #[arg(long)]
     measure: u64,
+    /// What the participants are called: this and a number. Names of their own, if not given
+    #[arg(long)]
+    names: Option<String>,
     /// Instead: transactions to have open at the same time, with all their branches, until told to end
     #[arg(long)]
     hold: Option<usize>,
@@ -170,7 +173,8 @@ impl Asking {
             let mut identity = [0; 16];
             identity[..4].copy_from_slice(&std::process::id().to_be_bytes());
             identity[8..].copy_from_slice(&(number as u64).to_be_bytes());
-            let name = format!("voter-{}-{number}", std::process::id());
+            let own = || format!("voter-{}", std::process::id());
+            let name = format!("{}-{number}", arguments.names.clone().unwrap_or_else(own));
             let attaching = Participant::builder(name, Voter::new(identity, takes));
             attaching.coordinator(&arguments.coordinator).attach().await
         };

@@ -16,7 +16,9 @@
 //! ```
 //!
 //! A queue sends at most [`WINDOW`] decisions ahead of their acknowledgements, so that ten thousand in-doubt branches after a
-//! restart do not flood a participant. What cannot be delivered waits with a capped, jittered backoff, or for the resource
+//! restart do not flood a participant. Nor do they hold up what is new: what is ready stands in two lanes, one for decisions that the
+//! instance that has the branch is told for the first time, and one for all others, and they take turns while both have something (start-time
+//! fair queueing: Goyal, Vin and Cheng, 1996). What cannot be delivered waits with a capped, jittered backoff, or for the resource
 //! manager to attach, and never stands behind another resource manager's. Pure: time comes in as an argument, and the jitter
 //! follows from the branch's name, so that a run repeats exactly.
 
@@ -35,9 +37,9 @@ pub struct SessionId(pub u64);
 /// Time since the coordinator started. Never the wall clock.
 pub type Monotonic = Duration;
 
-/// Decisions that a resource manager may have unacknowledged from one shard: enough to keep it busy over a round trip,
-/// few enough to be handled within [`PATIENCE`] by one that needs 10 ms for each.
-pub const WINDOW: usize = 512;
+/// Decisions that a resource manager may have unacknowledged from one shard: enough to keep it busy over a round trip (a participant
+/// does 32 things at once), few enough that a new one behind them does not wait long.
+pub const WINDOW: usize = 64;
 /// A decision that nobody acknowledged for so long is sent again: a participant may repeat the work, its evidence tells it
 /// that it has done it. Twice as long each time, up to [`LONGEST_PATIENCE`]: what is slow already must not be given the same work
 /// again and again.
@@ -51,7 +53,7 @@ const LONGEST_BACKOFF: Duration = Duration::from_secs(30);
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Place {
     /// Its turn among those that are ready.
-    Ready(u64),
+    Ready(Turn),
     /// Sent over this session, to be sent again at this time.
     InFlight(SessionId, Monotonic),
     /// Failed; to be tried again at this time.
@@ -96,6 +98,14 @@ pub struct Due {
 
 type Timers = BTreeSet<(Monotonic, Xid)>;
 
+/// When a delivery is sent among those that are ready: each lane's turns count from the one that was sent last, and of two lanes' same turns that
+/// one comes first which was given out first.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord)]
+struct Turn {
+    turn: u64,
+    given_out: u64,
+}
+
 /// All queues of one shard.
 #[derive(Debug, Default)]
 pub struct Deliveries {
@@ -113,8 +123,12 @@ struct Queue {
     sessions: Vec<SessionId>,
     next_session: usize,
     deliveries: BTreeMap<Xid, Delivery>,
-    ready: BTreeMap<u64, Xid>,
-    next_turn: u64,
+    ready: BTreeMap<Turn, Xid>,
+    /// The last turns that were given out: for those that are told for the first time by whom they know, and for all others.
+    last_turns: [u64; 2],
+    given_out: u64,
+    /// The turn that was sent last.
+    sent: u64,
     in_flight: BTreeSet<(SessionId, Xid)>,
     backing_off: BTreeSet<Xid>,
     paused: BTreeSet<Xid>,
@@ -289,9 +303,10 @@ impl Deliveries {
 
 impl Queue {
     fn add(&mut self, xid: Xid, message: Message, preferred: Option<SessionId>) {
-        let place = Place::Ready(self.next_turn);
-        self.ready.insert(self.next_turn, xid.clone());
-        self.next_turn += 1;
+        let is_new = preferred.is_some_and(|session| self.sessions.contains(&session));
+        let turn = self.give_out_turn(is_new);
+        self.ready.insert(turn, xid.clone());
+        let place = Place::Ready(turn);
         let delivery =
             Delivery { message, preferred, sent_over: None, attempts: 0, last_error: String::new(), place };
         self.deliveries.insert(xid, delivery);
@@ -331,9 +346,17 @@ impl Queue {
     /// To the end of what is ready, so that what keeps failing does not stand before the rest.
     fn make_ready(&mut self, xid: &Xid, timers: &mut Timers) {
         self.leave_place(xid, timers);
-        self.ready.insert(self.next_turn, xid.clone());
-        self.arrive(xid, Place::Ready(self.next_turn));
-        self.next_turn += 1;
+        let turn = self.give_out_turn(false);
+        self.ready.insert(turn, xid.clone());
+        self.arrive(xid, Place::Ready(turn));
+    }
+
+    /// At the end of its lane, and not before what was sent already: a lane that had nothing to send has saved nothing up.
+    fn give_out_turn(&mut self, is_new: bool) -> Turn {
+        let last = &mut self.last_turns[usize::from(is_new)];
+        *last = self.sent.max(*last) + 1;
+        self.given_out += 1;
+        Turn { turn: *last, given_out: self.given_out }
     }
 
     fn back_off(&mut self, xid: &Xid, until: Monotonic, timers: &mut Timers) {
@@ -368,7 +391,11 @@ impl Queue {
 
     fn send(&mut self, now: Monotonic, timers: &mut Timers, due: &mut Vec<Due>) {
         while self.in_flight.len() < WINDOW && !self.sessions.is_empty() {
-            let Some(xid) = self.ready.first_key_value().map(|(_, xid)| xid.clone()) else { return };
+            let Some((turn, xid)) = self.ready.first_key_value().map(|(turn, xid)| (*turn, xid.clone()))
+            else {
+                return;
+            };
+            self.sent = turn.turn;
             let session = self.choose_session(&xid);
             let delivery = self.deliveries.get_mut(&xid).expect("what is ready is here");
             delivery.attempts = delivery.attempts.saturating_add(1);

@@ -67,7 +67,8 @@
 //! # What is left out, and why
 //!
 //! - **Moving a transaction to another shard.** A shard costs little; a transaction that moved would need a lock.
-//! - **Priorities.** Every queue is first come, first served. What starves is then what is broken, not what is unimportant.
+//! - **Priorities.** Every queue is first come, first served, but for one thing: new decisions and those that were left over take turns
+//!   ([`delivery`]). What starves is then what is broken, not what is unimportant.
 //! - **Cancelling a delivery.** Only evidence, or an operator who retires a resource manager (P28), ends the wait for a branch.
 
 pub mod clock;

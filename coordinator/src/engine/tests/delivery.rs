@@ -41,19 +41,62 @@ fn what_is_stuck_does_not_stand_before_the_rest() {
 fn backoff_is_spread() {
     let mut deliveries = Deliveries::default();
     deliveries.attached(SessionId(1), resource_manager("a"));
-    for number in 0..100 {
+    let all = u64::try_from(WINDOW).unwrap();
+    for number in 0..all {
         deliveries.enqueue(xid("a", number), Message::Commit, None);
     }
-    assert_eq!(deliveries.pump(Duration::ZERO).len(), 100);
-    for number in 0..100 {
+    assert_eq!(deliveries.pump(Duration::ZERO).len(), WINDOW);
+    for number in 0..all {
         deliveries.not_yet(&xid("a", number), "the database is restarting", Duration::ZERO);
     }
     let delays =
-        (0..100).map(|number| deliveries.view(&xid("a", number), Duration::ZERO).unwrap().next_in.unwrap());
+        (0..all).map(|number| deliveries.view(&xid("a", number), Duration::ZERO).unwrap().next_in.unwrap());
     let delays: BTreeSet<Duration> = delays.collect();
     let (shortest, longest) = (*delays.first().unwrap(), *delays.last().unwrap());
     assert!(shortest >= Duration::from_millis(50) && longest <= Duration::from_millis(100), "{delays:?}");
-    assert!(delays.len() > 80 && longest - shortest > Duration::from_millis(40), "{delays:?}");
+    assert!(delays.len() > WINDOW * 3 / 4 && longest - shortest > Duration::from_millis(40), "{delays:?}");
+}
+
+/// Thousands that were left over by a restart, and new ones: while there are both, each of them gets every other place, and none waits for
+/// the end of the others.
+#[test]
+fn what_is_new_takes_turns_with_what_was_left_over() {
+    const LEFT_OVER: u64 = 10_000;
+    let mut deliveries = Deliveries::default();
+    for number in 0..LEFT_OVER {
+        deliveries.enqueue(xid("a", number), Message::Commit, None);
+    }
+    let session = SessionId(1);
+    deliveries.attached(session, resource_manager("a"));
+    let mut sent = deliveries.pump(Duration::ZERO);
+    let mut newest = LEFT_OVER;
+    for _round in 0..50 {
+        for _ in 0..2 * WINDOW {
+            deliveries.enqueue(xid("a", newest), Message::Commit, Some(session));
+            newest += 1;
+        }
+        for due in &sent {
+            deliveries.remove(&due.xid);
+        }
+        sent = deliveries.pump(Duration::ZERO);
+        let new = sent.iter().filter(|due| due.xid.gtrid >= xid("a", LEFT_OVER).gtrid).count();
+        assert_eq!((sent.len(), new), (WINDOW, WINDOW / 2));
+    }
+    // What comes alone after the others had nothing for long has saved no turns up.
+    let mut alone = Deliveries::default();
+    alone.attached(session, resource_manager("a"));
+    for number in 0..LEFT_OVER {
+        alone.enqueue(xid("a", number), Message::Commit, Some(session));
+        assert_eq!(alone.pump(Duration::ZERO).len(), 1);
+        alone.remove(&xid("a", number));
+    }
+    for number in 0..u64::try_from(WINDOW).unwrap() {
+        alone.enqueue(xid("a", number), Message::Commit, Some(session));
+        alone.enqueue(xid("a", LEFT_OVER + number), Message::Commit, None);
+    }
+    let sent = alone.pump(Duration::ZERO);
+    let new = sent.iter().filter(|due| due.xid.gtrid < xid("a", LEFT_OVER).gtrid).count();
+    assert_eq!((sent.len(), new), (WINDOW, WINDOW / 2));
 }
 
 #[derive(Debug, Clone, Copy)]
