@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use lockstep_tests::harness::clock::now;
 use lockstep_tests::harness::coordinator::Coordinator;
+use lockstep_tests::harness::postgres::PostgresServer;
 use lockstep_tests::harness::process::Process;
 use lockstep_tests::harness::roles::Roles;
 use lockstep_tests::harness::{Failed, Result};
@@ -66,6 +67,8 @@ pub struct Measured {
     pub bytes_after_many: Option<f64>,
     /// Bytes that its log has grown by for each transaction with two branches, after a clean end.
     pub log_bytes: f64,
+    /// Bytes of write-ahead log, without images of pages, that each costs a log that is in PostgreSQL.
+    pub wal_bytes: f64,
 }
 
 /// A coordinator with nothing but participants that vote at once.
@@ -93,8 +96,12 @@ impl Alone {
     /// # Errors
     /// If it does not start.
     pub fn set(roles: &Roles) -> Result<Self> {
+        Self::set_with(roles, &[])
+    }
+
+    fn set_with(roles: &Roles, flags: &[&str]) -> Result<Self> {
         let directory = TempDir::with_prefix("lockstep-bench-").map_err(Failed::because("no directory"))?;
-        let mut coordinator = Coordinator::start(roles, directory.path(), &[], None)?;
+        let mut coordinator = Coordinator::start(roles, directory.path(), flags, None)?;
         coordinator.expect_it_serves()?;
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
         let runtime = runtime.map_err(Failed::because("no runtime"))?;
@@ -290,7 +297,17 @@ pub fn run(roles: &Roles, quick: bool, told: impl Fn(&str)) -> Result<Measured> 
     let disk = (disk_before, meter::fdatasync_micros(alone.directory.path())?);
     drop(alone);
     let log_bytes = log_bytes(roles, measure)?;
-    Ok(Measured { disk, runs, growth, bytes_in_flight, bytes_afterwards, bytes_after_many, log_bytes })
+    let wal_bytes = wal_bytes(roles, measure)?;
+    Ok(Measured {
+        disk,
+        runs,
+        growth,
+        bytes_in_flight,
+        bytes_afterwards,
+        bytes_after_many,
+        log_bytes,
+        wal_bytes,
+    })
 }
 
 /// A log with nothing but commits of two branches in it, and one without, both after a clean end.
@@ -300,3 +317,20 @@ fn log_bytes(roles: &Roles, measure: Duration) -> Result<f64> {
     let run = alone.run(64, 2, 0, 2 * measure)?;
     Ok((alone.log_bytes()? - empty) / count(run.seen.all))
 }
+
+/// What the server of a shared log writes ahead for commits of two branches (`pg_walinspect`, since PostgreSQL 15).
+fn wal_bytes(roles: &Roles, measure: Duration) -> Result<f64> {
+    let server = PostgresServer::start_with(&[])?;
+    server.create_database(LOG)?;
+    server.psql(LOG, "CREATE EXTENSION pg_walinspect")?;
+    let alone = Alone::set_with(roles, &[&format!("--log={}", server.url(LOG))])?;
+    let place = || server.psql(LOG, "SELECT pg_current_wal_flush_lsn()");
+    let before = place()?;
+    let all = alone.run(64, 2, 0, measure)?.seen.all;
+    let written = format!("SELECT sum(record_size) FROM pg_get_wal_stats('{before}', '{}')", place()?);
+    let written = server.psql(LOG, &written)?;
+    Ok(written.parse::<f64>().map_err(Failed::because("the write-ahead log"))? / count(all))
+}
+
+/// The database of a shared log.
+const LOG: &str = "log";

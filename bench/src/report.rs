@@ -122,7 +122,7 @@ pub fn alone(measured: &alone::Measured) -> String {
             number(run.counted.frames, 2),
         ]);
     }
-    let alone::Measured { disk, bytes_in_flight, bytes_afterwards, log_bytes, .. } = measured;
+    let alone::Measured { disk, bytes_in_flight, bytes_afterwards, log_bytes, wal_bytes, .. } = measured;
     let (coordinator, others) = measured.further_branch();
     let many = measured.bytes_after_many.map_or(String::new(), |bytes| {
         format!("; its memory has grown by {bytes:.0} bytes over a million transactions")
@@ -130,7 +130,8 @@ pub fn alone(measured: &alone::Measured) -> String {
     format!(
         "{table}\na forced write of 8 KiB took {:.0} us before and {:.0} us after; each further branch costs the coordinator \
          {coordinator:.0} us, and those around it {others:.0}; memory for each transaction in flight {bytes_in_flight:.0} bytes, \
-         {bytes_afterwards:.0} when they are gone{many}; {log_bytes:.0} bytes of log for each commit",
+         {bytes_afterwards:.0} when they are gone{many}; {log_bytes:.0} bytes of log for each commit, \
+         and {wal_bytes:.0} of write-ahead log where that is in PostgreSQL",
         disk.0, disk.1
     )
 }

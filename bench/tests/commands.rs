@@ -1,0 +1,56 @@
+//! The documented commands, as short as they can be: they run, what they print has numbers in it, and what they write can be read.
+
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails there")]
+
+use std::process::{Command, Output};
+
+use bench::contender::Contender;
+use bench::suite::Measured;
+use tempfile::TempDir;
+
+fn bench(arguments: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_bench")).args(arguments).output().unwrap()
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8(bytes.to_vec()).unwrap()
+}
+
+#[test]
+fn a_suite_compares_checks_the_books_and_writes_what_it_has_measured() {
+    let directory = TempDir::new().unwrap();
+    let json = directory.path().join("suite.json");
+    let (json, plots) = (json.to_str().unwrap(), directory.path().to_str().unwrap());
+    let only = ["--only", "hand-services,lockstep", "--clients", "2", "--rounds", "1", "--seconds", "0.5"];
+    let ran = bench(&[&["suite", "--json", json, "--plots", plots], &only[..]].concat());
+    let (printed, said) = (text(&ran.stdout), text(&ran.stderr));
+    // Beside other tests the disk may not stay the same, and it says so.
+    let unsteady = said.contains("too many turns are void: the disk is not equally fast for long enough");
+    assert!(ran.status.success() || unsteady, "{said}");
+    assert!(printed.contains("the books were right after each run"), "{printed}");
+    let measured: Measured = serde_json::from_str(&std::fs::read_to_string(json).unwrap()).unwrap();
+    let turn = &measured.turns[0];
+    assert_eq!(turn.cells.len(), 2);
+    assert_eq!(turn.cells[1].contender, Contender::Lockstep);
+    assert!(turn.cells.iter().all(|cell| cell.seen.all > 0 && cell.seen.failed == 0), "{turn:?}");
+    assert!(measured.transfers >= turn.cells.iter().map(|cell| cell.seen.all).sum());
+    for plot in ["throughput.svg", "latency.svg"] {
+        let plot = std::fs::read_to_string(directory.path().join(plot)).unwrap();
+        assert!(plot.starts_with("<svg") && plot.contains("(c) Lockstep"), "{plot}");
+    }
+}
+
+#[test]
+fn the_engine_alone_is_measured() {
+    let ran = bench(&["engine", "--quick"]);
+    let (printed, said) = (text(&ran.stdout), text(&ran.stderr));
+    assert!(ran.status.success(), "{said}");
+    assert!(printed.contains(" for each second of one core's time"), "{printed}");
+}
+
+#[test]
+fn what_cannot_be_run_is_refused_in_words() {
+    let ran = bench(&["suite", "--clients", "100000"]);
+    assert_eq!(ran.status.code(), Some(1));
+    assert!(text(&ran.stderr).contains("1 to 256 clients"), "{}", text(&ran.stderr));
+}
