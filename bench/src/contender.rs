@@ -120,9 +120,9 @@ impl Mover {
         }
         let tellers = [teller(&places.tellers[0]).await?, teller(&places.tellers[1]).await?];
         let lockstep = Client::connect(&places.coordinator).await.map_err(Failed::because("no client"))?;
-        let dtmrs = match (contender, &places.dtmrs) {
-            (Contender::Dtmrs, Some(url)) => Some(peer::Client::connect(url, &places.tellers).await?),
-            _ => None,
+        let dtmrs = match places.dtmrs.as_ref().filter(|_| contender == Contender::Dtmrs) {
+            Some(url) => Some(peer::Client::connect(url, &places.tellers).await?),
+            None => None,
         };
         let run = std::process::id();
         Ok(Self { contender, databases: databases.into(), tellers, lockstep, dtmrs, run })

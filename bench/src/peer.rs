@@ -7,7 +7,7 @@
 //!   their services, and submits. Each of these four calls is a commit of its store. `Submit` is answered when the decision is stored.
 //! - Then it calls one branch after the other, and stores after each that it has ended; then that the transaction has. Three more commits.
 //! - Nobody is told that it has: the application asks, with `Query`. So a transfer counts here when `Query` says that it succeeded, and
-//!   [`Pace`] sees to it that asking costs little.
+//!   `Pace` sees to it that asking costs little.
 //!
 //! Its store has to keep a decision over a power failure, as Lockstep's does. Its SQLite does not: dtmrs sets `synchronous = NORMAL` on every
 //! connection, in WAL mode, which forces nothing at a commit, and offers no way to change it. So it gets PostgreSQL, which it recommends
@@ -57,8 +57,8 @@ const PATIENCE: Duration = Duration::from_secs(60);
 /// What it is configured with, beside its places.
 ///
 /// What was submitted is driven at once, whatever the number of workers; they look for what was left behind, and sixteen of them would ask
-/// the store sixteen times a second. Its default of 32 connections is too few for 128 clients. Each call of a branch is a line of its log
-/// otherwise.
+/// the store sixteen times a second. Twice its 32 connections, so that 128 clients seldom wait for one. Each call of a branch is a line of its
+/// log otherwise.
 const SETTINGS: &[(&str, &str)] =
     &[("DTMRS_WORKERS", "2"), ("DTMRS_DB_POOL", "64"), ("DTMRS_RETRY_INTERVAL", "1"), ("RUST_LOG", "warn")];
 
