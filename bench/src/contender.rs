@@ -9,6 +9,7 @@ use sqlx::postgres::PgPool;
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Code, Request};
 
+use crate::peer;
 use crate::teller::v1::teller_client::TellerClient;
 use crate::teller::v1::{Change, Name};
 use crate::teller::{UPDATE, end, pool};
@@ -31,12 +32,21 @@ pub enum Contender {
     EarlyVote,
     /// Lockstep as the first, answered when the decision is durable.
     AtDecision,
+    /// dtmrs in XA mode, where it is installed.
+    Dtmrs,
 }
 
 impl Contender {
     /// All of them.
-    pub const ALL: [Self; 6] =
-        [Self::Floor, Self::Hand, Self::HandServices, Self::Lockstep, Self::EarlyVote, Self::AtDecision];
+    pub const ALL: [Self; 7] = [
+        Self::Floor,
+        Self::Hand,
+        Self::HandServices,
+        Self::Lockstep,
+        Self::EarlyVote,
+        Self::AtDecision,
+        Self::Dtmrs,
+    ];
 
     /// For people.
     pub const fn title(self) -> &'static str {
@@ -47,6 +57,7 @@ impl Contender {
             Self::Lockstep => "(c) Lockstep",
             Self::EarlyVote => "(d) Lockstep, early vote",
             Self::AtDecision => "(e) Lockstep, reply at decision",
+            Self::Dtmrs => "(f) dtmrs, XA",
         }
     }
 
@@ -59,6 +70,7 @@ impl Contender {
             Self::Lockstep => "lockstep",
             Self::EarlyVote => "early-vote",
             Self::AtDecision => "at-decision",
+            Self::Dtmrs => "dtmrs",
         }
     }
 }
@@ -75,6 +87,9 @@ pub struct Places {
     /// The coordinator
     #[arg(long)]
     pub coordinator: String,
+    /// dtmrs, if it takes part
+    #[arg(long)]
+    pub dtmrs: Option<String>,
 }
 
 /// What a client needs to move money in its contender's way. Cheap to clone.
@@ -84,6 +99,7 @@ pub struct Mover {
     databases: Arc<[PgPool]>,
     tellers: [TellerClient<Channel>; 2],
     lockstep: Client,
+    dtmrs: Option<peer::Client>,
     /// Makes the names of this run's transactions differ from those of others.
     run: u32,
 }
@@ -104,8 +120,12 @@ impl Mover {
         }
         let tellers = [teller(&places.tellers[0]).await?, teller(&places.tellers[1]).await?];
         let lockstep = Client::connect(&places.coordinator).await.map_err(Failed::because("no client"))?;
+        let dtmrs = match places.dtmrs.as_ref().filter(|_| contender == Contender::Dtmrs) {
+            Some(url) => Some(peer::Client::connect(url, &places.tellers).await?),
+            None => None,
+        };
         let run = std::process::id();
-        Ok(Self { contender, databases: databases.into(), tellers, lockstep, run })
+        Ok(Self { contender, databases: databases.into(), tellers, lockstep, dtmrs, run })
     }
 
     /// One transfer: takes 1 from the account in the first database, and gives it to that in the second. Both sides of every step at
@@ -123,6 +143,7 @@ impl Mover {
             Contender::Lockstep | Contender::EarlyVote | Contender::AtDecision => {
                 return self.by_lockstep(account).await;
             }
+            Contender::Dtmrs => self.by_dtmrs(client, number, account).await,
         };
         done.map(|()| true)
     }
@@ -172,6 +193,22 @@ impl Mover {
         self.tellers[side].clone().work(change).await.map(drop)
     }
 
+    /// Both branches registered at once, both through phase one at once: dtmrs wants each registered before it is prepared, and the rest of
+    /// the order is free.
+    async fn by_dtmrs(&self, client: usize, number: u64, account: i64) -> Result<()> {
+        let dtmrs = self.dtmrs.as_ref().ok_or_else(|| Failed::new("dtmrs does not take part"))?;
+        let gid = dtmrs.begin(client, number).await?;
+        both(|side| dtmrs.register(&gid, side)).await?;
+        both(|side| {
+            let change =
+                Change { account, amount: amount(side), name: peer::name(&gid, peer::BRANCHES[side]) };
+            let mut teller = self.tellers[side].clone();
+            async move { teller.phase_one(change).await.map(drop) }
+        })
+        .await?;
+        dtmrs.commit(&gid).await
+    }
+
     async fn by_lockstep(&self, account: i64) -> Result<bool> {
         let transaction =
             self.lockstep.begin("transfer").start().await.map_err(Failed::because("not begun"))?;
@@ -181,7 +218,8 @@ impl Mover {
             | Contender::Lockstep
             | Contender::Floor
             | Contender::Hand
-            | Contender::HandServices => transaction.context(),
+            | Contender::HandServices
+            | Contender::Dtmrs => transaction.context(),
         };
         let (first, second) = tokio::join!(self.apply(0, context, account), self.apply(1, context, account));
         if let Err(status) = first.and(second) {
@@ -197,7 +235,8 @@ impl Mover {
             | Contender::Lockstep
             | Contender::Floor
             | Contender::Hand
-            | Contender::HandServices => transaction.commit().await,
+            | Contender::HandServices
+            | Contender::Dtmrs => transaction.commit().await,
         };
         let committed = committed.map_err(Failed::because("not committed"))?;
         if committed.branches == 2 { Ok(true) } else { Err(Failed::new(format!("{committed:?}"))) }

@@ -4,7 +4,7 @@
 //! real PostgreSQL servers that force every write, coordinator and services as processes of their own, the contenders by turns, and the
 //! books checked after every run.
 //!
-//! - [`contender`]: who is compared. [`teller`]: the services. [`driver`]: the clients.
+//! - [`contender`]: who is compared. [`teller`]: the services. [`driver`]: the clients. [`peer`]: another coordinator, where it is installed.
 //! - [`stage`]: starts everything, and checks the books. [`meter`]: what a run has cost.
 //! - [`alone`]: the coordinator without databases. [`voter`]: participants that vote at once. [`grown`]: with a log that has grown.
 //! - [`engine`]: the engine without the edge, in this process.
@@ -17,6 +17,7 @@ pub mod driver;
 pub mod engine;
 pub mod grown;
 pub mod meter;
+pub mod peer;
 pub mod plot;
 pub mod report;
 pub mod restart;

@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use bench::contender::Contender;
-use bench::{alone, driver, engine, grown, plot, report, restart, stage, suite, teller, voter};
+use bench::{alone, driver, engine, grown, peer, plot, report, restart, stage, suite, teller, voter};
 use clap::{Parser, Subcommand};
 use lockstep_tests::harness::roles::{self, Roles};
 use lockstep_tests::harness::{Failed, Result};
@@ -59,6 +59,12 @@ struct Suite {
     /// Who takes part
     #[arg(long, value_delimiter = ',')]
     only: Option<Vec<Contender>>,
+    /// The program `dtmrs`; otherwise the one on PATH, if there is one
+    #[arg(long, value_name = "FILE")]
+    dtmrs: Option<PathBuf>,
+    /// Where dtmrs stores its transactions; otherwise in a database on the first server
+    #[arg(long, value_name = "URL")]
+    dtmrs_store: Option<String>,
     /// Turns of every contender that have to count, for each number of clients
     #[arg(long)]
     rounds: Option<usize>,
@@ -136,14 +142,29 @@ impl Suite {
         }
         let seconds = self.seconds.unwrap_or(seconds);
         let measure = Duration::try_from_secs_f64(seconds).map_err(Failed::because("--seconds"))?;
-        let contenders = self.only.clone().unwrap_or_else(|| Contender::ALL.to_vec());
-        Ok(suite::Plan { contenders, clients, rounds: self.rounds.unwrap_or(rounds), measure })
+        let (contenders, dtmrs) = self.contenders()?;
+        Ok(suite::Plan { contenders, clients, rounds: self.rounds.unwrap_or(rounds), measure, dtmrs })
+    }
+
+    /// Without dtmrs where it is not installed, unless it was asked for.
+    fn contenders(&self) -> Result<(Vec<Contender>, Option<peer::Installed>)> {
+        let dtmrs = peer::Installed::find(self.dtmrs.as_deref(), self.dtmrs_store.clone())?;
+        let mut contenders = self.only.clone().unwrap_or_else(|| Contender::ALL.to_vec());
+        if dtmrs.is_some() || !contenders.contains(&Contender::Dtmrs) {
+            return Ok((contenders, dtmrs));
+        }
+        if self.only.is_some() {
+            return Err(Failed::new(peer::NOT_INSTALLED));
+        }
+        eprintln!("{}", peer::NOT_INSTALLED);
+        contenders.retain(|contender| *contender != Contender::Dtmrs);
+        Ok((contenders, None))
     }
 
     fn run(&self) -> Result<()> {
         let plan = self.plan()?;
         let measured = suite::run(&roles()?, &plan, |line| eprintln!("{line}"))?;
-        println!("{}\n{}", report::table(&measured, &plan), report::summary(&measured));
+        println!("{}\n{}", report::table(&measured, &plan), report::summary(&measured, &plan));
         write(self.json.as_deref(), &measured)?;
         if let Some(directory) = &self.plots {
             plot::suite(&measured, &plan, directory)?;

@@ -11,13 +11,14 @@ use crate::suite::{Cell, Measured, Plan};
 
 const SIZE: (u32, u32) = (760, 420);
 /// Colours that most people can tell apart (Okabe and Ito).
-const COLOURS: [RGBColor; 6] = [
+const COLOURS: [RGBColor; 7] = [
     RGBColor(120, 120, 120),
     RGBColor(0, 0, 0),
     RGBColor(230, 159, 0),
     RGBColor(0, 114, 178),
     RGBColor(0, 158, 115),
     RGBColor(213, 94, 0),
+    RGBColor(204, 121, 167),
 ];
 
 /// Throughput and latency of every contender over the number of clients.

@@ -75,7 +75,22 @@ fn number(value: f64, decimals: usize) -> String {
 
 /// What the table does not say.
 #[must_use]
-pub fn summary(measured: &Measured) -> String {
+pub fn summary(measured: &Measured, plan: &Plan) -> String {
+    let mut lines = vec![course(measured)];
+    let [us, peer] = [Contender::Lockstep, Contender::Dtmrs];
+    if plan.contenders.contains(&us) && plan.contenders.contains(&peer) {
+        lines.extend(plan.clients.iter().map(|clients| {
+            let rate = measured.ratio(us, peer, *clients, |cell| cell.seen.rate());
+            let slowest = measured.ratio(us, peer, *clients, |cell| count(cell.seen.p99));
+            let (rate, slowest) = (number(rate, 2), number(slowest, 2));
+            format!("(c) by (f) with {clients} clients: {rate} of its throughput, {slowest} of its p99")
+        }));
+    }
+    lines.join("\n")
+}
+
+/// How the measuring went.
+fn course(measured: &Measured) -> String {
     let disks: Vec<f64> = measured.valid().flat_map(|turn| [turn.disk_before, turn.disk_after]).collect();
     let (least, most) =
         (disks.iter().copied().fold(f64::INFINITY, f64::min), disks.iter().copied().fold(0.0, f64::max));

@@ -17,6 +17,7 @@ use tempfile::TempDir;
 use crate::contender::Contender;
 use crate::driver::{ACCOUNTS, BEGIN, DONE, END, READY, Seen};
 use crate::meter::{self, ProcessorTime};
+use crate::peer;
 use crate::teller::SERVES;
 
 /// How long anything may take to start or to settle.
@@ -31,7 +32,7 @@ const DATABASE: &str = "bank";
 /// Beside the harness' settings (`fsync` and `full_page_writes` on): room for the clients, and no checkpoint during a run, which would
 /// hit one contender and not another.
 const SETTINGS: &[(&str, &str)] = &[
-    ("max_connections", "600"),
+    ("max_connections", "700"),
     ("max_prepared_transactions", "600"),
     ("shared_buffers", "256MB"),
     ("max_wal_size", "8GB"),
@@ -47,6 +48,8 @@ pub struct Stage {
     ports: [Port; 2],
     /// In each database.
     accounts: usize,
+    /// Only if it takes part.
+    dtmrs: Option<peer::Server>,
     /// Transfers that the books showed last.
     moved: i64,
     directory: TempDir,
@@ -86,8 +89,17 @@ impl Stage {
         coordinator.expect_it_serves()?;
         let ports = [Port::reserve()?, Port::reserve()?];
         let roles = roles.clone();
-        let mut stage =
-            Self { roles, servers, coordinator, tellers: None, ports, accounts, moved: 0, directory };
+        let mut stage = Self {
+            roles,
+            servers,
+            coordinator,
+            tellers: None,
+            ports,
+            accounts,
+            dtmrs: None,
+            moved: 0,
+            directory,
+        };
         stage.start_tellers()?;
         Ok(stage)
     }
@@ -100,6 +112,17 @@ impl Stage {
     /// Where the coordinator is.
     pub fn coordinator(&self) -> String {
         self.coordinator.url()
+    }
+
+    /// dtmrs, with a database of its own on the first server.
+    ///
+    /// # Errors
+    /// If it does not start.
+    pub fn start_dtmrs(&mut self, installed: &peer::Installed) -> Result<()> {
+        self.servers[0].create_database(peer::DATABASE)?;
+        let store = self.servers[0].url(peer::DATABASE);
+        self.dtmrs = Some(peer::Server::start(installed, &store, self.directory.path())?);
+        Ok(())
     }
 
     /// The tellers, again.
@@ -136,10 +159,10 @@ impl Stage {
         measure: Duration,
     ) -> Result<Ran> {
         let mut driver = self.driver(contender, clients, 0..ACCOUNTS, (warm_up, measure))?;
-        let before = self.processor_time(&driver)?;
+        let before = self.processor_time(&driver, contender)?;
         driver.tell(BEGIN);
         let line = wait_for_line(&mut driver, DONE)?;
-        let after = self.processor_time(&driver)?;
+        let after = self.processor_time(&driver, contender)?;
         let seen = ended(driver, &line, contender)?;
         self.check_books(contender, seen.all)?;
         Ok(Ran { seen, processor_time: (before, after) })
@@ -174,6 +197,7 @@ impl Stage {
         let tellers = self.ports.each_ref().map(|port| format!("http://127.0.0.1:{}", port.number()));
         command.arg("--tellers").args(tellers);
         command.args(["--coordinator", &self.coordinator.url(), "--contender", contender.name()]);
+        command.args(self.dtmrs.iter().flat_map(|dtmrs| ["--dtmrs".to_owned(), dtmrs.url()]));
         command.args(["--clients", &clients.to_string()]);
         command.args(["--accounts", &accounts.start.to_string(), &accounts.end.to_string()]);
         command.args(["--warm-up", &warm_up.as_millis().to_string()]);
@@ -235,28 +259,32 @@ impl Stage {
         self.coordinator.expect_it_serves()
     }
 
-    fn processor_time(&self, driver: &Process) -> Result<ProcessorTime> {
+    fn processor_time(&self, driver: &Process, contender: Contender) -> Result<ProcessorTime> {
         let databases = self.servers.iter().map(meter::processor_time_of).sum::<Result<_>>()?;
         let of = |process: &Process| meter::processor_time([i32::try_from(process.id()).unwrap_or(0)], false);
         let parts = [
             ("clients", of(driver)),
             ("databases", databases),
             ("tellers", self.tellers.iter().flatten().map(of).sum()),
-            ("coordinator", self.coordinator_time()),
+            ("coordinator", self.coordinator_time(contender)),
         ];
         Ok(ProcessorTime(parts.into_iter().collect()))
     }
 
-    fn coordinator_time(&self) -> Duration {
-        meter::processor_time([i32::try_from(self.coordinator.id()).unwrap_or(0)], false)
+    /// Of the contender's own one.
+    fn coordinator_time(&self, contender: Contender) -> Duration {
+        let dtmrs = self.dtmrs.as_ref().filter(|_| contender == Contender::Dtmrs);
+        let process = dtmrs.map_or_else(|| self.coordinator.id(), peer::Server::id);
+        meter::processor_time([i32::try_from(process).unwrap_or(0)], false)
     }
 
-    /// How often the servers have forced their logs. Ends the tellers, and starts them again: a backend tells it when it ends.
+    /// How often the servers have forced their logs. Ends tellers and dtmrs, and starts them again: a backend tells it when it ends.
     ///
     /// # Errors
     /// If they can't be asked.
     pub fn forced_writes(&mut self) -> Result<u64> {
         self.tellers = None;
+        self.dtmrs.iter_mut().for_each(peer::Server::end);
         for server in &self.servers {
             wait_for("the backends to end", PATIENCE, || {
                 let sql = "SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'client backend'";
@@ -265,6 +293,7 @@ impl Stage {
         }
         let counts = self.servers.each_ref().map(meter::forced_writes);
         self.start_tellers()?;
+        self.dtmrs.iter_mut().try_for_each(peer::Server::start_again)?;
         counts.into_iter().sum()
     }
 

@@ -14,6 +14,7 @@ use serde::{Deserialize, Serialize};
 use crate::contender::Contender;
 use crate::driver::Seen;
 use crate::meter::{self, Counted, MOST_DRIFT, count};
+use crate::peer;
 use crate::stage::Stage;
 
 /// How many are asked while forced writes are counted, and how long: with one client nothing is forced together with anything else.
@@ -32,6 +33,8 @@ pub struct Plan {
     pub rounds: usize,
     /// How long each run is measured.
     pub measure: Duration,
+    /// The peer, if it takes part.
+    pub dtmrs: Option<peer::Installed>,
 }
 
 /// One run of one contender.
@@ -94,6 +97,9 @@ pub fn run(roles: &Roles, plan: &Plan, told: impl Fn(&str)) -> Result<Measured> 
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let runtime = runtime.map_err(lockstep_tests::harness::Failed::because("no runtime"))?;
     let mut stage = Stage::set(roles)?;
+    if let Some(dtmrs) = plan.dtmrs.as_ref().filter(|_| plan.contenders.contains(&Contender::Dtmrs)) {
+        stage.start_dtmrs(dtmrs)?;
+    }
     let mut measured = Measured { turns: Vec::new(), forced: Vec::new(), transfers: 0 };
     // Plans, caches and files that grow: nobody's cost.
     for contender in &plan.contenders {

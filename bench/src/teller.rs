@@ -18,6 +18,7 @@ use tonic::{Request, Response, Status};
 
 use self::v1::teller_server::{Teller, TellerServer};
 use self::v1::{Change, Done, Name};
+use crate::peer;
 
 /// Generated from `proto/teller.proto`.
 #[allow(
@@ -34,6 +35,8 @@ pub mod v1 {
 
 /// What moves money, wherever it runs.
 pub const UPDATE: &str = "UPDATE accounts SET balance = balance + $2 WHERE number = $1";
+/// PostgreSQL's code for a prepared transaction that is not there.
+const UNDEFINED_OBJECT: &str = "42704";
 /// The line that a teller prints when it can be called.
 pub const SERVES: &str = "the teller serves";
 
@@ -92,6 +95,25 @@ impl Teller for Service {
         Ok(Response::new(Done {}))
     }
 
+    async fn phase_one(&self, request: Request<Change>) -> Result<Response<Done>, Status> {
+        let mut connection = self.pool.acquire().await.map_err(refused)?;
+        let prepared = prepare_at_once(&mut connection, request.get_ref()).await;
+        if let Err(why) = prepared {
+            // The database rolls back what is open when the connection goes.
+            connection.close_on_drop();
+            return Err(refused(why));
+        }
+        Ok(Response::new(Done {}))
+    }
+
+    async fn xa_commit(&self, request: Request<Done>) -> Result<Response<Done>, Status> {
+        self.end_for_dtmrs(&request, "COMMIT PREPARED").await
+    }
+
+    async fn xa_rollback(&self, request: Request<Done>) -> Result<Response<Done>, Status> {
+        self.end_for_dtmrs(&request, "ROLLBACK PREPARED").await
+    }
+
     async fn commit(&self, request: Request<Name>) -> Result<Response<Done>, Status> {
         let mut connection = self.pool.acquire().await.map_err(refused)?;
         end(&mut connection, "COMMIT PREPARED", &request.get_ref().name).await.map_err(refused)?;
@@ -99,12 +121,34 @@ impl Teller for Service {
     }
 }
 
+impl Service {
+    async fn end_for_dtmrs(&self, request: &Request<Done>, how: &str) -> Result<Response<Done>, Status> {
+        let name = peer::name_of_branch(request.metadata()).ok_or_else(|| refused("no branch is named"))?;
+        let mut connection = self.pool.acquire().await.map_err(not_now)?;
+        match end(&mut connection, how, &name).await {
+            Err(why) if !is_over(&why) => Err(not_now(why)),
+            Ok(()) | Err(_) => Ok(Response::new(Done {})),
+        }
+    }
+}
+
+/// dtmrs calls again if it could not store that a branch has ended: then its name is unknown, and that is success.
+fn is_over(why: &sqlx::Error) -> bool {
+    why.as_database_error().and_then(|error| error.code()).is_some_and(|code| code == UNDEFINED_OBJECT)
+}
+
+async fn prepare_at_once(connection: &mut PgConnection, wanted: &Change) -> sqlx::Result<()> {
+    sqlx::raw_sql("BEGIN").execute(&mut *connection).await?;
+    change(connection, wanted).await?;
+    end(connection, "PREPARE TRANSACTION", &wanted.name).await
+}
+
 async fn change(connection: &mut PgConnection, change: &Change) -> sqlx::Result<()> {
     let done = sqlx::query(UPDATE).bind(change.account).bind(change.amount).execute(connection).await?;
     if done.rows_affected() == 1 { Ok(()) } else { Err(sqlx::Error::RowNotFound) }
 }
 
-/// `PREPARE TRANSACTION` or `COMMIT PREPARED`. A name can't be bound; ours have no quotes in them.
+/// `PREPARE TRANSACTION`, `COMMIT PREPARED` or `ROLLBACK PREPARED`. A name can't be bound; ours have no quotes in them.
 pub async fn end(connection: &mut PgConnection, how: &str, name: &str) -> sqlx::Result<()> {
     assert!(!name.contains('\''), "a name that was made here has no quotes");
     sqlx::raw_sql(AssertSqlSafe(format!("{how} '{name}'"))).execute(connection).await.map(drop)
@@ -122,6 +166,11 @@ fn not_joined(why: JoinError) -> Status {
     } else {
         refused(why)
     }
+}
+
+/// What dtmrs tries again. It takes "aborted" for a refusal.
+fn not_now(why: impl Display) -> Status {
+    Status::unavailable(why.to_string())
 }
 
 fn refused(why: impl Display) -> Status {
