@@ -323,7 +323,7 @@ fn wal_bytes(roles: &Roles, measure: Duration) -> Result<f64> {
     let server = PostgresServer::start_with(&[])?;
     server.create_database(LOG)?;
     server.psql(LOG, "CREATE EXTENSION pg_walinspect")?;
-    let alone = Alone::set_with(roles, &[&format!("--log={}", server.url(LOG))])?;
+    let alone = Alone::set_with(roles, &[&format!("--log={}", server.url(LOG)), "--migrate-log"])?;
     let place = || server.psql(LOG, "SELECT pg_current_wal_flush_lsn()");
     let before = place()?;
     let all = alone.run(64, 2, 0, measure)?.seen.all;

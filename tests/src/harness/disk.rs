@@ -37,7 +37,7 @@ impl SmallDisk {
     pub fn fill(&self) -> Result<()> {
         let cannot = || Failed::because(format!("{} cannot be filled", self.0.display()));
         let mut ballast = File::create(self.ballast()).map_err(cannot())?;
-        // At last byte by byte, in effect: what is left is less than a page of any table.
+        // In large portions as long as they fit, which is quick; then by pages, so that less than one is left.
         for portion in [1 << 20, 1 << 12] {
             let bytes = vec![0; portion];
             loop {

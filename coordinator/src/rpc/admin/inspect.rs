@@ -6,7 +6,7 @@ use futures::future::join_all;
 use lockstep_proto::wire::known_enum;
 use lockstep_proto::{Gtrid, ResourceManagerName, Xid, v1};
 
-use super::show::resolve;
+use super::show::whole;
 use crate::engine::clock::unix_ms;
 use crate::engine::inquiry::{BranchAnswer, look_at_prepared};
 use crate::rpc::Services;
@@ -17,14 +17,7 @@ pub(in crate::rpc) async fn inspect(
     services: &Services,
     request: v1::InspectRequest,
 ) -> Result<v1::InspectResponse, RequestError> {
-    let gtrid = if request.gtrid.is_empty() {
-        None
-    } else if let Ok(whole) = request.gtrid.parse::<Gtrid>() {
-        // An orphan that this coordinator has never heard of can be looked for too.
-        Some(whole)
-    } else {
-        Some(resolve(services, &request.gtrid).await?)
-    };
+    let gtrid = if request.gtrid.is_empty() { None } else { Some(whole(services, &request.gtrid).await?) };
     let registry = &services.shared.registry;
     let known: Vec<ResourceManagerName> = registry
         .overview()

@@ -11,7 +11,7 @@ use lockstep_proto::{Gtrid, ResourceManagerName, Xid, v1};
 
 use super::act::{Deed, Plan};
 use super::inspect::ask;
-use super::show::{forbidden, resolve};
+use super::show::{forbidden, whole};
 use crate::engine::handle::EngineError;
 use crate::protocol::outcome::Decision;
 use crate::protocol::presumption::{PreparedFate, prepared_fate};
@@ -87,13 +87,6 @@ fn met_all(services: &Services, gtrid: Gtrid, request: &v1::ActRequest) -> Resul
     let strange = named.into_iter().filter(|name| services.shared.registry.known(name).is_none());
     let strange: Vec<String> = strange.map(|name| name.to_string()).collect();
     if strange.is_empty() { Ok(()) } else { Err(RequestError::NeverMet { gtrid, names: strange.join(", ") }) }
-}
-
-async fn whole(services: &Services, target: &str) -> Result<Gtrid, RequestError> {
-    match target.parse::<Gtrid>() {
-        Ok(whole) => Ok(whole),
-        Err(_beginning) => resolve(services, target).await,
-    }
 }
 
 fn permit(

@@ -178,6 +178,15 @@ fn whereabouts(services: &Services, gtrid: Gtrid) -> String {
     }
 }
 
+/// The gtrid that is named, known or not: an orphan may be one that this coordinator has never heard of. Of a beginning, that of the one
+/// transaction that begins so.
+pub(super) async fn whole(services: &Services, target: &str) -> Result<Gtrid, RequestError> {
+    match target.parse::<Gtrid>() {
+        Ok(whole) => Ok(whole),
+        Err(_beginning) => resolve(services, target).await,
+    }
+}
+
 /// The gtrid of the one transaction that begins so.
 pub(super) async fn resolve(services: &Services, prefix: &str) -> Result<Gtrid, RequestError> {
     let usable = !prefix.is_empty()
