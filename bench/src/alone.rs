@@ -292,7 +292,8 @@ pub fn run(roles: &Roles, quick: bool, told: impl Fn(&str)) -> Result<Measured> 
             growth.push(run);
         }
     }
-    let (bytes_in_flight, bytes_afterwards) = alone.weigh()?;
+    // One that has done nothing yet has no room of its own that could be used again.
+    let (bytes_in_flight, bytes_afterwards) = Alone::set(roles)?.weigh()?;
     let bytes_after_many = if quick { None } else { Some(alone.grow()?) };
     let disk = (disk_before, meter::fdatasync_micros(alone.directory.path())?);
     drop(alone);

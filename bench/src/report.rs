@@ -154,13 +154,20 @@ pub fn alone(measured: &alone::Measured) -> String {
 /// What is in doubt at a restart.
 #[must_use]
 pub fn restart(measured: &restart::Measured) -> String {
-    let restart::Measured { disk, branches, bare, serves, recovered, normal, meanwhile, left } = measured;
+    let restart::Measured { disk, branches, bare, serves, recovered, normal, meanwhile, found, left } =
+        measured;
     format!(
         "{branches} branches in doubt: the coordinator served after {serves:.2} s, and all were committed after {recovered:.2} s, \
-         {:.2} times the {bare:.2} s of a bare loop; meanwhile {meanwhile:.0} new transfers a second, {:.2} of the {normal:.0} without, with \
-         {left} branches still in doubt behind them; a forced write of 8 KiB took {:.0} us before and {:.0} us after",
+         {:.2} times the {bare:.2} s of a bare loop\n\
+         {:.0} new transfers a second while they went from {found} to {left}, {:.2} of the {normal:.0} without; p50 {:.0} ms, p99 {:.0} ms, {} \
+         refused for lack of room\n\
+         a forced write of 8 KiB took {:.0} us before and {:.0} us after",
         recovered / bare,
-        meanwhile / normal,
+        meanwhile.rate(),
+        meanwhile.rate() / normal,
+        count(meanwhile.p50) / 1000.0,
+        count(meanwhile.p99) / 1000.0,
+        meanwhile.refused,
         disk.0,
         disk.1
     )

@@ -13,6 +13,7 @@ use sqlx::PgPool;
 use tokio::runtime::Runtime;
 
 use crate::contender::Contender;
+use crate::driver::Seen;
 use crate::meter;
 use crate::stage::Stage;
 use crate::teller::{UPDATE, end, pool};
@@ -29,8 +30,8 @@ const CONNECTIONS: usize = 16;
 const CLIENTS: usize = 50;
 /// Clients that move money between the other accounts.
 const NEW_CLIENTS: usize = 32;
-/// How long they are measured, behind a while that does not count; meanwhile, some of those in doubt have to be left.
-const NEW: (Duration, Duration) = (Duration::from_millis(300), Duration::from_millis(1500));
+/// How long they are measured, at once: meanwhile, some of those in doubt have to be left.
+const NEW: (Duration, Duration) = (Duration::ZERO, Duration::from_millis(1500));
 /// How long anything may take.
 const PATIENCE: Duration = Duration::from_mins(5);
 
@@ -49,9 +50,11 @@ pub struct Measured {
     pub recovered: f64,
     /// Transfers a second when nothing is in doubt.
     pub normal: f64,
-    /// Transfers a second between other accounts, after the same restart once more.
-    pub meanwhile: f64,
-    /// Branches that were still in doubt when that had been measured: it says nothing if there were none.
+    /// Between other accounts, after the same restart once more.
+    pub meanwhile: Seen,
+    /// Branches that were in doubt when these began.
+    pub found: usize,
+    /// Branches that were still in doubt when they had ended.
     pub left: usize,
 }
 
@@ -80,11 +83,12 @@ pub fn run(roles: &Roles) -> Result<Measured> {
     leave_in_doubt(&mut stage, &runtime)?;
     stage.start_coordinator_again()?;
     stage.start_tellers()?;
-    let meanwhile = stage.drive(Contender::Lockstep, NEW_CLIENTS, OTHERS, NEW)?.rate();
+    let found = stage.prepared()?;
+    let meanwhile = stage.drive(Contender::Lockstep, NEW_CLIENTS, OTHERS, NEW)?;
     let left = stage.prepared()?;
     stage.look_at_books()?;
     let disk = (disk_before, meter::fdatasync_micros(stage.directory())?);
-    Ok(Measured { disk, branches, bare, serves, recovered, normal, meanwhile, left })
+    Ok(Measured { disk, branches, bare, serves, recovered, normal, meanwhile, found, left })
 }
 
 /// Thousands of transactions that are decided, of which no branch is committed, and nobody left to do it. How many branches.

@@ -93,6 +93,8 @@ async fn a_place_that_a_crash_took_along_is_written_again() {
     assert_eq!(server.psql("bank", KEPT).unwrap(), "2");
     site.resource = write_the_place_and_die(site.resource, second.clone(), 3).await;
     assert_eq!(server.psql("bank", KEPT).unwrap(), "3", "it is written");
+    // Whoever looks at it now sees it, and does not know how long it will be there.
+    site.resource.attach(&site.name).await.unwrap();
     server.kill().unwrap();
     server.restart().unwrap();
     assert_eq!(server.psql("bank", KEPT).unwrap(), "2", "and was not durable: otherwise this shows nothing");

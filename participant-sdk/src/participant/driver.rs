@@ -284,7 +284,12 @@ impl<R: Resource> Driver<R> {
                 }
                 self.tell(Event::Done(xid, done));
             }
-            Report::Listed(session, result) => self.tell(Event::Listed(session, result)),
+            Report::Listed(session, result) => {
+                if let Ok(listing) = &result {
+                    self.operations.listed(&listing.prepared);
+                }
+                self.tell(Event::Listed(session, result));
+            }
             Report::Room(result) => self.tell(Event::Room(result)),
             Report::OldEvidence(session, result) => self.tell(Event::OldEvidence(session, result)),
             Report::Forgotten(session, result) => self.tell(Event::Forgotten(session, result)),

@@ -1,13 +1,14 @@
 //! Runs the store's operations, each in a task of its own: none of them waits for another one, the stream's reader waits for
 //! none of them, and none is cancelled when a handler is (participants.md, "What breaks atomicity first", 10).
 
+use std::collections::HashSet;
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 
 use futures::FutureExt as _;
 use lockstep_proto::{ClusterId, Epoch, Gtrid, LogPosition, ResourceManagerName, TraceParent, Xid};
 use opentelemetry::trace::SpanKind;
-use tokio::sync::{Semaphore, mpsc};
+use tokio::sync::{Semaphore, SemaphorePermit, mpsc};
 
 use super::driver::Report;
 use crate::branch::Operation;
@@ -18,13 +19,46 @@ use crate::traces::Span;
 /// Operations that may need a connection beside those of open branches, at a time. More would not make a database faster,
 /// and after a restart of the coordinator thousands may be asked for at once.
 const MAX_CONCURRENT: usize = 32;
+/// How many of these may be for branches that were found prepared: after a restart they are thousands, all answered at once, and a new
+/// transaction's commit must not stand behind them.
+const MAX_FOUND: usize = MAX_CONCURRENT / 2;
+
+/// The right to use a connection beside those of open branches.
+#[derive(Debug)]
+struct Slots {
+    all: Semaphore,
+    found: Semaphore,
+}
+
+impl Default for Slots {
+    fn default() -> Self {
+        Self { all: Semaphore::new(MAX_CONCURRENT), found: Semaphore::new(MAX_FOUND) }
+    }
+}
+
+impl Slots {
+    /// Waits for one. Dropping it gives it back.
+    async fn one(&self, was_found: bool) -> Slot<'_> {
+        const OPEN: &str = "the semaphore is never closed";
+        let found = if was_found { Some(self.found.acquire().await.expect(OPEN)) } else { None };
+        Slot { _found: found, _one: self.all.acquire().await.expect(OPEN) }
+    }
+}
+
+/// One of them.
+struct Slot<'a> {
+    _found: Option<SemaphorePermit<'a>>,
+    _one: SemaphorePermit<'a>,
+}
 
 /// The store, and the way back to the driver.
 #[derive(Debug)]
 pub(super) struct Operations<R: Resource> {
     name: ResourceManagerName,
     resource: Arc<R>,
-    slots: Arc<Semaphore>,
+    slots: Arc<Slots>,
+    /// The branches that were found prepared when the store was listed the last time.
+    found: HashSet<Xid>,
     reports: mpsc::UnboundedSender<Report<R>>,
     running: usize,
 }
@@ -35,7 +69,7 @@ impl<R: Resource> Operations<R> {
         resource: Arc<R>,
         reports: mpsc::UnboundedSender<Report<R>>,
     ) -> Self {
-        Self { name, resource, slots: Arc::new(Semaphore::new(MAX_CONCURRENT)), reports, running: 0 }
+        Self { name, resource, slots: Arc::default(), found: HashSet::new(), reports, running: 0 }
     }
 
     /// Operations that were started and have not been taken note of by [`Operations::ended`].
@@ -59,6 +93,11 @@ impl<R: Resource> Operations<R> {
             },
             |why| Report::StoreAttached(Err(ResourceError::Unavailable(why))),
         );
+    }
+
+    /// The store was listed, and these were prepared.
+    pub(super) fn listed(&mut self, prepared: &[Xid]) {
+        self.found = prepared.iter().cloned().collect();
     }
 
     pub(super) fn find_room(&mut self) {
@@ -148,12 +187,14 @@ impl<R: Resource> Operations<R> {
         let (resource, name, slots) =
             (Arc::clone(&self.resource), self.name.clone(), Arc::clone(&self.slots));
         let xid = branch.xid.clone();
+        let was_found = self.found.contains(&xid);
         let after_panic = after_panic(&operation);
         self.spawn(
             async move {
                 let xid = branch.xid.clone();
                 let span = span(&operation, &xid, trace);
-                let (done, open) = run(&*resource, &name, &slots, &branch, operation, open).await;
+                let slots = (&*slots, was_found);
+                let (done, open) = run(&*resource, &name, slots, &branch, operation, open).await;
                 if let Some(mut span) = span {
                     end(&mut span, &done);
                 }
@@ -233,13 +274,13 @@ fn after_panic(operation: &Operation) -> fn(String) -> Done {
 async fn run<R: Resource>(
     resource: &R,
     name: &ResourceManagerName,
-    slots: &Semaphore,
+    (slots, was_found): (&Slots, bool),
     branch: &BranchId,
     operation: Operation,
     open: Option<R::Open>,
 ) -> (Done, Option<R::Open>) {
     let connection = || open.expect("the machine ends only what is open");
-    let slot = || slots.acquire().map(|slot| slot.expect("the semaphore is never closed"));
+    let slot = || slots.one(was_found);
     let done = match operation {
         Operation::Begin(remaining) => return begin(resource, branch, remaining).await,
         Operation::Discard => {
@@ -333,5 +374,30 @@ async fn begin<R: Resource>(
         Ok(open) => (Done::Begun, Some(open)),
         Err(ResourceError::Unfit(detail)) => (Done::NotBegun { detail, unfit: true }, None),
         Err(ResourceError::Unavailable(detail)) => (Done::NotBegun { detail, unfit: false }, None),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn what_was_found_leaves_room_for_what_is_new() {
+        let slots = Slots::default();
+        let mut taken = Vec::new();
+        for _ in 0..MAX_FOUND {
+            taken.push(slots.one(true).await);
+        }
+        let mut one_more = Box::pin(slots.one(true));
+        assert!(futures::poll!(&mut one_more).is_pending(), "it waits for another one that was found");
+        for _ in MAX_FOUND..MAX_CONCURRENT {
+            taken.push(slots.one(false).await);
+        }
+        let mut new = Box::pin(slots.one(false));
+        assert!(futures::poll!(&mut new).is_pending(), "all are taken");
+        taken.truncate(MAX_FOUND);
+        new.await;
+        taken.clear();
+        one_more.await;
     }
 }

@@ -27,10 +27,9 @@ pub(super) struct Newest {
 #[derive(Debug, Default)]
 struct Places {
     told: Positions,
-    /// Written, and durable with the next commit at the latest, as long as the server lives.
+    /// Written to the server that the open connections are to, and durable with the next commit on it at the latest. What was only *read* there is
+    /// not among it: another instance may have written it a moment ago, and the server may crash before it is durable.
     written: Positions,
-    /// Durable.
-    kept: Positions,
     /// How often a connection was opened.
     connections: u64,
 }
@@ -50,7 +49,6 @@ impl Newest {
         let mut places = self.lock();
         places.told.extend(seen.iter().copied());
         places.written = Positions::new();
-        places.kept = seen;
         places.told.clone()
     }
 
@@ -58,13 +56,8 @@ impl Newest {
         self.lock().told.see(*position);
     }
 
-    /// It is durable in the database.
-    pub(super) fn kept(&self, position: &LogPosition) {
-        self.lock().kept.see(*position);
-    }
-
-    /// A connection was opened, maybe to a server that has crashed since, and has lost what was written and not yet durable. Has to
-    /// be called before that connection is used.
+    /// A connection was opened, maybe to a server that has crashed since, and has lost what was written and not yet durable, or to a standby that
+    /// was promoted and never had what was. Has to be called before that connection is used.
     pub(super) fn connected(&self) {
         let mut places = self.lock();
         places.connections += 1;
@@ -74,15 +67,17 @@ impl Newest {
     /// Waits until it is known whether this place, which was told, has to be written before its decision is carried out on a connection
     /// that the caller already has. `None`: it, or a newer one of its epoch, has been.
     pub(super) async fn turn(&self, position: &LogPosition) -> Option<Turn<'_>> {
-        if self.lock().is_written(position) {
+        if self.lock().written.covers(position) {
             return None;
         }
         let turn = tokio::time::timeout(PATIENCE, self.turns.lock()).await.ok();
         let places = self.lock();
-        if places.is_written(position) {
+        if places.written.covers(position) {
             return None;
         }
-        let place = places.told.of(position.epoch).unwrap_or(*position);
+        // What was told of an epoch that is settled since is gone.
+        let newest = places.told.of(position.epoch).filter(|told| told.sequence > position.sequence);
+        let place = newest.unwrap_or(*position);
         Some(Turn { newest: self, place, connections: places.connections, _turn: turn })
     }
 
@@ -91,17 +86,10 @@ impl Newest {
         let mut places = self.lock();
         places.told.forget(epochs);
         places.written.forget(epochs);
-        places.kept.forget(epochs);
     }
 
     fn lock(&self) -> MutexGuard<'_, Places> {
         self.places.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-impl Places {
-    fn is_written(&self, position: &LogPosition) -> bool {
-        self.written.covers(position) || self.kept.covers(position)
     }
 }
 
@@ -111,18 +99,13 @@ impl Turn<'_> {
         &self.place
     }
 
-    /// The server has it, and makes it durable with the next commit.
+    /// The server has it, and makes it durable with the next commit at the latest.
     pub(super) fn written(self) {
         let mut places = self.newest.lock();
         // A connection was opened meanwhile: this may have been written by a server that was gone before.
         if places.connections == self.connections {
             places.written.see(self.place);
         }
-    }
-
-    /// It is durable in the database.
-    pub(super) fn kept(self) {
-        self.newest.kept(&self.place);
     }
 }
 
@@ -141,23 +124,30 @@ mod tests {
         newest.turn(&position).await.is_some()
     }
 
+    async fn write(newest: &Newest, position: LogPosition) {
+        newest.told(&position);
+        if let Some(turn) = newest.turn(&position).await {
+            turn.written();
+        }
+    }
+
     #[tokio::test]
-    async fn what_a_database_has_lost_is_not_taken_for_kept_and_not_forgotten() {
+    async fn what_a_database_has_lost_is_not_forgotten_and_what_it_shows_is_not_taken_for_durable() {
         let newest = Newest::default();
         assert_eq!(newest.found(Positions::new()), Positions::new());
         newest.told(&position(2, 7));
         assert!(has_to_write(&newest, position(2, 7)).await, "it was only told");
-        newest.kept(&position(2, 7));
+        write(&newest, position(2, 7)).await;
         assert!(!has_to_write(&newest, position(2, 7)).await && has_to_write(&newest, position(2, 8)).await);
         assert!(has_to_write(&newest, position(1, 1)).await, "another epoch's says nothing of it");
-        newest.kept(&position(1, 900));
+        write(&newest, position(1, 900)).await;
         assert!(
             !has_to_write(&newest, position(2, 7)).await && !has_to_write(&newest, position(1, 900)).await
         );
-        // A standby was promoted that had not got it yet.
+        // A standby was promoted that had not got it yet; and what it shows may not be durable either.
         let found = newest.found([position(2, 6)].into_iter().collect());
-        assert_eq!(found, [position(2, 7)].into_iter().collect());
-        assert!(!has_to_write(&newest, position(2, 6)).await && has_to_write(&newest, position(2, 7)).await);
+        assert_eq!(found, [position(1, 900), position(2, 7)].into_iter().collect());
+        assert!(has_to_write(&newest, position(2, 7)).await && has_to_write(&newest, position(2, 6)).await);
         assert!(has_to_write(&newest, position(1, 900)).await);
     }
 
@@ -205,16 +195,13 @@ mod tests {
             has_to_write(&newest, position(1, 3)).await,
             "it was written before the last connection was opened"
         );
-        newest.turn(&position(1, 3)).await.unwrap().kept();
+        write(&newest, position(1, 3)).await;
+        assert!(!has_to_write(&newest, position(1, 3)).await);
         newest.connected();
-        assert!(!has_to_write(&newest, position(1, 3)).await, "what is durable stays");
-        newest.told(&position(1, 4));
-        newest.turn(&position(1, 4)).await.unwrap().written();
-        newest.found([position(1, 3)].into_iter().collect());
-        assert!(
-            has_to_write(&newest, position(1, 4)).await,
-            "the database was looked at, and does not have it"
-        );
+        assert!(has_to_write(&newest, position(1, 3)).await, "the server may be a standby that never had it");
+        write(&newest, position(1, 4)).await;
+        newest.found([position(1, 4)].into_iter().collect());
+        assert!(has_to_write(&newest, position(1, 4)).await, "it is there, and maybe not durable");
     }
 
     #[test]

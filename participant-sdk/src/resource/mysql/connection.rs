@@ -9,6 +9,7 @@
 //! An answer that is an error is one of two very different things, [`Failure::Refused`] and [`Failure::Lost`].
 
 use std::future::Future;
+use std::sync::Arc;
 use std::time::Duration;
 
 use futures::TryStreamExt as _;
@@ -21,6 +22,7 @@ use sqlx::{Connection as _, Either, MySql, MySqlPool, SqlStr};
 use sqlx_core::transaction::TransactionManager as _;
 
 use super::sql;
+use crate::resource::newest::Newest;
 
 /// Connections of the resource's own. Each commit waits for the disk, and the disk serves several at once.
 const OWN_CONNECTIONS: u32 = 8;
@@ -81,8 +83,8 @@ pub(super) fn text(row: &MySqlRow, column: &str) -> sqlx::Result<String> {
     Ok(String::from_utf8_lossy(bytes).into_owned())
 }
 
-/// The pool for what must never wait for a branch. `options`: those of the service's own pool.
-pub(super) fn own_pool(options: MySqlConnectOptions) -> MySqlPool {
+/// The pool for what must never wait for a branch. `options`: those of the service's own pool. `newest` hears of each connection.
+pub(super) fn own_pool(options: MySqlConnectOptions, newest: Arc<Newest>) -> MySqlPool {
     MySqlPoolOptions::new()
         .max_connections(OWN_CONNECTIONS)
         .acquire_timeout(OWN_ACQUIRE_TIMEOUT)
@@ -96,7 +98,8 @@ pub(super) fn own_pool(options: MySqlConnectOptions) -> MySqlPool {
                 Ok(true)
             })
         })
-        .after_connect(|connection, _metadata| {
+        .after_connect(move |connection, _metadata| {
+            newest.connected();
             Box::pin(async move {
                 let sql = sql::set_up_own_connection(OWN_LOCK_TIMEOUT, OWN_STATEMENT_TIMEOUT);
                 sqlx::raw_sql(sql).execute(connection).await.map(drop)

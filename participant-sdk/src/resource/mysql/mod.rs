@@ -46,7 +46,7 @@ mod session;
 pub(crate) mod sql;
 mod waits;
 
-use std::sync::OnceLock;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use lockstep_proto::{ClusterId, Epoch, Gtrid, LogPosition, ResourceManagerName, Xid};
@@ -75,7 +75,7 @@ pub struct MySql {
     name: OnceLock<ResourceManagerName>,
     /// Where our tables are; known after attaching.
     schema: OnceLock<Schema>,
-    newest: Newest,
+    newest: Arc<Newest>,
     waits: Waits,
 }
 
@@ -84,7 +84,8 @@ impl MySql {
     /// where tokio runs, as for the pool itself.
     #[must_use]
     pub fn new(pool: MySqlPool) -> Self {
-        let own = connection::own_pool((*pool.connect_options()).clone());
+        let newest = Arc::new(Newest::default());
+        let own = connection::own_pool((*pool.connect_options()).clone(), Arc::clone(&newest));
         Self {
             waits: Waits::new(own.clone()),
             pool,
@@ -92,7 +93,7 @@ impl MySql {
             kept: Kept::default(),
             name: OnceLock::new(),
             schema: OnceLock::new(),
-            newest: Newest::default(),
+            newest,
         }
     }
 
@@ -239,7 +240,6 @@ impl Resource for MySql {
         let (name, schema) = self.attached()?;
         evidence::settle(&self.own, schema.settle(name, position, epochs)).await?;
         self.newest.settled(epochs);
-        self.newest.kept(position);
         Ok(())
     }
 }

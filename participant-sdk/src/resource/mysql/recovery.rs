@@ -51,7 +51,7 @@ pub(super) async fn keep_position(
 ) -> Result<(), Unresolved> {
     if let Some(turn) = newest.turn(position).await {
         run(own, schema.keep_position(name, turn.place())).await?;
-        turn.kept();
+        turn.written();
     }
     Ok(())
 }

@@ -205,7 +205,6 @@ impl Resource for Postgres {
     async fn settle(&self, position: &LogPosition, epochs: &[Epoch]) -> Result<(), Unresolved> {
         recovery::run(&self.own, sql::settle(self.name()?, position, epochs)).await?;
         self.newest.settled(epochs);
-        self.newest.kept(position);
         Ok(())
     }
 }

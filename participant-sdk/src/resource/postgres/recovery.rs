@@ -43,8 +43,6 @@ pub(super) async fn commit(
     let is_done = finish(&mut lease, sql::commit_prepared(branch)).await?;
     fail_point!("postgres-after-commit-prepared");
     if is_done {
-        // Not earlier: only the flush of the commit has made it durable.
-        newest.kept(position);
         return Ok(Fate::Committed);
     }
     fence(lease, branch, position).await
