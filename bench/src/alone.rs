@@ -14,8 +14,8 @@ use serde::Serialize;
 use tempfile::TempDir;
 use tokio::runtime::Runtime;
 
-use crate::driver::{BEGIN, DONE, END, READY, Seen};
-use crate::meter::{self, Counted, Scraped, count};
+use crate::driver::{self, BEGIN, DONE, END, READY, Seen};
+use crate::meter::{self, Counted, count};
 use crate::stage::wait_for_line;
 use crate::voter::GONE;
 
@@ -103,9 +103,7 @@ impl Alone {
         let directory = TempDir::with_prefix("lockstep-bench-").map_err(Failed::because("no directory"))?;
         let mut coordinator = Coordinator::start(roles, directory.path(), flags, None)?;
         coordinator.expect_it_serves()?;
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-        let runtime = runtime.map_err(Failed::because("no runtime"))?;
-        Ok(Self { roles: roles.clone(), coordinator, directory, runtime })
+        Ok(Self { roles: roles.clone(), coordinator, directory, runtime: meter::runtime()? })
     }
 
     /// Where everything is written.
@@ -143,8 +141,7 @@ impl Alone {
     /// # Errors
     /// If it can't be asked.
     pub fn unresolved(&self) -> Result<f64> {
-        let scraped = self.runtime.block_on(Scraped::from(&self.coordinator.url()))?;
-        Ok(scraped.sum("lockstep_unresolved_transactions"))
+        self.runtime.block_on(meter::unresolved(&self.coordinator.url()))
     }
 
     /// The participants and clients, yet to begin.
@@ -184,18 +181,12 @@ impl Alone {
         let phases =
             [format!("--warm-up={}", phases.0.as_millis()), format!("--measure={}", phases.1.as_millis())];
         let mut voters = self.voters(clients, branches, &[more, &phases].concat())?;
-        let used = |voters: &Process| [processor_time(self.coordinator.id()), processor_time(voters.id())];
+        let used = |voters: &Process| [self.coordinator.id(), voters.id()].map(meter::processor_time_of);
         let before = (self.counted()?, used(&voters));
         voters.tell(BEGIN);
         let line = wait_for_line(&mut voters, DONE)?;
         let after = (self.counted()?, used(&voters));
-        voters.tell(END);
-        voters.wait(Duration::from_secs(30))?;
-        let seen =
-            serde_json::from_str::<Seen>(&line[DONE.len()..]).map_err(Failed::because("the voters"))?;
-        if let Some(why) = &seen.first_failure {
-            return Err(Failed::new(format!("{} transactions failed: {why}", seen.failed)));
-        }
+        let seen = driver::ended(voters, &line)?;
         let counted = after.0.each(&before.0, seen.all);
         let each = |n: usize| (after.1[n] - before.1[n]).as_secs_f64() * 1e6 / count(seen.all);
         let (processor, others) = (each(0), each(1));
@@ -225,14 +216,13 @@ impl Alone {
 
     /// Bytes that its memory grows by while it runs so many transactions that nothing of each can be left.
     fn grow(&self) -> Result<f64> {
-        let mut all = 0;
-        let mut first = None;
+        let mut all = self.run(64, 2, 0, LONG_RUN)?.seen.all;
+        // What a busy coordinator needs at most, it has had by then.
+        let before = self.memory()?;
         while all < MANY {
             all += self.run(64, 2, 0, LONG_RUN)?.seen.all;
-            // What a busy coordinator needs at most, it has had by then.
-            first = Some(first.map_or_else(|| self.memory(), Ok)?);
         }
-        Ok(self.memory()? - first.unwrap_or_default())
+        Ok(self.memory()? - before)
     }
 
     /// Bytes that the coordinator has in memory (proc(5): the second number is the resident set, in pages).
@@ -248,10 +238,6 @@ impl Alone {
         self.stop()?;
         bytes(&self.log())
     }
-}
-
-fn processor_time(process: u32) -> Duration {
-    meter::processor_time([i32::try_from(process).unwrap_or(0)], false)
 }
 
 /// Bytes of a log's files.

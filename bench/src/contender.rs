@@ -9,9 +9,9 @@ use sqlx::postgres::PgPool;
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Code, Request};
 
+use crate::generated::teller::teller_client::TellerClient;
+use crate::generated::teller::{Change, Name};
 use crate::peer;
-use crate::teller::v1::teller_client::TellerClient;
-use crate::teller::v1::{Change, Name};
 use crate::teller::{UPDATE, end, pool};
 
 /// Who takes part. The order is that of the tables.

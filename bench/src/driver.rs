@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicU8, Ordering};
 use std::time::Duration;
 
 use lockstep_tests::harness::clock::now;
+use lockstep_tests::harness::process::Process;
 use lockstep_tests::harness::{Failed, Result};
 use serde::{Deserialize, Serialize};
 use tokio::task::JoinHandle;
@@ -23,6 +24,8 @@ pub const READY: &str = "ready";
 pub const DONE: &str = "done ";
 /// How long a client waits after it was refused, or failed.
 const REFUSED_WAIT: Duration = Duration::from_millis(10);
+/// How long a driver may take to end.
+const TIME_TO_END: Duration = Duration::from_secs(60);
 /// What it is told.
 pub const BEGIN: &str = "begin";
 /// The same, at the end.
@@ -121,6 +124,18 @@ pub fn wait_for(word: &str) -> Result<()> {
     if line.trim() == word { Ok(()) } else { Err(Failed::new(format!("nobody says {word}"))) }
 }
 
+/// What a driver's process has seen that has said its last line: it ends now.
+///
+/// # Errors
+/// If something of it failed, or it does not end.
+pub fn ended(mut driver: Process, line: &str) -> Result<Seen> {
+    driver.tell(END);
+    driver.wait(TIME_TO_END)?;
+    let seen =
+        serde_json::from_str::<Seen>(&line[DONE.len()..]).map_err(Failed::because("a driver's last line"))?;
+    seen.all_went_well()
+}
+
 /// What all clients go by: whether it counts yet, and whether it is over.
 #[derive(Debug, Clone, Default)]
 pub struct Phases(Arc<AtomicU8>);
@@ -199,6 +214,17 @@ impl Seen {
             refused,
             failed,
             first_failure,
+        }
+    }
+
+    /// The same, unless something failed.
+    ///
+    /// # Errors
+    /// What failed first.
+    pub fn all_went_well(self) -> Result<Self> {
+        match &self.first_failure {
+            Some(why) => Err(Failed::new(format!("{} transactions failed: {why}", self.failed))),
+            None => Ok(self),
         }
     }
 

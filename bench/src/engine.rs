@@ -176,20 +176,16 @@ pub fn run(quick: bool) -> Result<Measured> {
     runtime.block_on(async {
         let alone = Arc::new(Alone::start().await?);
         let disk_before = meter::fdatasync_micros(alone.directory.path())?;
-        let own = [i32::try_from(std::process::id()).unwrap_or(0)];
-        let (used, forced) = (meter::processor_time(own, false), alone.engine.writer().counts().forces);
+        let (used, forced) = (meter::own_processor_time(), alone.engine.writer().counts().forces);
         let phases = Phases::default();
         let ask = |_client| {
             let alone = Arc::clone(&alone);
             driver::ask(phases.clone(), async move |number| alone.transaction(number).await)
         };
         let tasks: Vec<_> = (0..IN_FLIGHT).map(ask).map(tokio::spawn).collect();
-        let seen = phases.run(tasks, WARM_UP, if quick { 1500 } else { 5000 }).await?;
-        let used = meter::processor_time(own, false) - used;
+        let seen = phases.run(tasks, WARM_UP, if quick { 1500 } else { 5000 }).await?.all_went_well()?;
+        let used = meter::own_processor_time() - used;
         let forced = alone.engine.writer().counts().forces - forced;
-        if let Some(why) = &seen.first_failure {
-            return Err(Failed::new(format!("{} transactions failed: {why}", seen.failed)));
-        }
         let disk = (disk_before, meter::fdatasync_micros(alone.directory.path())?);
         let processor = used.as_secs_f64() * 1e6 / count(seen.all);
         Ok(Measured { disk, processor, forces: count(forced) / count(seen.all), seen })

@@ -166,8 +166,7 @@ fn idle() -> Vec<String> {
 
 /// Writes so many commits of two branches into the log of a coordinator that does not run, with their ends or without.
 fn fill(directory: &Path, transactions: usize, with_ends: bool) -> Result<()> {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-    runtime.map_err(Failed::because("no runtime"))?.block_on(async {
+    meter::runtime()?.block_on(async {
         let opened = SqliteLog::open(directory, Options::default()).await;
         let (log, _opened) = opened.map_err(Failed::because("the decision log"))?;
         let names: Vec<ResourceManagerName> = (0..BRANCHES)

@@ -8,10 +8,12 @@
 //! - [`stage`]: starts everything, and checks the books. [`meter`]: what a run has cost.
 //! - [`alone`]: the coordinator without databases. [`voter`]: participants that vote at once. [`grown`]: with a log that has grown.
 //! - [`engine`]: the engine without the edge, in this process.
+//! - [`branch`]: a branch and its database, without a coordinator.
 //! - [`restart`]: what is in doubt when everything is killed.
 //! - [`suite`]: runs it all. [`report`], [`plot`]: shows it.
 
 pub mod alone;
+pub mod branch;
 pub mod contender;
 pub mod driver;
 pub mod engine;
@@ -25,3 +27,21 @@ pub mod stage;
 pub mod suite;
 pub mod teller;
 pub mod voter;
+
+/// What protoc's successors made of `proto/`: the tellers' calls, and those of the peer.
+#[allow(
+    missing_docs,
+    clippy::all,
+    clippy::pedantic,
+    clippy::restriction,
+    unreachable_pub,
+    reason = "generated"
+)]
+pub mod generated {
+    pub mod teller {
+        tonic::include_proto!("bench.v1");
+    }
+    pub mod dtmrs {
+        tonic::include_proto!("dtmrs.v1");
+    }
+}

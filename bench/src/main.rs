@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use bench::contender::Contender;
-use bench::{alone, driver, engine, grown, peer, plot, report, restart, stage, suite, teller, voter};
+use bench::{alone, branch, driver, engine, grown, peer, plot, report, restart, stage, suite, teller, voter};
 use clap::{Parser, Subcommand};
 use lockstep_tests::harness::roles::{self, Roles};
 use lockstep_tests::harness::{Failed, Result};
@@ -28,6 +28,8 @@ enum What {
     Engine(Measure),
     /// The coordinator with ten million ended transactions in its log, and with a hundred thousand in doubt
     Log(Measure),
+    /// A branch and its database alone: no coordinator, no gRPC
+    Branch(Measure),
     /// Thousands of transactions in doubt at a restart, against a bare loop of COMMIT PREPARED
     Restart {
         /// Where the measured numbers are written as JSON
@@ -93,6 +95,12 @@ impl Measure {
     fn engine(&self) -> Result<()> {
         let measured = engine::run(self.quick)?;
         println!("{}", report::engine(&measured));
+        write(self.json.as_deref(), &measured)
+    }
+
+    fn branch(&self) -> Result<()> {
+        let measured = branch::run(self.quick)?;
+        println!("{}", report::branch(&measured));
         write(self.json.as_deref(), &measured)
     }
 
@@ -202,6 +210,7 @@ fn main() -> ExitCode {
         What::Coordinator(measure) => measure.coordinator().map(|()| ExitCode::SUCCESS),
         What::Engine(measure) => measure.engine().map(|()| ExitCode::SUCCESS),
         What::Log(measure) => measure.log().map(|()| ExitCode::SUCCESS),
+        What::Branch(measure) => measure.branch().map(|()| ExitCode::SUCCESS),
         What::Restart { json } => in_doubt(json.as_deref()).map(|()| ExitCode::SUCCESS),
         What::Role { role } => play(role),
     };

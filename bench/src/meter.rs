@@ -10,6 +10,7 @@ use lockstep_tests::harness::clock::now;
 use lockstep_tests::harness::postgres::PostgresServer;
 use lockstep_tests::harness::{Failed, Result};
 use serde::{Deserialize, Serialize};
+use tokio::runtime::Runtime;
 
 /// Forced writes in a probe of the disk.
 const PROBES: usize = 200;
@@ -38,7 +39,7 @@ impl ProcessorTime {
 }
 
 /// What these processes have used. With `with_reaped`, also what their children had that have ended.
-pub fn processor_time(processes: impl IntoIterator<Item = i32>, with_reaped: bool) -> Duration {
+fn processor_time(processes: impl IntoIterator<Item = i32>, with_reaped: bool) -> Duration {
     let fields = if with_reaped { 4 } else { 2 };
     let ticks: u32 = processes.into_iter().map(|process| ticks(process, fields)).sum();
     TICK * ticks
@@ -52,11 +53,21 @@ fn ticks(process: i32, fields: usize) -> u32 {
     behind.split_whitespace().skip(11).take(fields).filter_map(|field| field.parse::<u32>().ok()).sum()
 }
 
+/// What a process has used.
+pub fn processor_time_of(process: u32) -> Duration {
+    processor_time(i32::try_from(process).ok(), false)
+}
+
+/// What this process has used.
+pub fn own_processor_time() -> Duration {
+    processor_time_of(std::process::id())
+}
+
 /// What a server's processes have used, those that have ended too.
 ///
 /// # Errors
 /// If it does not run.
-pub fn processor_time_of(server: &PostgresServer) -> Result<Duration> {
+pub fn processor_time_of_server(server: &PostgresServer) -> Result<Duration> {
     let processes: Vec<i32> = server.processes()?.iter().map(|pid| pid.as_raw_nonzero().get()).collect();
     let (postmaster, backends) = processes.split_last().expect("a server that runs has a postmaster");
     Ok(processor_time([*postmaster], true) + processor_time(backends.iter().copied(), false))
@@ -75,6 +86,15 @@ pub fn forced_writes(server: &PostgresServer) -> Result<u64> {
         "SELECT wal_sync FROM pg_stat_wal"
     };
     number(&server.psql("postgres", sql)?)
+}
+
+/// Runs what has to wait for an answer now and then in a program that is not asynchronous otherwise.
+///
+/// # Errors
+/// If there is none to be had.
+pub fn runtime() -> Result<Runtime> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    runtime.map_err(Failed::because("no runtime"))
 }
 
 /// What a coordinator says of itself to Prometheus.
@@ -97,6 +117,14 @@ impl Scraped {
         let of = |line: &str| line.strip_prefix(series)?.rsplit(' ').next()?.parse::<f64>().ok();
         self.0.lines().filter_map(of).sum()
     }
+}
+
+/// Transactions of the coordinator at this address that are decided, and not all of whose branches have acknowledged.
+///
+/// # Errors
+/// If it can't be asked.
+pub async fn unresolved(coordinator: &str) -> Result<f64> {
+    Ok(Scraped::from(coordinator).await?.sum("lockstep_unresolved_transactions"))
 }
 
 /// What a coordinator counts, from its metrics.
@@ -204,8 +232,7 @@ mod tests {
     fn this_process_uses_processor_time() {
         let begun = now();
         while begun.elapsed() < Duration::from_millis(100) {}
-        let own = i32::try_from(std::process::id()).unwrap();
-        assert!(processor_time([own], false) >= Duration::from_millis(20));
+        assert!(own_processor_time() >= Duration::from_millis(20));
         assert_eq!(processor_time([i32::MAX], true), Duration::ZERO);
     }
 }

@@ -27,21 +27,10 @@ use lockstep_tests::harness::{Failed, Result};
 use tonic::metadata::MetadataMap;
 use tonic::transport::{Channel, Endpoint};
 
-use self::v1::tc_client::TcClient;
-use self::v1::{NewGidRequest, PrepareRequest, QueryRequest, RegisterBranchRequest, SubmitRequest};
-
-/// Generated from `proto/dtmrs.proto`.
-#[allow(
-    missing_docs,
-    clippy::all,
-    clippy::pedantic,
-    clippy::restriction,
-    unreachable_pub,
-    reason = "generated"
-)]
-pub mod v1 {
-    tonic::include_proto!("dtmrs.v1");
-}
+use crate::generated::dtmrs::tc_client::TcClient;
+use crate::generated::dtmrs::{
+    NewGidRequest, PrepareRequest, QueryRequest, RegisterBranchRequest, SubmitRequest,
+};
 
 /// What is said where it is missing.
 pub const NOT_INSTALLED: &str = "dtmrs does not take part: there is no such program on PATH, and --dtmrs names none. It is installed by \

@@ -5,7 +5,7 @@ use comfy_table::{Table, presets};
 use crate::contender::Contender;
 use crate::meter::{count, median};
 use crate::suite::{Cell, Measured, Plan};
-use crate::{alone, engine, grown, restart};
+use crate::{alone, branch, engine, grown, restart};
 
 /// One line for each contender and number of clients.
 #[must_use]
@@ -71,6 +71,26 @@ fn row(measured: &Measured, contender: Contender, clients: usize) -> Vec<String>
 
 fn number(value: f64, decimals: usize) -> String {
     if value.is_finite() { format!("{value:.decimals$}") } else { "-".to_owned() }
+}
+
+/// What the disk did before and after.
+fn forced((before, after): (f64, f64)) -> String {
+    format!("a forced write of 8 KiB took {before:.0} us before and {after:.0} us after")
+}
+
+/// A branch and its database.
+#[must_use]
+pub fn branch(measured: &[branch::Compared]) -> String {
+    let mut table = Table::new();
+    table.load_style(presets::ASCII_MARKDOWN);
+    table.set_header(["at a time", "who", "database CPU us", "service CPU us"]);
+    for branch::Compared { at_once, by_hand, lockstep } in measured {
+        for (who, cost) in [("by hand", by_hand), ("Lockstep", lockstep)] {
+            let (database, service) = (number(cost.database, 0), number(cost.service, 0));
+            table.add_row([at_once.to_string(), who.to_owned(), database, service]);
+        }
+    }
+    format!("each branch, medians of both in turn:\n{table}")
 }
 
 /// What the table does not say.
@@ -143,11 +163,11 @@ pub fn alone(measured: &alone::Measured) -> String {
         format!("; its memory has grown by {bytes:.0} bytes over a million transactions")
     });
     format!(
-        "{table}\na forced write of 8 KiB took {:.0} us before and {:.0} us after; each further branch costs the coordinator \
+        "{table}\n{}; each further branch costs the coordinator \
          {coordinator:.0} us, and those around it {others:.0}; memory for each transaction in flight {bytes_in_flight:.0} bytes, \
          {bytes_afterwards:.0} when they are gone{many}; {log_bytes:.0} bytes of log for each commit, \
          and {wal_bytes:.0} of write-ahead log where that is in PostgreSQL",
-        disk.0, disk.1
+        forced(*disk),
     )
 }
 
@@ -160,16 +180,14 @@ pub fn restart(measured: &restart::Measured) -> String {
         "{branches} branches in doubt: the coordinator served after {serves:.2} s, and all were committed after {recovered:.2} s, \
          {:.2} times the {bare:.2} s of a bare loop\n\
          {:.0} new transfers a second while they went from {found} to {left}, {:.2} of the {normal:.0} without; p50 {:.0} ms, p99 {:.0} ms, {} \
-         refused for lack of room\n\
-         a forced write of 8 KiB took {:.0} us before and {:.0} us after",
+         refused for lack of room\n{}",
         recovered / bare,
         meanwhile.rate(),
         meanwhile.rate() / normal,
         count(meanwhile.p50) / 1000.0,
         count(meanwhile.p99) / 1000.0,
         meanwhile.refused,
-        disk.0,
-        disk.1
+        forced(*disk),
     )
 }
 
@@ -179,13 +197,12 @@ pub fn engine(measured: &engine::Measured) -> String {
     let engine::Measured { disk, seen, processor, forces } = measured;
     format!(
         "{:.0} transactions a second, {:.0} for each second of one core's time ({processor:.1} us each); p50 {:.2} ms, p99 {:.2} ms; \
-         {forces:.3} forced writes each; a forced write of 8 KiB took {:.0} us before and {:.0} us after",
+         {forces:.3} forced writes each; {}",
         seen.rate(),
         measured.per_core(),
         count(seen.p50) / 1000.0,
         count(seen.p99) / 1000.0,
-        disk.0,
-        disk.1
+        forced(*disk),
     )
 }
 
@@ -197,8 +214,7 @@ pub fn grown(measured: &grown::Measured) -> String {
         "an empty log: {normal:.0} transactions a second\n\
          {} transactions that have ended, {:.0} bytes each: serves after {:.2} s, {:.0} a second ({:.2} of the empty log's)\n\
          {} in doubt: serves after {:.2} s, all told after {:.1} s more: {:.0} a second ({:.2}); meanwhile {:.0} new ones a second \
-         ({:.2}), with {:.0} still to be told\n\
-         a forced write of 8 KiB took {:.0} us before and {:.0} us after",
+         ({:.2}), with {:.0} still to be told\n{}",
         ended.transactions,
         ended.bytes / count(ended.transactions as u64),
         ended.serves,
@@ -212,7 +228,6 @@ pub fn grown(measured: &grown::Measured) -> String {
         in_doubt.meanwhile,
         in_doubt.meanwhile / normal,
         in_doubt.left,
-        disk.0,
-        disk.1
+        forced(*disk),
     )
 }

@@ -14,7 +14,7 @@ use tokio::runtime::Runtime;
 
 use crate::contender::Contender;
 use crate::driver::Seen;
-use crate::meter;
+use crate::meter::{self, count};
 use crate::stage::Stage;
 use crate::teller::{UPDATE, end, pool};
 
@@ -95,10 +95,12 @@ pub fn run(roles: &Roles) -> Result<Measured> {
 fn leave_in_doubt(stage: &mut Stage, runtime: &Runtime) -> Result<usize> {
     let held = runtime.block_on(hold_up(stage))?;
     let driver = stage.begin_driving(Contender::AtDecision, CLIENTS, 0..IN_DOUBT)?;
-    let in_doubt = || Ok(Some(stage.prepared()?).filter(|prepared| *prepared >= 2 * IN_DOUBT));
-    wait_for("so many to be prepared", PATIENCE, in_doubt)?;
-    // The last of them are prepared, and maybe not decided yet.
-    std::thread::sleep(SETTLE);
+    // Those that are decided are prepared on both servers, and it stays so.
+    let in_doubt = || {
+        let decided = runtime.block_on(meter::unresolved(&stage.coordinator()))?;
+        Ok((decided >= count(IN_DOUBT as u64)).then_some(()))
+    };
+    wait_for("so many to be decided", PATIENCE, in_doubt)?;
     stage.kill_tellers_and_coordinator()?;
     drop(driver);
     runtime.block_on(async {
@@ -108,9 +110,6 @@ fn leave_in_doubt(stage: &mut Stage, runtime: &Runtime) -> Result<usize> {
     });
     stage.prepared()
 }
-
-/// What a decision may take.
-const SETTLE: Duration = Duration::from_secs(1);
 
 /// Prepares as many by hand, and commits them over a few connections: seconds of the latter.
 async fn bare_loop(stage: &Stage) -> Result<f64> {

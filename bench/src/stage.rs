@@ -15,7 +15,7 @@ use lockstep_tests::harness::{Failed, Result};
 use tempfile::TempDir;
 
 use crate::contender::Contender;
-use crate::driver::{ACCOUNTS, BEGIN, DONE, END, READY, Seen};
+use crate::driver::{self, ACCOUNTS, BEGIN, DONE, READY, Seen};
 use crate::meter::{self, ProcessorTime};
 use crate::peer;
 use crate::teller::SERVES;
@@ -25,13 +25,13 @@ const PATIENCE: Duration = Duration::from_secs(60);
 /// The most clients: every one of them may have a branch open and another one prepared at each server.
 pub const MOST_CLIENTS: usize = 256;
 /// What an account begins with.
-const OPENING_BALANCE: i64 = 1_000_000;
+pub const OPENING_BALANCE: i64 = 1_000_000;
 /// The database on each server.
-const DATABASE: &str = "bank";
+pub const DATABASE: &str = "bank";
 
 /// Beside the harness' settings (`fsync` and `full_page_writes` on): room for the clients, and no checkpoint during a run, which would
 /// hit one contender and not another.
-const SETTINGS: &[(&str, &str)] = &[
+pub const SETTINGS: &[(&str, &str)] = &[
     ("max_connections", "700"),
     ("max_prepared_transactions", "600"),
     ("shared_buffers", "256MB"),
@@ -163,7 +163,7 @@ impl Stage {
         driver.tell(BEGIN);
         let line = wait_for_line(&mut driver, DONE)?;
         let after = self.processor_time(&driver, contender)?;
-        let seen = ended(driver, &line, contender)?;
+        let seen = driver::ended(driver, &line)?;
         self.check_books(contender, seen.all)?;
         Ok(Ran { seen, processor_time: (before, after) })
     }
@@ -182,7 +182,7 @@ impl Stage {
         let mut driver = self.driver(contender, clients, accounts, phases)?;
         driver.tell(BEGIN);
         let line = wait_for_line(&mut driver, DONE)?;
-        ended(driver, &line, contender)
+        driver::ended(driver, &line)
     }
 
     fn driver(
@@ -260,8 +260,8 @@ impl Stage {
     }
 
     fn processor_time(&self, driver: &Process, contender: Contender) -> Result<ProcessorTime> {
-        let databases = self.servers.iter().map(meter::processor_time_of).sum::<Result<_>>()?;
-        let of = |process: &Process| meter::processor_time([i32::try_from(process.id()).unwrap_or(0)], false);
+        let databases = self.servers.iter().map(meter::processor_time_of_server).sum::<Result<_>>()?;
+        let of = |process: &Process| meter::processor_time_of(process.id());
         let parts = [
             ("clients", of(driver)),
             ("databases", databases),
@@ -275,7 +275,7 @@ impl Stage {
     fn coordinator_time(&self, contender: Contender) -> Duration {
         let dtmrs = self.dtmrs.as_ref().filter(|_| contender == Contender::Dtmrs);
         let process = dtmrs.map_or_else(|| self.coordinator.id(), peer::Server::id);
-        meter::processor_time([i32::try_from(process).unwrap_or(0)], false)
+        meter::processor_time_of(process)
     }
 
     /// How often the servers have forced their logs. Ends tellers and dtmrs, and starts them again: a backend tells it when it ends.
@@ -334,20 +334,8 @@ impl Stage {
     }
 }
 
-/// What a driver has seen that has said its last line.
-fn ended(mut driver: Process, line: &str, contender: Contender) -> Result<Seen> {
-    driver.tell(END);
-    driver.wait(PATIENCE)?;
-    let seen = serde_json::from_str::<Seen>(&line[DONE.len()..]).map_err(Failed::because("the driver"))?;
-    match &seen.first_failure {
-        Some(why) => {
-            Err(Failed::new(format!("{} transfers of {} failed: {why}", seen.failed, contender.title())))
-        }
-        None => Ok(seen),
-    }
-}
-
-fn schema(accounts: usize) -> String {
+/// The accounts of a bank.
+pub fn schema(accounts: usize) -> String {
     let last = accounts - 1;
     format!(
         "CREATE TABLE accounts (number bigint PRIMARY KEY, balance bigint NOT NULL) WITH (fillfactor = 50); \

@@ -94,8 +94,7 @@ pub struct Measured {
 /// # Errors
 /// If something could not be run, a transfer failed, or the books are wrong.
 pub fn run(roles: &Roles, plan: &Plan, told: impl Fn(&str)) -> Result<Measured> {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-    let runtime = runtime.map_err(lockstep_tests::harness::Failed::because("no runtime"))?;
+    let runtime = meter::runtime()?;
     let mut stage = Stage::set(roles)?;
     if let Some(dtmrs) = plan.dtmrs.as_ref().filter(|_| plan.contenders.contains(&Contender::Dtmrs)) {
         stage.start_dtmrs(dtmrs)?;

@@ -16,22 +16,9 @@ use tonic::transport::Server;
 use tonic::transport::server::TcpIncoming;
 use tonic::{Request, Response, Status};
 
-use self::v1::teller_server::{Teller, TellerServer};
-use self::v1::{Change, Done, Name};
+use crate::generated::teller::teller_server::{Teller, TellerServer};
+use crate::generated::teller::{Change, Done, Name};
 use crate::peer;
-
-/// Generated from `proto/teller.proto`.
-#[allow(
-    missing_docs,
-    clippy::all,
-    clippy::pedantic,
-    clippy::restriction,
-    unreachable_pub,
-    reason = "generated"
-)]
-pub mod v1 {
-    tonic::include_proto!("bench.v1");
-}
 
 /// What moves money, wherever it runs.
 pub const UPDATE: &str = "UPDATE accounts SET balance = balance + $2 WHERE number = $1";
@@ -72,7 +59,7 @@ impl Teller for Service {
     async fn apply(&self, request: Request<Change>) -> Result<Response<Done>, Status> {
         let context = Context::from_request(&request)?;
         let mut branch = self.participant.join(&context).await.map_err(not_joined)?;
-        let changed = change(&mut branch, request.get_ref()).await;
+        let changed = apply(&mut branch, request.get_ref()).await;
         changed.map_err(|error| refused(branch.explain(&error)))?;
         branch.finish().await.map_err(refused)?;
         Ok(Response::new(Done {}))
@@ -82,7 +69,7 @@ impl Teller for Service {
         let request = request.into_inner();
         let mut connection = self.pool.acquire().await.map_err(refused)?;
         sqlx::raw_sql("BEGIN").execute(&mut *connection).await.map_err(refused)?;
-        change(&mut connection, &request).await.map_err(refused)?;
+        apply(&mut connection, &request).await.map_err(refused)?;
         self.open.lock().expect("nobody panics with it").insert(request.name, connection);
         Ok(Response::new(Done {}))
     }
@@ -139,12 +126,20 @@ fn is_over(why: &sqlx::Error) -> bool {
 
 async fn prepare_at_once(connection: &mut PgConnection, wanted: &Change) -> sqlx::Result<()> {
     sqlx::raw_sql("BEGIN").execute(&mut *connection).await?;
-    change(connection, wanted).await?;
+    apply(connection, wanted).await?;
     end(connection, "PREPARE TRANSACTION", &wanted.name).await
 }
 
-async fn change(connection: &mut PgConnection, change: &Change) -> sqlx::Result<()> {
-    let done = sqlx::query(UPDATE).bind(change.account).bind(change.amount).execute(connection).await?;
+async fn apply(connection: &mut PgConnection, wanted: &Change) -> sqlx::Result<()> {
+    change(connection, wanted.account, wanted.amount).await
+}
+
+/// Moves money on one account.
+///
+/// # Errors
+/// If there is no such account, or no answer.
+pub async fn change(connection: &mut PgConnection, account: i64, amount: i64) -> sqlx::Result<()> {
+    let done = sqlx::query(UPDATE).bind(account).bind(amount).execute(connection).await?;
     if done.rows_affected() == 1 { Ok(()) } else { Err(sqlx::Error::RowNotFound) }
 }
 

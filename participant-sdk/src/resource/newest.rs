@@ -4,7 +4,6 @@
 //! prepared. So the place of the decision is kept beside it, in a row for its epoch, before the branch is committed.
 //! Otherwise a log that was restored without its last decisions would look complete to every participant that carried
 //! them out, and the branches that still wait for them would be presumed rolled back.
-
 //!
 //! Decisions come in batches, and so do their commits: one write of the newest place that was told serves all that wait for it
 //! ([`Newest::turn`]).

@@ -34,6 +34,8 @@ pub(super) const READ_ONLY: &str = "branch_read_only_and_not_prepared";
 pub(super) const TOO_LATE: &str = "branch_too_late_to_prepare";
 /// The key of the evidence table: refuses a branch that was fenced.
 pub(super) const EVIDENCE_KEY: &str = "evidence_pkey";
+/// The setting that outlives a branch's transaction unless that is rolled back ([`begin`]); what [`prepare`] shows.
+pub(super) const PREPARED: &str = "lockstep.committed";
 
 /// Makes our tables. One transaction, one at a time: instances of one service start together, and `IF NOT
 /// EXISTS` alone fails when two of them create the same thing at once.
@@ -216,7 +218,7 @@ pub(super) fn begin(branch: &BranchId, limits: Limits) -> SqlStr {
     let mut sql = format!(
         "BEGIN READ WRITE NOT DEFERRABLE; \
          SET LOCAL lockstep.branch = '{branch}'; \
-         SET lockstep.committed = '{branch}'; \
+         SET {PREPARED} = '{branch}'; \
          SET LOCAL lock_timeout = {lock}; \
          SET LOCAL statement_timeout = {activity}; \
          SET LOCAL idle_in_transaction_session_timeout = {activity}",
@@ -244,13 +246,10 @@ pub(super) fn has_written() -> SqlStr {
 /// `BEGIN` because sqlx counts this connection as inside a transaction, and will end one.
 pub(super) fn prepare(branch: &BranchId, position: &LogPosition, lifetime: Duration) -> SqlStr {
     text(format!(
-        "{evidence}; PREPARE TRANSACTION '{PREFIX}:{branch}'; BEGIN; SHOW lockstep.committed",
+        "{evidence}; PREPARE TRANSACTION '{PREFIX}:{branch}'; BEGIN; SHOW {PREPARED}",
         evidence = evidence(branch, position, lifetime, "pg_current_xact_id_if_assigned", false),
     ))
 }
-
-/// What [`prepare`] shows.
-pub(super) const PREPARED: &str = "lockstep.committed";
 
 /// After a refusal that PREPARE itself may have made: whether the branch is prepared. Refused in a failed
 /// transaction.
@@ -276,7 +275,7 @@ pub(super) fn committed_after_all(branch: &BranchId) -> SqlStr {
 /// Ends whatever transaction the session is in, and asks whether the one that [`begin`] began was committed.
 pub(super) fn was_committed(branch: &BranchId) -> SqlStr {
     text(format!(
-        "ROLLBACK; SELECT pg_catalog.current_setting('lockstep.committed', true) OPERATOR(pg_catalog.=) '{branch}' \
+        "ROLLBACK; SELECT pg_catalog.current_setting('{PREPARED}', true) OPERATOR(pg_catalog.=) '{branch}' \
          AS was_committed"
     ))
 }
