@@ -31,7 +31,7 @@ const CLIENTS: usize = 50;
 /// Clients that move money between the other accounts.
 const NEW_CLIENTS: usize = 32;
 /// How long they are measured, at once: meanwhile, some of those in doubt have to be left.
-const NEW: (Duration, Duration) = (Duration::ZERO, Duration::from_millis(1500));
+const NEW: (Duration, Duration) = (Duration::ZERO, Duration::from_secs(3));
 /// How long anything may take.
 const PATIENCE: Duration = Duration::from_mins(5);
 

@@ -13,6 +13,8 @@ pub mod inspection;
 pub mod mysql;
 #[cfg(any(feature = "postgres", feature = "mysql"))]
 mod newest;
+#[cfg(any(feature = "postgres", feature = "mysql"))]
+mod own;
 #[cfg(feature = "postgres")]
 pub mod postgres;
 #[cfg(feature = "sqlite")]

@@ -9,9 +9,9 @@ use std::collections::BTreeMap;
 use fail::fail_point;
 use lockstep_proto::{ClusterId, LogPosition, Positions, ResourceManagerId, ResourceManagerName};
 use sqlx::mysql::MySqlRow;
-use sqlx::{MySqlPool, Row as _, SqlSafeStr as _, SqlStr};
+use sqlx::{Row as _, SqlSafeStr as _, SqlStr};
 
-use super::connection::{Failure, Lease, OWN_ANSWER_TIMEOUT, Reply, text};
+use super::connection::{Failure, Lease, OWN_ANSWER_TIMEOUT, OwnPool, Reply, text};
 use super::evidence;
 use super::refusal::{ACCESS_DENIED, NO_SUCH_TABLE, RECOVER_DENIED};
 use super::sql::{self, Schema};
@@ -28,8 +28,8 @@ pub(super) struct Found {
     pub(super) schema: Schema,
 }
 
-pub(super) async fn attach(own: &MySqlPool, name: &ResourceManagerName) -> Result<Found, ResourceError> {
-    let mut lease = Lease::acquire(own, OWN_ANSWER_TIMEOUT).await.map_err(ResourceError::Unavailable)?;
+pub(super) async fn attach(own: &OwnPool, name: &ResourceManagerName) -> Result<Found, ResourceError> {
+    let mut lease = Lease::own(own).await.map_err(ResourceError::Unavailable)?;
     let reply = ask(&mut lease, sql::SETTINGS.into_sql_str()).await?;
     let server = Server::of(reply.shown().collect::<BTreeMap<_, _>>());
     refuse_errors(&server.judge())?;

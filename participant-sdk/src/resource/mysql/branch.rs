@@ -17,7 +17,7 @@ use sqlx::mysql::MySqlDatabaseError;
 use sqlx::{MySqlPool, Row as _, SqlStr};
 use tokio::time::Instant;
 
-use super::connection::{Failure, Lease, Reply};
+use super::connection::{Failure, Lease, OwnPool, Reply};
 use super::kept::Kept;
 use super::recovery;
 use super::refusal::{NOT_TRIED, WORK_OUTSIDE, words};
@@ -118,14 +118,14 @@ impl Counters {
 /// Begins a branch on a connection of the service's pool.
 pub(super) async fn begin(
     pool: &MySqlPool,
-    own: &MySqlPool,
+    own: &OwnPool,
     waits: &Waits,
     branch: &BranchId,
     remaining: Duration,
 ) -> Result<OpenBranch, ResourceError> {
     let deadline = Instant::now() + remaining;
     // A connection that comes at the last moment is of no use to a handler that still has its work to do.
-    let mut lease = Lease::acquire(pool, remaining / 2).await.map_err(ResourceError::Unavailable)?;
+    let mut lease = Lease::of_service(pool, remaining / 2).await.map_err(ResourceError::Unavailable)?;
     let left = deadline.saturating_duration_since(Instant::now());
     let lifetime = left + GRACE;
     let limits = sql::Limits { lock_wait: lock_wait(left), activity: lifetime };
@@ -265,13 +265,7 @@ async fn why_refused(open: &mut OpenBranch, error: &MySqlDatabaseError) -> Readi
 }
 
 /// Keeps that this branch can be brought to neither end.
-async fn record_hazard(
-    own: &MySqlPool,
-    schema: &Schema,
-    branch: &BranchId,
-    position: &LogPosition,
-    why: &str,
-) {
+async fn record_hazard(own: &OwnPool, schema: &Schema, branch: &BranchId, position: &LogPosition, why: &str) {
     tracing::error!(gtrid = %branch.xid.gtrid, %branch, "{why}");
     if let Err(unresolved) = recovery::record_hazard(own, schema, branch, position).await {
         tracing::error!(gtrid = %branch.xid.gtrid, %branch, "the evidence of this hazard could not be written: {unresolved}");
@@ -279,7 +273,7 @@ async fn record_hazard(
 }
 
 pub(super) async fn prepare(
-    own: &MySqlPool,
+    own: &OwnPool,
     kept: &Kept,
     branch: &BranchId,
     mut open: OpenBranch,
@@ -331,7 +325,7 @@ pub(super) async fn prepare(
 }
 
 pub(super) async fn commit_one_phase(
-    own: &MySqlPool,
+    own: &OwnPool,
     branch: &BranchId,
     mut open: OpenBranch,
     schema: &Schema,

@@ -6,9 +6,9 @@ use fail::fail_point;
 use lockstep_proto::museum::mutated;
 use lockstep_proto::{ClusterId, Epoch, Gtrid, LogPosition, Positions, ResourceManagerName};
 use sqlx::mysql::MySqlRow;
-use sqlx::{MySqlPool, Row as _, SqlStr};
+use sqlx::{Row as _, SqlStr};
 
-use super::connection::{OWN_ANSWER_TIMEOUT, text};
+use super::connection::{OWN_ANSWER_TIMEOUT, OwnPool, text};
 use super::recovery::{lease, on_primary, run, unreadable, unresolved};
 use super::sql::Schema;
 use crate::resource::{BranchId, EvidenceRow, Fate, Unresolved};
@@ -16,7 +16,7 @@ use crate::resource::{BranchId, EvidenceRow, Fate, Unresolved};
 /// The oldest transaction with a row of kind *branch* or *hazard*. Fences don't count: they say nothing that a pruned
 /// record could contradict.
 pub(super) async fn oldest(
-    own: &MySqlPool,
+    own: &OwnPool,
     schema: &Schema,
     name: &ResourceManagerName,
     cluster: ClusterId,
@@ -31,7 +31,7 @@ pub(super) async fn oldest(
 /// Whoever was told to commit a branch must find its evidence, however late the branch was committed: so a row is noticed first, and its
 /// retention counts from then. Where a failover takes that back, it is noticed again.
 pub(super) async fn old(
-    own: &MySqlPool,
+    own: &OwnPool,
     schema: &Schema,
     name: &ResourceManagerName,
     cluster: ClusterId,
@@ -66,7 +66,7 @@ pub(super) async fn old(
 }
 
 pub(super) async fn forget(
-    own: &MySqlPool,
+    own: &OwnPool,
     schema: &Schema,
     name: &ResourceManagerName,
     branches: &[BranchId],
@@ -88,7 +88,7 @@ pub(super) async fn forget(
 }
 
 /// Runs what lets go of positions: a transaction.
-pub(super) async fn settle(own: &MySqlPool, sql: SqlStr) -> Result<(), Unresolved> {
+pub(super) async fn settle(own: &OwnPool, sql: SqlStr) -> Result<(), Unresolved> {
     lease(own).await?.run_transaction(sql, OWN_ANSWER_TIMEOUT).await.map(drop).map_err(unresolved)
 }
 

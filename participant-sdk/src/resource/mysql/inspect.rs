@@ -2,9 +2,9 @@
 
 use lockstep_proto::{ClusterId, Gtrid, ResourceManagerName};
 use sqlx::mysql::MySqlRow;
-use sqlx::{MySqlPool, Row as _, SqlSafeStr as _};
+use sqlx::{Row as _, SqlSafeStr as _};
 
-use super::connection::text;
+use super::connection::{OwnPool, text};
 use super::evidence::fate_of;
 use super::recovery::{listed, run, unreadable};
 use super::sql::{self, Schema};
@@ -14,7 +14,7 @@ use crate::resource::{BranchId, Unresolved};
 /// First what is prepared, then the evidence: a branch that ends in between is in at least one of the two. XA does not say since
 /// when a branch is prepared.
 pub(super) async fn inspect(
-    own: &MySqlPool,
+    own: &OwnPool,
     schema: &Schema,
     name: &ResourceManagerName,
     cluster: ClusterId,
@@ -50,7 +50,7 @@ fn evidence(row: &MySqlRow) -> Result<Inspected, Unresolved> {
 
 /// The server names the transaction that is waited for by a number of its own, which XA RECOVER does not tell: only where one branch is
 /// prepared in the whole server is it known which one that is.
-async fn blocked(own: &MySqlPool, prepared: &[BranchId]) -> Result<Vec<Blocked>, String> {
+async fn blocked(own: &OwnPool, prepared: &[BranchId]) -> Result<Vec<Blocked>, String> {
     let version = run(own, sql::VERSION.into_sql_str()).await.map_err(|error| error.0)?;
     let version = version.rows.first().map(|row| text(row, "version")).transpose();
     let is_mariadb = version.map_err(|error| error.to_string())?.is_some_and(|text| text.contains("MariaDB"));

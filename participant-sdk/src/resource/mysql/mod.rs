@@ -69,7 +69,7 @@ use super::{
 #[derive(Debug)]
 pub struct MySql {
     pool: MySqlPool,
-    own: MySqlPool,
+    own: connection::OwnPool,
     kept: Kept,
     /// As which it attached.
     name: OnceLock<ResourceManagerName>,
@@ -116,7 +116,7 @@ impl Resource for MySql {
             )));
         }
         // The service may have changed them since, such as a password.
-        self.own.set_connect_options((*self.pool.connect_options()).clone());
+        self.own.set_options((*self.pool.connect_options()).clone());
         let found = attach::attach(&self.own, name).await?;
         let schema = self.schema.get_or_init(|| found.schema.clone());
         if *schema != found.schema {

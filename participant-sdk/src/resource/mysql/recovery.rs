@@ -19,9 +19,9 @@ use lockstep_proto::limits::MAX_TIMEOUT;
 use lockstep_proto::museum::mutated;
 use lockstep_proto::{ClusterId, LogPosition, ResourceManagerName, Xid};
 use sqlx::mysql::MySqlRow;
-use sqlx::{MySqlPool, Row as _, SqlStr};
+use sqlx::{Row as _, SqlStr};
 
-use super::connection::{Failure, Lease, OWN_ANSWER_TIMEOUT, Reply, text};
+use super::connection::{Failure, Lease, OWN_ANSWER_TIMEOUT, OwnPool, Reply, text};
 use super::evidence;
 use super::kept::{KEPT_FOR, Kept};
 use super::refusal::{DUPLICATE_KEY, UNKNOWN_XID, words_for_finishing};
@@ -43,7 +43,7 @@ const SESSION_ENDS_WITHIN: Duration = Duration::from_millis(10);
 
 /// Makes the position durable: of a decision, before it is carried out (P8).
 pub(super) async fn keep_position(
-    own: &MySqlPool,
+    own: &OwnPool,
     schema: &Schema,
     name: &ResourceManagerName,
     newest: &Newest,
@@ -58,7 +58,7 @@ pub(super) async fn keep_position(
 
 /// XA COMMIT; else as [`fence`] finds.
 pub(super) async fn commit(
-    own: &MySqlPool,
+    own: &OwnPool,
     kept: &Kept,
     schema: &Schema,
     branch: &BranchId,
@@ -76,7 +76,7 @@ pub(super) async fn commit(
 
 /// XA ROLLBACK; else as [`fence`] finds.
 pub(super) async fn rollback(
-    own: &MySqlPool,
+    own: &OwnPool,
     kept: &Kept,
     schema: &Schema,
     branch: &BranchId,
@@ -107,7 +107,7 @@ async fn finish_where_prepared(kept: &Kept, branch: &BranchId, statement: fn(&Br
 /// Whether the branch was finished in another session than the one that prepared it; `false` if it is not among the prepared ones.
 /// `evidence` asks for the branch's own evidence, which has to be there afterwards, or not.
 async fn finish_elsewhere(
-    own: &MySqlPool,
+    own: &OwnPool,
     branch: &BranchId,
     statement: fn(&BranchId) -> SqlStr,
     evidence: SqlStr,
@@ -204,7 +204,7 @@ async fn fence(
 
 /// Keeps for good that a branch can be brought to neither end: whoever asks about it later is answered from this row.
 pub(super) async fn record_hazard(
-    own: &MySqlPool,
+    own: &OwnPool,
     schema: &Schema,
     branch: &BranchId,
     position: &LogPosition,
@@ -214,7 +214,7 @@ pub(super) async fn record_hazard(
 
 /// The branches of this resource manager that are prepared.
 pub(super) async fn prepared(
-    own: &MySqlPool,
+    own: &OwnPool,
     cluster: ClusterId,
     name: &ResourceManagerName,
 ) -> Result<Vec<Xid>, Unresolved> {
@@ -249,12 +249,12 @@ pub(super) fn on_primary(reply: &Reply) -> Result<(), Unresolved> {
 }
 
 /// Runs statements on a connection of the resource's own.
-pub(super) async fn run(own: &MySqlPool, sql: SqlStr) -> Result<Reply, Unresolved> {
+pub(super) async fn run(own: &OwnPool, sql: SqlStr) -> Result<Reply, Unresolved> {
     lease(own).await?.run(sql, OWN_ANSWER_TIMEOUT).await.map_err(unresolved)
 }
 
-pub(super) async fn lease(own: &MySqlPool) -> Result<Lease, Unresolved> {
-    Lease::acquire(own, OWN_ANSWER_TIMEOUT).await.map_err(Unresolved)
+pub(super) async fn lease(own: &OwnPool) -> Result<Lease, Unresolved> {
+    Lease::own(own).await.map_err(Unresolved)
 }
 
 pub(super) fn unresolved(failure: Failure) -> Unresolved {

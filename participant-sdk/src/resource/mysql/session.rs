@@ -5,14 +5,12 @@
 
 use std::time::Duration;
 
-use sqlx::{MySqlPool, Row as _};
+use sqlx::Row as _;
 use tokio::runtime::Handle;
 
-use super::connection::{Lease, OWN_ANSWER_TIMEOUT, Reply};
+use super::connection::{Lease, OWN_ANSWER_TIMEOUT, OwnPool, Reply};
 use super::sql;
 
-/// How long to wait for a connection to kill with: after that the deadline ends the session.
-const PATIENCE: Duration = Duration::from_secs(3);
 
 /// Which session.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -37,13 +35,13 @@ fn now(reply: &Reply) -> Option<i64> {
 /// Kills a session when it is dropped, unless it was disarmed.
 #[derive(Debug)]
 pub(super) struct KillOnDrop {
-    own: MySqlPool,
+    own: OwnPool,
     /// `None`: disarmed.
     session: Option<Session>,
 }
 
 impl KillOnDrop {
-    pub(super) fn new(own: MySqlPool, session: Session) -> Self {
+    pub(super) fn new(own: OwnPool, session: Session) -> Self {
         Self { own, session: Some(session) }
     }
 
@@ -64,8 +62,8 @@ impl Drop for KillOnDrop {
 
 /// Kills it, if it is certainly still that one: the server has been up since before the branch began, and it gives no
 /// number twice. A session that ended by itself is as good.
-async fn kill(own: &MySqlPool, session: Session) {
-    let Ok(mut lease) = Lease::acquire(own, PATIENCE).await else { return };
+async fn kill(own: &OwnPool, session: Session) {
+    let Ok(mut lease) = Lease::own(own).await else { return };
     let Ok(reply) = lease.run(sql::uptime(), OWN_ANSWER_TIMEOUT).await else { return };
     let (Some(uptime), Some(now)) = (reply.number("Uptime"), now(&reply)) else { return };
     let age = u64::try_from(now.saturating_sub(session.begun_micros)).unwrap_or(u64::MAX) / 1_000_000;

@@ -10,19 +10,19 @@
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
+use sqlx::Row as _;
 use sqlx::mysql::MySqlRow;
-use sqlx::{MySqlPool, Row as _};
 use tokio::runtime::Handle;
 use tokio::sync::Semaphore;
 use tokio::task::AbortHandle;
 
-use super::connection::{Lease, OWN_ANSWER_TIMEOUT, text};
+use super::connection::{Lease, OWN_ANSWER_TIMEOUT, OwnPool, text};
 use super::sql;
 
 /// Looks up waits, one at a time: however many branches wait, the connections of the resource's own are for their ends.
 #[derive(Debug, Clone)]
 pub(super) struct Waits {
-    own: MySqlPool,
+    own: OwnPool,
     turn: Arc<Semaphore>,
 }
 
@@ -35,7 +35,7 @@ pub(super) struct Watch {
 }
 
 impl Waits {
-    pub(super) fn new(own: MySqlPool) -> Self {
+    pub(super) fn new(own: OwnPool) -> Self {
         Self { own, turn: Arc::new(Semaphore::new(1)) }
     }
 
@@ -55,7 +55,7 @@ impl Waits {
 
     async fn look(&self, session: u64) -> Option<String> {
         let _turn = self.turn.acquire().await.expect("the semaphore is never closed");
-        let mut lease = Lease::acquire(&self.own, OWN_ANSWER_TIMEOUT).await.ok()?;
+        let mut lease = Lease::own(&self.own).await.ok()?;
         let reply = lease.run(sql::awaited(session), OWN_ANSWER_TIMEOUT).await;
         let reply = reply
             .inspect_err(|why| tracing::debug!(session, ?why, "what is waited for is not known"))

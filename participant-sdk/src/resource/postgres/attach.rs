@@ -7,9 +7,9 @@ use fail::fail_point;
 use lockstep_proto::museum::mutated;
 use lockstep_proto::{ClusterId, Positions, ResourceManagerId, ResourceManagerName};
 use sqlx::postgres::{PgDatabaseError, PgRow};
-use sqlx::{PgPool, Row as _, SqlSafeStr as _, SqlStr};
+use sqlx::{Row as _, SqlSafeStr as _, SqlStr};
 
-use super::connection::{Failure, Lease, OWN_ANSWER_TIMEOUT, Reply};
+use super::connection::{Failure, Lease, OWN_ANSWER_TIMEOUT, OwnPool, Reply};
 use super::refusal::INSUFFICIENT_PRIVILEGE;
 use super::{evidence, sql};
 use crate::doctor::postgres::judge;
@@ -25,8 +25,8 @@ pub(super) struct Found {
     pub(super) can_watch_client: bool,
 }
 
-pub(super) async fn attach(own: &PgPool, name: &ResourceManagerName) -> Result<Found, ResourceError> {
-    let mut lease = Lease::acquire(own, OWN_ANSWER_TIMEOUT).await.map_err(ResourceError::Unavailable)?;
+pub(super) async fn attach(own: &OwnPool, name: &ResourceManagerName) -> Result<Found, ResourceError> {
+    let mut lease = Lease::own(own).await.map_err(ResourceError::Unavailable)?;
     let server = read_server(&mut lease).await?;
     refuse_unfit(&server)?;
     make_tables(&mut lease, &server).await?;

@@ -17,7 +17,7 @@ use sqlx::postgres::PgDatabaseError;
 use sqlx::{PgPool, Row as _, SqlStr};
 use tokio::time::Instant;
 
-use super::connection::{Failure, Lease, Reply};
+use super::connection::{Failure, Lease, OwnPool, Reply};
 use super::recovery;
 use super::refusal::{IN_FAILED_TRANSACTION, Refusal, words};
 use super::sql;
@@ -55,7 +55,7 @@ pub(super) async fn begin(
 ) -> Result<OpenBranch, ResourceError> {
     let deadline = Instant::now() + remaining;
     // A connection that comes at the last moment is of no use to a handler that still has its work to do.
-    let mut lease = Lease::acquire(pool, remaining / 2).await.map_err(ResourceError::Unavailable)?;
+    let mut lease = Lease::of_service(pool, remaining / 2).await.map_err(ResourceError::Unavailable)?;
     let left = deadline.saturating_duration_since(Instant::now());
     let lifetime = left + GRACE;
     let limits = sql::Limits { lock_wait: lock_wait(left), activity: lifetime, watch_client };
@@ -91,7 +91,7 @@ pub(super) async fn has_written(open: &mut OpenBranch) -> bool {
 }
 
 pub(super) async fn prepare(
-    own: &PgPool,
+    own: &OwnPool,
     branch: &BranchId,
     mut open: OpenBranch,
     position: &LogPosition,
@@ -153,7 +153,7 @@ async fn not_prepared(
 /// Why a branch whose service has ended its local transaction is a hazard; `None` if that was a ROLLBACK, after which nothing
 /// is left of it. Whether the connection is inside of a transaction now is the service's secret: it is closed.
 async fn committed_by_service(
-    own: &PgPool,
+    own: &OwnPool,
     branch: &BranchId,
     mut open: OpenBranch,
     position: &LogPosition,
@@ -178,7 +178,7 @@ async fn committed_by_service(
 const NOT_KNOWN: &str = "the service ended the branch's local transaction itself, and whether by COMMIT or by ROLLBACK is not known";
 
 pub(super) async fn commit_one_phase(
-    own: &PgPool,
+    own: &OwnPool,
     branch: &BranchId,
     mut open: OpenBranch,
     position: &LogPosition,

@@ -11,25 +11,20 @@ use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures::TryStreamExt as _;
-use sqlx::pool::PoolConnection;
+use futures::{FutureExt as _, TryStreamExt as _};
 use sqlx::postgres::{
-    PgConnectOptions, PgConnection, PgDatabaseError, PgPoolOptions, PgRow, PgSeverity, PgTransactionManager,
+    PgConnectOptions, PgConnection, PgDatabaseError, PgRow, PgSeverity, PgTransactionManager,
 };
-use sqlx::{Connection as _, Either, PgPool, Postgres, SqlStr};
+use sqlx::{ConnectOptions as _, Either, PgPool, Postgres, SqlStr};
 use sqlx_core::transaction::TransactionManager as _;
 
 use super::sql;
 use crate::resource::newest::Newest;
+use crate::resource::own::{self, Held};
 
-/// Connections of the resource's own. Each commit waits for the disk, and the disk serves several at once.
-const OWN_CONNECTIONS: u32 = 8;
-/// How long to wait for one of them.
-const OWN_ACQUIRE_TIMEOUT: Duration = Duration::from_secs(3);
-/// They go when nothing happens.
-const OWN_IDLE_TIMEOUT: Duration = Duration::from_secs(60);
-/// One that was used a moment ago is not tried before it is used again: a round trip less for every commit.
-const TRUSTED_WHEN_IDLE_FOR: Duration = Duration::from_secs(1);
+/// The resource's own connections.
+pub(super) type OwnPool = own::OwnPool<PgConnection>;
+
 /// How long a fence waits for a branch that has written its evidence: that is committed in a moment, or it has
 /// become prepared since it was looked for, and then it has to be looked for again.
 const OWN_LOCK_TIMEOUT: Duration = Duration::from_millis(250);
@@ -57,28 +52,17 @@ pub(super) struct Reply {
 }
 
 /// The pool for what must never wait for a branch. `options`: those of the service's own pool. `newest` hears of each connection.
-pub(super) fn own_pool(options: PgConnectOptions, newest: Arc<Newest>) -> PgPool {
-    PgPoolOptions::new()
-        .max_connections(OWN_CONNECTIONS)
-        .acquire_timeout(OWN_ACQUIRE_TIMEOUT)
-        .idle_timeout(OWN_IDLE_TIMEOUT)
-        .test_before_acquire(false)
-        .before_acquire(|connection, metadata| {
-            Box::pin(async move {
-                if metadata.idle_for > TRUSTED_WHEN_IDLE_FOR {
-                    connection.ping().await?;
-                }
-                Ok(true)
-            })
-        })
-        .after_connect(move |connection, _metadata| {
-            newest.connected();
-            Box::pin(async move {
-                let sql = sql::set_up_own_connection(OWN_LOCK_TIMEOUT, OWN_STATEMENT_TIMEOUT);
-                sqlx::raw_sql(sql).execute(connection).await.map(drop)
-            })
-        })
-        .connect_lazy_with(options)
+pub(super) fn own_pool(options: PgConnectOptions, newest: Arc<Newest>) -> OwnPool {
+    let open = |options: PgConnectOptions| {
+        async move {
+            let mut connection = options.connect().await?;
+            let sql = sql::set_up_own_connection(OWN_LOCK_TIMEOUT, OWN_STATEMENT_TIMEOUT);
+            sqlx::raw_sql(sql).execute(&mut connection).await?;
+            Ok(connection)
+        }
+        .boxed()
+    };
+    OwnPool::new(options, open, newest)
 }
 
 /// A connection of a pool, for one purpose. Dropping it returns it to the pool if it is clean, and closes it if
@@ -86,16 +70,16 @@ pub(super) fn own_pool(options: PgConnectOptions, newest: Arc<Newest>) -> PgPool
 #[derive(Debug)]
 pub(super) struct Lease {
     /// `None` only while it is being dropped.
-    connection: Option<PoolConnection<Postgres>>,
+    connection: Option<Held<Postgres>>,
     /// Outside of any transaction, with nothing under way.
     is_clean: bool,
 }
 
 impl Lease {
-    /// Waits for one, at most `within` and as long as the pool itself waits.
-    pub(super) async fn acquire(pool: &PgPool, within: Duration) -> Result<Self, String> {
+    /// Waits for one of the service's, at most `within` and as long as its pool itself waits.
+    pub(super) async fn of_service(pool: &PgPool, within: Duration) -> Result<Self, String> {
         match tokio::time::timeout(within, pool.acquire()).await {
-            Ok(Ok(connection)) => Ok(Self { connection: Some(connection), is_clean: true }),
+            Ok(Ok(connection)) => Ok(Self::clean(Held::Service(connection))),
             Ok(Err(sqlx::Error::PoolTimedOut)) | Err(_) => Err(format!(
                 "no connection to PostgreSQL in time: {} of the pool's {} are open, {} of them idle",
                 pool.size(),
@@ -104,6 +88,16 @@ impl Lease {
             )),
             Ok(Err(error)) => Err(format!("no connection to PostgreSQL: {error}")),
         }
+    }
+
+    /// Waits for one of the resource's own.
+    pub(super) async fn own(pool: &OwnPool) -> Result<Self, String> {
+        let connection = pool.get().await.map_err(|why| format!("no connection to PostgreSQL: {why}"))?;
+        Ok(Self::clean(Held::Own(connection)))
+    }
+
+    const fn clean(connection: Held<Postgres>) -> Self {
+        Self { connection: Some(connection), is_clean: true }
     }
 
     pub(super) fn connection(&mut self) -> &mut PgConnection {
@@ -158,7 +152,7 @@ impl Drop for Lease {
         let Some(connection) = self.connection.take() else { return };
         if !self.is_clean {
             // Out of the pool, and closed by being dropped: the server rolls back.
-            drop(connection.detach());
+            connection.cut();
         }
     }
 }

@@ -5,9 +5,10 @@ use std::time::Duration;
 use fail::fail_point;
 use lockstep_proto::museum::mutated;
 use lockstep_proto::{ClusterId, Epoch, Gtrid, LogPosition, ResourceManagerName};
+use sqlx::Row as _;
 use sqlx::postgres::PgRow;
-use sqlx::{PgPool, Row as _};
 
+use super::connection::OwnPool;
 use super::recovery::{read_on_primary, run, unreadable};
 use super::sql;
 use crate::resource::{BranchId, EvidenceRow, Fate, Unresolved};
@@ -15,7 +16,7 @@ use crate::resource::{BranchId, EvidenceRow, Fate, Unresolved};
 /// The oldest transaction with a row of kind *branch* or *hazard*. Fences don't count: they say nothing that a pruned
 /// record could contradict.
 pub(super) async fn oldest(
-    own: &PgPool,
+    own: &OwnPool,
     name: &ResourceManagerName,
     cluster: ClusterId,
 ) -> Result<Option<Gtrid>, Unresolved> {
@@ -28,7 +29,7 @@ pub(super) async fn oldest(
 /// Whoever was told to commit a branch must find its evidence, however late the branch was committed: so a row is noticed first, and its
 /// retention counts from then. Where a failover takes that back, it is noticed again.
 pub(super) async fn old(
-    own: &PgPool,
+    own: &OwnPool,
     name: &ResourceManagerName,
     cluster: ClusterId,
     retention: Duration,
@@ -60,7 +61,7 @@ pub(super) async fn old(
 }
 
 pub(super) async fn forget(
-    own: &PgPool,
+    own: &OwnPool,
     name: &ResourceManagerName,
     branches: &[BranchId],
 ) -> Result<(), Unresolved> {

@@ -2,8 +2,9 @@
 
 use lockstep_proto::{ClusterId, Gtrid, ResourceManagerName};
 use sqlx::postgres::PgRow;
-use sqlx::{PgPool, Row as _, SqlSafeStr as _};
+use sqlx::{Row as _, SqlSafeStr as _};
 
+use super::connection::OwnPool;
 use super::evidence::fate_of;
 use super::recovery::{read_on_primary, run, unreadable};
 use super::sql;
@@ -13,7 +14,7 @@ use crate::resource::{BranchId, Unresolved};
 
 /// First what is prepared, then the evidence: a branch that ends in between is in at least one of the two.
 pub(super) async fn inspect(
-    own: &PgPool,
+    own: &OwnPool,
     name: &ResourceManagerName,
     cluster: ClusterId,
     gtrid: Option<Gtrid>,

@@ -62,7 +62,7 @@ use super::{
 #[derive(Debug)]
 pub struct Postgres {
     pool: PgPool,
-    own: PgPool,
+    own: connection::OwnPool,
     /// As which it attached.
     name: OnceLock<ResourceManagerName>,
     /// Whether the server can notice that its client is gone while a statement runs; known after attaching.
@@ -97,7 +97,7 @@ impl Resource for Postgres {
             )));
         }
         // The service may have changed them since, such as a password.
-        self.own.set_connect_options((*self.pool.connect_options()).clone());
+        self.own.set_options((*self.pool.connect_options()).clone());
         let found = attach::attach(&self.own, name).await?;
         self.can_watch_client.store(found.can_watch_client, Ordering::Relaxed);
         Ok(Attachment { seen: self.newest.found(found.attachment.seen), ..found.attachment })

@@ -12,9 +12,9 @@ use fail::fail_point;
 use lockstep_proto::limits::MAX_TIMEOUT;
 use lockstep_proto::{ClusterId, LogPosition, ResourceManagerName, Xid};
 use sqlx::postgres::PgRow;
-use sqlx::{PgPool, Row as _, SqlSafeStr as _, SqlStr};
+use sqlx::{Row as _, SqlSafeStr as _, SqlStr};
 
-use super::connection::{Failure, Lease, OWN_ANSWER_TIMEOUT, Reply};
+use super::connection::{Failure, Lease, OWN_ANSWER_TIMEOUT, OwnPool, Reply};
 use super::evidence;
 use super::refusal::{UNDEFINED_OBJECT, words_for_finishing};
 use super::sql;
@@ -27,7 +27,7 @@ const LONGEST_LIFETIME: Duration = MAX_TIMEOUT.saturating_mul(2);
 
 /// COMMIT PREPARED; else as [`fence`] finds. The decision's position is written on the same connection before.
 pub(super) async fn commit(
-    own: &PgPool,
+    own: &OwnPool,
     name: &ResourceManagerName,
     newest: &Newest,
     branch: &BranchId,
@@ -50,7 +50,7 @@ pub(super) async fn commit(
 
 /// ROLLBACK PREPARED; else as [`fence`] finds.
 pub(super) async fn rollback(
-    own: &PgPool,
+    own: &OwnPool,
     branch: &BranchId,
     position: &LogPosition,
 ) -> Result<Fate, Unresolved> {
@@ -90,7 +90,7 @@ async fn fence(mut lease: Lease, branch: &BranchId, position: &LogPosition) -> R
 
 /// Keeps for good that a branch can be brought to neither end: whoever asks about it later is answered from this row.
 pub(super) async fn record_hazard(
-    own: &PgPool,
+    own: &OwnPool,
     branch: &BranchId,
     position: &LogPosition,
 ) -> Result<(), Unresolved> {
@@ -99,7 +99,7 @@ pub(super) async fn record_hazard(
 
 /// The branches that are prepared in this database.
 pub(super) async fn prepared(
-    own: &PgPool,
+    own: &OwnPool,
     cluster: ClusterId,
     name: &ResourceManagerName,
 ) -> Result<Vec<Xid>, Unresolved> {
@@ -117,7 +117,7 @@ pub(super) fn names(row: &PgRow, cluster: ClusterId, name: &ResourceManagerName)
 }
 
 /// Runs statements of which the first says whether the server is a standby. What a standby lacks proves nothing.
-pub(super) async fn read_on_primary(own: &PgPool, sql: SqlStr) -> Result<Reply, Unresolved> {
+pub(super) async fn read_on_primary(own: &OwnPool, sql: SqlStr) -> Result<Reply, Unresolved> {
     let reply = run(own, sql).await?;
     let in_recovery = reply.rows.first().map(|row| row.try_get::<bool, _>("in_recovery"));
     match in_recovery {
@@ -130,7 +130,7 @@ pub(super) async fn read_on_primary(own: &PgPool, sql: SqlStr) -> Result<Reply, 
 
 /// The slots of the server, and who has them. A standby lists none and prepares none: it says so elsewhere.
 pub(super) async fn room(
-    own: &PgPool,
+    own: &OwnPool,
     name: &ResourceManagerName,
     connections: usize,
 ) -> Result<Room, Unresolved> {
@@ -153,12 +153,12 @@ pub(super) async fn room(
 }
 
 /// Runs statements on a connection of the resource's own.
-pub(super) async fn run(own: &PgPool, sql: SqlStr) -> Result<Reply, Unresolved> {
+pub(super) async fn run(own: &OwnPool, sql: SqlStr) -> Result<Reply, Unresolved> {
     lease(own).await?.run(sql, OWN_ANSWER_TIMEOUT).await.map_err(unresolved)
 }
 
-async fn lease(own: &PgPool) -> Result<Lease, Unresolved> {
-    Lease::acquire(own, OWN_ANSWER_TIMEOUT).await.map_err(Unresolved)
+async fn lease(own: &OwnPool) -> Result<Lease, Unresolved> {
+    Lease::own(own).await.map_err(Unresolved)
 }
 
 fn unresolved(failure: Failure) -> Unresolved {

@@ -1,0 +1,186 @@
+//! Connections of a resource's own: for whatever must never wait for a branch, such as the decisions that free the branches' connections.
+//!
+//! A pool of its own kind, and not sqlx's as that of the service is: sqlx's asks a connection whether it lives each time that it comes back,
+//! a round trip for every branch that is committed. Here it is asked before it is lent, and only if it has rested a while.
+
+use std::fmt;
+use std::ops::{Deref, DerefMut};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use deadpool::Runtime;
+use deadpool::managed::{Manager, Metrics, Object, Pool, PoolError, RecycleResult, TimeoutType, WeakPool};
+use futures::future::BoxFuture;
+use sqlx::pool::PoolConnection;
+use sqlx::{Connection, Database};
+
+use super::newest::Newest;
+
+/// Each commit waits for the disk, and the disk serves several at once.
+const MOST: usize = 8;
+/// How long to wait for one of them, and for one to be opened.
+const PATIENCE: Duration = Duration::from_secs(3);
+/// They go when nothing happens.
+const IDLE: Duration = Duration::from_secs(60);
+/// One that was lent a moment ago is not tried before it is lent again: a round trip less for every commit.
+const TRUSTED: Duration = Duration::from_secs(1);
+/// How long an orderly goodbye may take.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// Opens a connection and sets it up.
+pub(super) type Open<C> = fn(<C as Connection>::Options) -> BoxFuture<'static, sqlx::Result<C>>;
+
+/// The pool. Cheap to clone.
+pub(super) struct OwnPool<C: Connection>(Pool<Opener<C>>);
+
+/// One of its connections. Dropping it gives it back.
+pub(super) type OwnConnection<C> = Object<Opener<C>>;
+
+/// How its connections are opened, and tried.
+pub(super) struct Opener<C: Connection> {
+    /// They may change: a password.
+    options: Mutex<C::Options>,
+    open: Open<C>,
+    /// Hears of each connection before it is used.
+    newest: Arc<Newest>,
+}
+
+impl<C: Connection + 'static> OwnPool<C> {
+    /// Nothing is opened yet. Call it where tokio runs.
+    pub(super) fn new(options: C::Options, open: Open<C>, newest: Arc<Newest>) -> Self {
+        let opener = Opener { options: Mutex::new(options), open, newest };
+        let pool = Pool::builder(opener)
+            .max_size(MOST)
+            .wait_timeout(Some(PATIENCE))
+            .create_timeout(Some(PATIENCE))
+            .recycle_timeout(Some(PATIENCE))
+            .runtime(Runtime::Tokio1)
+            .build()
+            .expect("a pool with timeouts has a runtime");
+        tokio::spawn(close_what_is_idle(pool.weak()));
+        Self(pool)
+    }
+
+    pub(super) fn set_options(&self, options: C::Options) {
+        *self.0.manager().options.lock().unwrap_or_else(PoisonError::into_inner) = options;
+    }
+
+    /// Waits for one; why there is none.
+    pub(super) async fn get(&self) -> Result<OwnConnection<C>, String> {
+        self.0.get().await.map_err(|error| match error {
+            PoolError::Timeout(TimeoutType::Wait) => format!("all {MOST} connections of its own are busy"),
+            PoolError::Timeout(TimeoutType::Create | TimeoutType::Recycle) => {
+                format!("it did not answer within {PATIENCE:?}")
+            }
+            PoolError::Backend(error) => error.to_string(),
+            PoolError::Closed | PoolError::NoRuntimeSpecified | PoolError::PostCreateHook(_) => {
+                unreachable!("the pool is never closed, has a runtime and no hooks: {error}")
+            }
+        })
+    }
+}
+
+impl<C: Connection> Clone for OwnPool<C> {
+    fn clone(&self) -> Self {
+        Self(self.0.clone())
+    }
+}
+
+impl<C: Connection> fmt::Debug for OwnPool<C> {
+    /// Without the options, which have a password in them.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("OwnPool").field(&self.0.status()).finish()
+    }
+}
+
+impl<C: Connection> Manager for Opener<C> {
+    type Type = C;
+    type Error = sqlx::Error;
+
+    async fn create(&self) -> sqlx::Result<C> {
+        let options = self.options.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let connection = (self.open)(options).await?;
+        self.newest.connected();
+        Ok(connection)
+    }
+
+    async fn recycle(&self, connection: &mut C, metrics: &Metrics) -> RecycleResult<sqlx::Error> {
+        if metrics.last_used() > TRUSTED {
+            connection.ping().await?;
+        }
+        Ok(())
+    }
+}
+
+/// Until the pool is gone.
+async fn close_what_is_idle<C: Connection + 'static>(pool: WeakPool<Opener<C>>) {
+    loop {
+        tokio::time::sleep(IDLE / 2).await;
+        let Some(pool) = pool.upgrade() else { return };
+        let idle = pool.retain(|_, metrics| metrics.last_used() < IDLE).removed;
+        drop(pool);
+        for connection in idle {
+            close(connection).await;
+        }
+    }
+}
+
+/// Says goodbye, so that the server ends the session at once.
+async fn close(connection: impl Connection) {
+    drop(tokio::time::timeout(CLOSE_TIMEOUT, connection.close()).await);
+}
+
+/// A connection that somebody has: of the service's pool, or of the resource's own.
+pub(super) enum Held<DB: Database> {
+    Service(PoolConnection<DB>),
+    Own(OwnConnection<DB::Connection>),
+}
+
+impl<DB: Database> Held<DB> {
+    /// Takes it out of its pool. Dropping it closes it without a word.
+    fn take(self) -> DB::Connection {
+        match self {
+            Self::Service(connection) => connection.detach(),
+            Self::Own(connection) => Object::take(connection),
+        }
+    }
+
+    /// Closed at once, and by a word only if the system gets to it: the server rolls back what is not prepared.
+    pub(super) fn cut(self) {
+        drop(self.take());
+    }
+
+    /// Says goodbye, so that the server ends the session at once.
+    pub(super) async fn close(self) {
+        close(self.take()).await;
+    }
+}
+
+impl<DB: Database> fmt::Debug for Held<DB> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Service(_) => "Service",
+            Self::Own(_) => "Own",
+        })
+    }
+}
+
+impl<DB: Database> Deref for Held<DB> {
+    type Target = DB::Connection;
+
+    fn deref(&self) -> &DB::Connection {
+        match self {
+            Self::Service(connection) => connection,
+            Self::Own(connection) => connection,
+        }
+    }
+}
+
+impl<DB: Database> DerefMut for Held<DB> {
+    fn deref_mut(&mut self) -> &mut DB::Connection {
+        match self {
+            Self::Service(connection) => connection,
+            Self::Own(connection) => connection,
+        }
+    }
+}
