@@ -235,6 +235,7 @@ impl Session {
                 return;
             }
             self.branches.insert(xid.clone(), Entry::absent(welcome.cluster));
+            self.admission.is_followed_here(xid);
         }
         self.step(now, xid, event);
     }

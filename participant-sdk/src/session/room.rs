@@ -6,9 +6,10 @@
 //!
 //! Only new branches are refused. Whatever ends one (prepare, commit, rollback, a listing) never looks at these numbers.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
-use lockstep_proto::Gtrid;
+use lockstep_proto::{Gtrid, Xid};
 
 use super::{Effect, Session};
 use crate::error::JoinError;
@@ -27,6 +28,8 @@ const WAITING_FOR_A_CONNECTION: usize = 4;
 #[derive(Debug, Default)]
 pub(super) struct Admission {
     limits: Option<Limits>,
+    /// Branches of this resource manager that the store had prepared, and that this process does not count itself.
+    elsewhere: BTreeSet<Xid>,
     as_of: Duration,
     /// The store is being asked.
     asked: bool,
@@ -36,9 +39,16 @@ pub(super) struct Admission {
 #[derive(Debug, Clone, Copy)]
 struct Limits {
     slots: usize,
-    /// Slots that branches hold which this process does not count itself.
+    /// Slots that others than this resource manager hold.
     taken_by_others: usize,
     connections: usize,
+}
+
+impl Admission {
+    /// This process has been told about a branch, and counts it itself from now on.
+    pub(super) fn is_followed_here(&mut self, xid: &Xid) {
+        self.elsewhere.remove(xid);
+    }
 }
 
 impl Session {
@@ -47,16 +57,14 @@ impl Session {
         self.admission.as_of = now;
         // A store that can't be asked now says so when the branch is begun; the last answer is the best there is.
         let Ok(room) = result else { return };
-        self.admission.limits = room.map(|room| {
-            // One that has ended here since the store was asked is no longer taken; one that is being prepared is counted
-            // as open.
-            let elsewhere = room.prepared.iter().filter(|branch| !self.knows(&branch.xid)).count();
-            Limits {
-                slots: room.slots,
-                taken_by_others: room.prepared_by_others + elsewhere,
-                connections: room.connections,
-            }
-        });
+        let Some(Room { slots, prepared, prepared_by_others, connections }) = room else {
+            self.admission.limits = None;
+            return;
+        };
+        // One that has ended here since the store was asked is no longer taken; one that is being prepared is counted as open.
+        let prepared = prepared.into_iter().map(|branch| branch.xid);
+        self.admission.elsewhere = prepared.filter(|xid| !self.knows(xid)).collect();
+        self.admission.limits = Some(Limits { slots, taken_by_others: prepared_by_others, connections });
     }
 
     /// Whether the store has room for one branch more.
@@ -73,6 +81,7 @@ impl Session {
 
     fn no_room(&self, limits: Limits) -> Option<String> {
         let Limits { slots, taken_by_others, connections } = limits;
+        let taken_by_others = taken_by_others + self.admission.elsewhere.len();
         if self.unsettled + taken_by_others >= slots {
             return Some(format!(
                 "of its {slots} slots for prepared branches, {} belong to open and prepared branches of this process, and \

@@ -207,6 +207,12 @@ fn what_is_listed_is_counted_once() {
     assert!(!has_no_room(&join(&mut session, 1, 1)));
     session.handle(Duration::ZERO, room(3, &[xid(0), xid(77)], 0));
     assert!(has_no_room(&join(&mut session, 2, 2)), "another instance has prepared one");
+    // From before a crash: this process is told to commit it, and counts it itself from then on.
+    session.handle(Duration::ZERO, room(4, &[xid(0), xid(77)], 0));
+    let commit = FromCoordinator::Decide(xid(77), crate::branch::Decision::Commit, position(2));
+    session.handle(Duration::ZERO, Event::Received(commit));
+    assert!(!has_no_room(&join(&mut session, 3, 3)), "three of four are taken");
+    assert!(has_no_room(&join(&mut session, 4, 4)));
 }
 
 #[test]
