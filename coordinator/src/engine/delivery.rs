@@ -16,9 +16,8 @@
 //! ```
 //!
 //! A queue sends at most [`WINDOW`] decisions ahead of their acknowledgements, so that ten thousand in-doubt branches after a
-//! restart do not flood a participant. Nor do they hold up what is new: what is ready stands in two lanes, one for decisions that the
-//! instance that has the branch is told for the first time, and one for all others, and they take turns while both have something (start-time
-//! fair queueing: Goyal, Vin and Cheng, 1996). What cannot be delivered waits with a capped, jittered backoff, or for the resource
+//! restart do not flood a participant. Nor do they hold up what is new: what is ready stands in two [lanes](Lane) that take turns, and what is
+//! left over takes no more than half of the window. What cannot be delivered waits with a capped, jittered backoff, or for the resource
 //! manager to attach, and never stands behind another resource manager's. Pure: time comes in as an argument, and the jitter
 //! follows from the branch's name, so that a run repeats exactly.
 
@@ -46,6 +45,9 @@ pub const WINDOW: usize = 64;
 pub const PATIENCE: Duration = Duration::from_secs(15);
 /// The longest time without an answer.
 pub const LONGEST_PATIENCE: Duration = Duration::from_secs(120);
+/// How many of these may be left over: one that its participant can't carry out keeps its place until its time is over, and many of them must
+/// leave places for what is new.
+pub const LEFT_OVER_WINDOW: usize = WINDOW / 2;
 const FIRST_BACKOFF: Duration = Duration::from_millis(100);
 const LONGEST_BACKOFF: Duration = Duration::from_secs(30);
 
@@ -53,7 +55,7 @@ const LONGEST_BACKOFF: Duration = Duration::from_secs(30);
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Place {
     /// Its turn among those that are ready.
-    Ready(Turn),
+    Ready(Lane, u64),
     /// Sent over this session, to be sent again at this time.
     InFlight(SessionId, Monotonic),
     /// Failed; to be tried again at this time.
@@ -65,6 +67,7 @@ enum Place {
 #[derive(Debug, Clone)]
 struct Delivery {
     message: Message,
+    lane: Lane,
     /// The instance that holds the branch, and finishes it fastest.
     preferred: Option<SessionId>,
     /// Where it was sent the last time.
@@ -98,12 +101,29 @@ pub struct Due {
 
 type Timers = BTreeSet<(Monotonic, Xid)>;
 
-/// When a delivery is sent among those that are ready: each lane's turns count from the one that was sent last, and of two lanes' same turns that
-/// one comes first which was given out first.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord)]
-struct Turn {
-    turn: u64,
-    given_out: u64,
+/// Where a delivery stands among those that are ready. While there is something in both lanes, they take turns.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Lane {
+    /// The instance that has the branch is told for the first time.
+    New,
+    /// Left over by a restart, or by an attempt that led to nothing.
+    LeftOver,
+}
+
+/// What is ready in each lane, in the order in which it became so.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Lanes {
+    new: BTreeMap<u64, Xid>,
+    left_over: BTreeMap<u64, Xid>,
+}
+
+impl Lanes {
+    const fn of(&mut self, lane: Lane) -> &mut BTreeMap<u64, Xid> {
+        match lane {
+            Lane::New => &mut self.new,
+            Lane::LeftOver => &mut self.left_over,
+        }
+    }
 }
 
 /// All queues of one shard.
@@ -123,13 +143,14 @@ struct Queue {
     sessions: Vec<SessionId>,
     next_session: usize,
     deliveries: BTreeMap<Xid, Delivery>,
-    ready: BTreeMap<Turn, Xid>,
-    /// The last turns that were given out: for those that are told for the first time by whom they know, and for all others.
-    last_turns: [u64; 2],
-    given_out: u64,
-    /// The turn that was sent last.
-    sent: u64,
+    ready: Lanes,
+    /// The last number that was given out to what became ready.
+    last_number: u64,
+    /// Whose turn it is not.
+    last_was_new: bool,
     in_flight: BTreeSet<(SessionId, Xid)>,
+    /// How many of those in flight are of the lane of what is left over.
+    left_over_in_flight: usize,
     backing_off: BTreeSet<Xid>,
     paused: BTreeSet<Xid>,
 }
@@ -275,7 +296,7 @@ impl Deliveries {
         let queue = self.queues.get(&xid.bqual.resource_manager())?;
         let delivery = queue.deliveries.get(xid)?;
         let (next_in, waits) = match delivery.place {
-            Place::Ready(_) => (None, queue.sessions.is_empty()),
+            Place::Ready(..) => (None, queue.sessions.is_empty()),
             Place::InFlight(_, at) | Place::BackingOff(at) => (Some(at.saturating_sub(now)), false),
             Place::Paused => (None, false),
         };
@@ -304,12 +325,11 @@ impl Deliveries {
 impl Queue {
     fn add(&mut self, xid: Xid, message: Message, preferred: Option<SessionId>) {
         let is_new = preferred.is_some_and(|session| self.sessions.contains(&session));
-        let turn = self.give_out_turn(is_new);
-        self.ready.insert(turn, xid.clone());
-        let place = Place::Ready(turn);
-        let delivery =
-            Delivery { message, preferred, sent_over: None, attempts: 0, last_error: String::new(), place };
-        self.deliveries.insert(xid, delivery);
+        let lane = if is_new { Lane::New } else { Lane::LeftOver };
+        let place = self.last_of(lane, &xid);
+        let (sent_over, attempts, last_error) = (None, 0, String::new());
+        self.deliveries
+            .insert(xid, Delivery { message, lane, preferred, sent_over, attempts, last_error, place });
     }
 
     /// Whether it was there.
@@ -320,20 +340,21 @@ impl Queue {
 
     /// Takes a delivery out of the index of the place where it is.
     fn leave_place(&mut self, xid: &Xid, timers: &mut Timers) {
-        match self.deliveries.get(xid).map(|delivery| delivery.place) {
-            None => {}
-            Some(Place::Ready(turn)) => {
-                self.ready.remove(&turn);
+        let Some(delivery) = self.deliveries.get(xid) else { return };
+        match delivery.place {
+            Place::Ready(lane, number) => {
+                self.ready.of(lane).remove(&number);
             }
-            Some(Place::InFlight(session, at)) => {
+            Place::InFlight(session, at) => {
+                self.left_over_in_flight -= usize::from(delivery.lane == Lane::LeftOver);
                 self.in_flight.remove(&(session, xid.clone()));
                 timers.remove(&(at, xid.clone()));
             }
-            Some(Place::BackingOff(at)) => {
+            Place::BackingOff(at) => {
                 self.backing_off.remove(xid);
                 timers.remove(&(at, xid.clone()));
             }
-            Some(Place::Paused) => {
+            Place::Paused => {
                 self.paused.remove(xid);
             }
         }
@@ -346,17 +367,16 @@ impl Queue {
     /// To the end of what is ready, so that what keeps failing does not stand before the rest.
     fn make_ready(&mut self, xid: &Xid, timers: &mut Timers) {
         self.leave_place(xid, timers);
-        let turn = self.give_out_turn(false);
-        self.ready.insert(turn, xid.clone());
-        self.arrive(xid, Place::Ready(turn));
+        let place = self.last_of(Lane::LeftOver, xid);
+        self.deliveries.get_mut(xid).expect("only what is here moves").lane = Lane::LeftOver;
+        self.arrive(xid, place);
     }
 
-    /// At the end of its lane, and not before what was sent already: a lane that had nothing to send has saved nothing up.
-    fn give_out_turn(&mut self, is_new: bool) -> Turn {
-        let last = &mut self.last_turns[usize::from(is_new)];
-        *last = self.sent.max(*last) + 1;
-        self.given_out += 1;
-        Turn { turn: *last, given_out: self.given_out }
+    /// Puts it at the end of the lane.
+    fn last_of(&mut self, lane: Lane, xid: &Xid) -> Place {
+        self.last_number += 1;
+        self.ready.of(lane).insert(self.last_number, xid.clone());
+        Place::Ready(lane, self.last_number)
     }
 
     fn back_off(&mut self, xid: &Xid, until: Monotonic, timers: &mut Timers) {
@@ -374,6 +394,7 @@ impl Queue {
 
     fn put_in_flight(&mut self, xid: &Xid, session: SessionId, until: Monotonic, timers: &mut Timers) {
         self.leave_place(xid, timers);
+        self.left_over_in_flight += usize::from(self.deliveries[xid].lane == Lane::LeftOver);
         self.in_flight.insert((session, xid.clone()));
         timers.insert((until, xid.clone()));
         self.arrive(xid, Place::InFlight(session, until));
@@ -391,11 +412,8 @@ impl Queue {
 
     fn send(&mut self, now: Monotonic, timers: &mut Timers, due: &mut Vec<Due>) {
         while self.in_flight.len() < WINDOW && !self.sessions.is_empty() {
-            let Some((turn, xid)) = self.ready.first_key_value().map(|(turn, xid)| (*turn, xid.clone()))
-            else {
-                return;
-            };
-            self.sent = turn.turn;
+            let Some((lane, xid)) = self.next_ready() else { return };
+            self.last_was_new = lane == Lane::New;
             let session = self.choose_session(&xid);
             let delivery = self.deliveries.get_mut(&xid).expect("what is ready is here");
             delivery.attempts = delivery.attempts.saturating_add(1);
@@ -409,6 +427,16 @@ impl Queue {
             self.put_in_flight(&xid, session, until, timers);
             due.push(Due { session, xid, message });
         }
+    }
+
+    /// The first of the lane whose turn it is; of the other one if there is nothing in it that may be sent.
+    fn next_ready(&self) -> Option<(Lane, Xid)> {
+        let new = self.ready.new.first_key_value().map(|(_, xid)| (Lane::New, xid));
+        let has_room = self.left_over_in_flight < LEFT_OVER_WINDOW;
+        let left_over = self.ready.left_over.first_key_value().filter(|_| has_room);
+        let left_over = left_over.map(|(_, xid)| (Lane::LeftOver, xid));
+        let next = if self.last_was_new { left_over.or(new) } else { new.or(left_over) };
+        next.map(|(lane, xid)| (lane, xid.clone()))
     }
 
     /// The first time the instance that has the branch. After a failure another one, each in turn: that one may be cut off from
@@ -459,7 +487,7 @@ impl Deliveries {
     pub(super) fn assert_whole(&self) {
         let mut timers = Timers::new();
         for (name, queue) in &self.queues {
-            let mut places = (BTreeMap::new(), BTreeSet::new(), BTreeSet::new(), BTreeSet::new());
+            let mut places = (Lanes::default(), BTreeSet::new(), BTreeSet::new(), BTreeSet::new());
             for (xid, delivery) in &queue.deliveries {
                 assert_eq!(
                     xid.bqual.resource_manager(),
@@ -467,7 +495,10 @@ impl Deliveries {
                     "a delivery is in its resource manager's queue"
                 );
                 match delivery.place {
-                    Place::Ready(turn) => assert!(places.0.insert(turn, xid.clone()).is_none()),
+                    Place::Ready(lane, number) => {
+                        assert_eq!(lane, delivery.lane);
+                        assert!(places.0.of(lane).insert(number, xid.clone()).is_none());
+                    }
                     Place::InFlight(session, at) => {
                         assert!(queue.sessions.contains(&session), "what is in flight is so over a session");
                         places.1.insert((session, xid.clone()));
@@ -487,8 +518,11 @@ impl Deliveries {
                 (&places.0, &places.1, &places.2, &places.3)
             );
             assert!(queue.in_flight.len() <= WINDOW, "no more than a window is in flight");
+            let is_left_over = |(_, xid): &&(SessionId, Xid)| queue.deliveries[xid].lane == Lane::LeftOver;
+            assert_eq!(queue.left_over_in_flight, queue.in_flight.iter().filter(is_left_over).count());
+            assert!(queue.left_over_in_flight <= LEFT_OVER_WINDOW, "no more than half of it is left over");
             let idle_for_nothing =
-                !queue.ready.is_empty() && !queue.sessions.is_empty() && queue.in_flight.len() < WINDOW;
+                queue.next_ready().is_some() && !queue.sessions.is_empty() && queue.in_flight.len() < WINDOW;
             assert!(!idle_for_nothing, "after a pump whatever may be sent is sent");
             assert!(!queue.sessions.is_empty() || !queue.deliveries.is_empty(), "an idle queue goes");
         }

@@ -6,7 +6,7 @@ use std::time::Duration;
 use lockstep_proto::{Bqual, Epoch, Gtrid, Xid};
 use proptest::prelude::*;
 
-use crate::engine::delivery::{Deliveries, PATIENCE, SessionId, WINDOW};
+use crate::engine::delivery::{Deliveries, LEFT_OVER_WINDOW, PATIENCE, SessionId, WINDOW};
 use crate::protocol::event::Message;
 use crate::protocol::tests::names::resource_manager;
 
@@ -19,11 +19,12 @@ fn xid(name: &str, number: u64) -> Xid {
 #[test]
 fn what_is_stuck_does_not_stand_before_the_rest() {
     let mut deliveries = Deliveries::default();
-    let all = u64::try_from(WINDOW + WINDOW / 2).unwrap();
+    let session = SessionId(1);
+    deliveries.attached(session, resource_manager("a"));
+    let all = u64::try_from(WINDOW + LEFT_OVER_WINDOW).unwrap();
     for number in 0..all {
-        deliveries.enqueue(xid("a", number), Message::Commit, None);
+        deliveries.enqueue(xid("a", number), Message::Commit, Some(session));
     }
-    deliveries.attached(SessionId(1), resource_manager("a"));
     let first: BTreeSet<Xid> = deliveries.pump(Duration::ZERO).into_iter().map(|due| due.xid).collect();
     assert_eq!(first.len(), WINDOW);
     assert!(deliveries.pump(PATIENCE / 2).is_empty(), "the window is full");
@@ -31,7 +32,7 @@ fn what_is_stuck_does_not_stand_before_the_rest() {
     assert_eq!(second.len(), WINDOW);
     assert_eq!(
         first.union(&second).count(),
-        WINDOW + WINDOW / 2,
+        WINDOW + LEFT_OVER_WINDOW,
         "everything was sent before anything twice over"
     );
 }
@@ -40,10 +41,11 @@ fn what_is_stuck_does_not_stand_before_the_rest() {
 #[test]
 fn backoff_is_spread() {
     let mut deliveries = Deliveries::default();
-    deliveries.attached(SessionId(1), resource_manager("a"));
+    let session = SessionId(1);
+    deliveries.attached(session, resource_manager("a"));
     let all = u64::try_from(WINDOW).unwrap();
     for number in 0..all {
-        deliveries.enqueue(xid("a", number), Message::Commit, None);
+        deliveries.enqueue(xid("a", number), Message::Commit, Some(session));
     }
     assert_eq!(deliveries.pump(Duration::ZERO).len(), WINDOW);
     for number in 0..all {
@@ -55,6 +57,46 @@ fn backoff_is_spread() {
     let (shortest, longest) = (*delays.first().unwrap(), *delays.last().unwrap());
     assert!(shortest >= Duration::from_millis(50) && longest <= Duration::from_millis(100), "{delays:?}");
     assert!(delays.len() > WINDOW * 3 / 4 && longest - shortest > Duration::from_millis(40), "{delays:?}");
+}
+
+/// Left over, and stuck for as long as anybody waits: half of the window stays for what is new, and what is new is not slowed down.
+#[test]
+fn what_is_left_over_and_stuck_leaves_places_for_what_is_new() {
+    let mut deliveries = Deliveries::default();
+    let stuck = u64::try_from(3 * WINDOW).unwrap();
+    for number in 0..stuck {
+        deliveries.enqueue(xid("a", number), Message::Commit, None);
+    }
+    let session = SessionId(1);
+    deliveries.attached(session, resource_manager("a"));
+    assert_eq!(deliveries.pump(Duration::ZERO).len(), LEFT_OVER_WINDOW);
+    for number in stuck..stuck + 1_000 {
+        deliveries.enqueue(xid("a", number), Message::Commit, Some(session));
+        let sent = deliveries.pump(Duration::ZERO);
+        assert_eq!(sent.iter().map(|due| &due.xid).collect::<Vec<_>>(), [&xid("a", number)]);
+        deliveries.remove(&xid("a", number));
+    }
+}
+
+/// Acknowledged before they were sent, because a listing was answered: those behind them have not waited for nothing, nor what is new.
+#[test]
+fn what_is_answered_otherwise_leaves_no_gap() {
+    let mut deliveries = Deliveries::default();
+    let left_over = u64::try_from(4 * WINDOW).unwrap();
+    for number in 0..left_over {
+        deliveries.enqueue(xid("a", number), Message::Commit, None);
+    }
+    for number in 0..left_over - u64::try_from(WINDOW).unwrap() {
+        deliveries.remove(&xid("a", number));
+    }
+    let session = SessionId(1);
+    deliveries.attached(session, resource_manager("a"));
+    for number in left_over..2 * left_over {
+        deliveries.enqueue(xid("a", number), Message::Commit, Some(session));
+    }
+    let sent = deliveries.pump(Duration::ZERO);
+    let new = sent.iter().filter(|due| due.xid.gtrid >= xid("a", left_over).gtrid).count();
+    assert_eq!((sent.len(), new), (WINDOW, WINDOW / 2));
 }
 
 /// Thousands that were left over by a restart, and new ones: while there are both, each of them gets every other place, and none waits for

@@ -3,14 +3,11 @@
 //! A server that waits for a lock, or works, for a client that is gone notices that only when it is done. So a handler
 //! that was cancelled in the middle of a statement would keep its locks until the deadline.
 
-use std::time::Duration;
-
 use sqlx::Row as _;
 use tokio::runtime::Handle;
 
 use super::connection::{Lease, OWN_ANSWER_TIMEOUT, OwnPool, Reply};
 use super::sql;
-
 
 /// Which session.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
