@@ -20,8 +20,12 @@ use crate::stage::wait_for_line;
 use crate::voter::GONE;
 
 const WARM_UP: Duration = Duration::from_millis(500);
-/// Transactions that are held at the same time to see what they weigh: as many branches as a participant may have open.
-const HELD: usize = 1_000;
+/// Transactions that are held at the same time, to see what they weigh and whether others are slower for it.
+const HELD: [usize; 3] = [1_000, 10_000, 100_000];
+/// How many of them one participant takes part in: as many branches as it may have open.
+const HELD_BY_ONE: usize = 1_000;
+/// Room for them and for others.
+const MOST_IN_FLIGHT: &str = "--max-in-flight=110000";
 /// The most branches of a transaction that are tried.
 const MOST_BRANCHES: usize = 64;
 /// Transactions after which the coordinator's memory is looked at again.
@@ -59,16 +63,27 @@ pub struct Measured {
     pub runs: Vec<Run>,
     /// By branches, at one client: for nothing, and when each takes a while.
     pub growth: Vec<Run>,
-    /// Bytes of the coordinator's memory for each transaction of two branches that is held open.
-    pub bytes_in_flight: f64,
-    /// The same after they are gone.
-    pub bytes_afterwards: f64,
+    /// By transactions of two branches that are held open.
+    pub in_flight: Vec<InFlight>,
     /// Bytes that its memory has grown by while it ran a million transactions; not in a quick run.
     pub bytes_after_many: Option<f64>,
     /// Bytes that its log has grown by for each transaction with two branches, after a clean end.
     pub log_bytes: f64,
     /// Bytes of write-ahead log, without images of pages, that each costs a log that is in PostgreSQL.
     pub wal_bytes: f64,
+}
+
+/// What transactions cost that are open and do nothing.
+#[derive(Debug, Clone, Serialize)]
+pub struct InFlight {
+    /// How many.
+    pub held: usize,
+    /// Bytes of the coordinator's memory for each of them.
+    pub bytes: f64,
+    /// The same after they are gone.
+    pub bytes_afterwards: f64,
+    /// Others with two branches, meanwhile.
+    pub meanwhile: Run,
 }
 
 /// A coordinator with nothing but participants that vote at once.
@@ -197,21 +212,23 @@ impl Alone {
         self.runtime.block_on(Counted::at(&self.coordinator.url()))
     }
 
-    /// What a transaction weighs that is open, and what is left of it when it is gone.
-    fn weigh(&self) -> Result<(f64, f64)> {
+    /// Holds so many open, runs others meanwhile, and lets them go.
+    fn hold(&self, held: usize, measure: Duration) -> Result<InFlight> {
+        let (hold, groups) = (format!("--hold={held}"), format!("--groups={}", held.div_ceil(HELD_BY_ONE)));
         let mut voters =
-            self.voters(1, 2, &["--warm-up=0", "--measure=0", &format!("--hold={HELD}")].map(String::from))?;
+            self.voters(1, 2, &["--warm-up=0", "--measure=0", &hold, &groups].map(String::from))?;
         let before = self.memory()?;
         voters.tell(BEGIN);
         wait_for_line(&mut voters, DONE)?;
-        let held = self.memory()?;
+        let holding = self.memory()?;
+        let meanwhile = self.run(64, 2, 0, measure)?;
         voters.tell(END);
         wait_for_line(&mut voters, GONE)?;
         let afterwards = self.memory()?;
         voters.tell(END);
         voters.wait(Duration::from_secs(30))?;
-        let each = |bytes: f64| (bytes - before) / count(HELD as u64);
-        Ok((each(held), each(afterwards)))
+        let each = |bytes: f64| (bytes - before) / count(held as u64);
+        Ok(InFlight { held, bytes: each(holding), bytes_afterwards: each(afterwards), meanwhile })
     }
 
     /// Bytes that its memory grows by while it runs so many transactions that nothing of each can be left.
@@ -278,23 +295,20 @@ pub fn run(roles: &Roles, quick: bool, told: impl Fn(&str)) -> Result<Measured> 
             growth.push(run);
         }
     }
-    // One that has done nothing yet has no room of its own that could be used again.
-    let (bytes_in_flight, bytes_afterwards) = Alone::set(roles)?.weigh()?;
+    let mut in_flight = Vec::new();
+    for held in HELD.into_iter().take(if quick { 1 } else { HELD.len() }) {
+        // One that has done nothing yet has no room of its own that could be used again.
+        let fresh = Alone::set_with(roles, &[MOST_IN_FLIGHT])?;
+        let one = fresh.hold(held, measure)?;
+        told(&format!("{held} in flight: {:.0}/s meanwhile", one.meanwhile.seen.rate()));
+        in_flight.push(one);
+    }
     let bytes_after_many = if quick { None } else { Some(alone.grow()?) };
     let disk = (disk_before, meter::fdatasync_micros(alone.directory.path())?);
     drop(alone);
     let log_bytes = log_bytes(roles, measure)?;
     let wal_bytes = wal_bytes(roles, measure)?;
-    Ok(Measured {
-        disk,
-        runs,
-        growth,
-        bytes_in_flight,
-        bytes_afterwards,
-        bytes_after_many,
-        log_bytes,
-        wal_bytes,
-    })
+    Ok(Measured { disk, runs, growth, in_flight, bytes_after_many, log_bytes, wal_bytes })
 }
 
 /// A log with nothing but commits of two branches in it, and one without, both after a clean end.

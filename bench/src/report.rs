@@ -157,15 +157,23 @@ pub fn alone(measured: &alone::Measured) -> String {
             number(run.counted.frames, 2),
         ]);
     }
-    let alone::Measured { disk, bytes_in_flight, bytes_afterwards, log_bytes, wal_bytes, .. } = measured;
+    let alone::Measured { disk, in_flight, log_bytes, wal_bytes, .. } = measured;
     let (coordinator, others) = measured.further_branch();
+    let held = in_flight.iter().map(|alone::InFlight { held, bytes, bytes_afterwards, meanwhile }| {
+        format!(
+            "{held} in flight: {bytes:.0} bytes of memory each, {bytes_afterwards:.0} when they are gone; meanwhile {:.0} others a second, \
+             64 clients, p50 {:.2} ms\n",
+            meanwhile.seen.rate(),
+            count(meanwhile.seen.p50) / 1000.0
+        )
+    });
+    let held: String = held.collect();
     let many = measured.bytes_after_many.map_or(String::new(), |bytes| {
         format!("; its memory has grown by {bytes:.0} bytes over a million transactions")
     });
     format!(
-        "{table}\n{}; each further branch costs the coordinator \
-         {coordinator:.0} us, and those around it {others:.0}; memory for each transaction in flight {bytes_in_flight:.0} bytes, \
-         {bytes_afterwards:.0} when they are gone{many}; {log_bytes:.0} bytes of log for each commit, \
+        "{table}\n{held}{}; each further branch costs the coordinator \
+         {coordinator:.0} us, and those around it {others:.0}{many}; {log_bytes:.0} bytes of log for each commit, \
          and {wal_bytes:.0} of write-ahead log where that is in PostgreSQL",
         forced(*disk),
     )

@@ -21,7 +21,7 @@ use crate::peer;
 use crate::teller::SERVES;
 
 /// How long anything may take to start or to settle.
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_mins(5);
 /// The most clients: every one of them may have a branch open and another one prepared at each server.
 pub const MOST_CLIENTS: usize = 256;
 /// What an account begins with.

@@ -38,6 +38,9 @@ pub struct Arguments {
     /// What the participants are called: this and a number. Names of their own, if not given
     #[arg(long)]
     names: Option<String>,
+    /// How many times as many participants: a transaction takes those of one group, the next one those of the next
+    #[arg(long, default_value_t = 1)]
+    groups: usize,
     /// Instead: transactions to have open at the same time, with all their branches, until told to end
     #[arg(long)]
     hold: Option<usize>,
@@ -162,12 +165,15 @@ impl Resource for Voter {
 #[derive(Clone)]
 struct Asking {
     client: Client,
+    /// By groups.
     voters: Arc<[Participant<Voter>]>,
+    branches: usize,
 }
 
 impl Asking {
     async fn attached(arguments: &Arguments) -> Result<Self> {
         let takes = Duration::from_millis(arguments.takes);
+        let (branches, all) = (arguments.branches, arguments.branches * arguments.groups);
         let attach = async |number: usize| {
             // Each process brings resource managers of its own: what it remembers goes with it.
             let mut identity = [0; 16];
@@ -178,17 +184,20 @@ impl Asking {
             let attaching = Participant::builder(name, Voter::new(identity, takes));
             attaching.coordinator(&arguments.coordinator).attach().await
         };
-        let voters = futures::future::try_join_all((0..arguments.branches).map(attach)).await;
+        let voters = futures::future::try_join_all((0..all).map(attach)).await;
         let voters: Vec<_> = voters.map_err(Failed::because("not attached"))?;
         let client = Client::connect(&arguments.coordinator).await.map_err(Failed::because("no client"))?;
-        Ok(Self { client, voters: voters.into() })
+        Ok(Self { client, voters: voters.into(), branches })
     }
 
-    async fn begin(&self) -> Result<lockstep::Transaction> {
+    /// With a branch at each participant of the group whose turn it is.
+    async fn begin(&self, number: usize) -> Result<lockstep::Transaction> {
         let begin = self.client.begin("alone").timeout(Duration::from_mins(10));
         let transaction = begin.start().await.map_err(Failed::because("not begun"))?;
         let context = transaction.context();
-        futures::future::try_join_all(self.voters.iter().map(async |voter| {
+        let groups = self.voters.len() / self.branches;
+        let group = self.voters.chunks(self.branches).nth(number % groups).unwrap_or_default();
+        futures::future::try_join_all(group.iter().map(async |voter| {
             let branch = voter.join(&context).await.map_err(Failed::because("not joined"))?;
             branch.finish().await.map_err(Failed::because("not finished"))
         }))
@@ -196,9 +205,10 @@ impl Asking {
         Ok(transaction)
     }
 
-    async fn transaction(&self) -> Result<bool> {
-        let committed = self.begin().await?.commit().await.map_err(Failed::because("not committed"))?;
-        let all = usize::try_from(committed.branches).ok() == Some(self.voters.len());
+    async fn transaction(&self, number: u64) -> Result<bool> {
+        let number = usize::try_from(number).unwrap_or(0);
+        let committed = self.begin(number).await?.commit().await.map_err(Failed::because("not committed"))?;
+        let all = usize::try_from(committed.branches).ok() == Some(self.branches);
         if all { Ok(true) } else { Err(Failed::new(format!("{committed:?}"))) }
     }
 }
@@ -219,7 +229,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
         let phases = Phases::default();
         let ask = |_client| {
             let asking = asking.clone();
-            driver::ask(phases.clone(), async move |_number| asking.transaction().await)
+            driver::ask(phases.clone(), async move |number| asking.transaction(number).await)
         };
         let tasks: Vec<_> = (0..arguments.clients).map(ask).map(tokio::spawn).collect();
         let seen: Seen = phases.run(tasks, arguments.warm_up, arguments.measure).await?;
@@ -232,7 +242,8 @@ pub fn run(arguments: &Arguments) -> Result<()> {
 async fn hold(asking: &Asking, transactions: usize) -> Result<()> {
     let mut held = Vec::with_capacity(transactions);
     while held.len() < transactions {
-        let some = (0..AT_ONCE.min(transactions - held.len())).map(|_| asking.begin());
+        let next = held.len()..transactions.min(held.len() + AT_ONCE);
+        let some = next.map(|number| asking.begin(number));
         held.extend(futures::future::try_join_all(some).await?);
     }
     println!("{DONE}");
