@@ -192,7 +192,8 @@ impl<R: Resource> Operations<R> {
         let was_found = self.found.contains(&xid);
         let after_panic = after_panic(&operation);
         self.spawn(
-            async move {
+            // Boxed: it takes five KiB, which would be copied each time that it is handed on until the runtime has it.
+            Box::pin(async move {
                 let xid = branch.xid.clone();
                 let span = span(&operation, &xid, trace);
                 let slots = (&*slots, was_found);
@@ -201,7 +202,7 @@ impl<R: Resource> Operations<R> {
                     end(&mut span, &done);
                 }
                 Report::Done(xid, done, open)
-            },
+            }),
             move |why| Report::Done(xid, after_panic(why), None),
         );
     }
