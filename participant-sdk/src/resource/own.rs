@@ -117,11 +117,16 @@ async fn close_what_is_idle<C: Connection + 'static>(pool: WeakPool<Opener<C>>) 
     loop {
         tokio::time::sleep(IDLE / 2).await;
         let Some(pool) = pool.upgrade() else { return };
-        let idle = pool.retain(|_, metrics| metrics.last_used() < IDLE).removed;
-        drop(pool);
-        for connection in idle {
-            close(connection).await;
-        }
+        close_if_idle_for(IDLE, pool).await;
+    }
+}
+
+async fn close_if_idle_for<C: Connection>(time: Duration, pool: Pool<Opener<C>>) {
+    let idle = pool.retain(|_, metrics| metrics.last_used() < time).removed;
+    // Nobody has to keep the pool for the goodbyes.
+    drop(pool);
+    for connection in idle {
+        close(connection).await;
     }
 }
 
@@ -182,5 +187,79 @@ impl<DB: Database> DerefMut for Held<DB> {
             Self::Service(connection) => connection,
             Self::Own(connection) => connection,
         }
+    }
+}
+
+#[cfg(all(test, feature = "sqlite"))]
+mod tests {
+    use futures::FutureExt as _;
+    use lockstep_proto::{Epoch, Incarnation, LogPosition};
+    use sqlx::sqlite::SqliteConnectOptions;
+    use sqlx::{ConnectOptions as _, Sqlite, SqliteConnection};
+
+    use super::*;
+
+    fn own_pool(newest: &Arc<Newest>) -> OwnPool<SqliteConnection> {
+        let open = |options: SqliteConnectOptions| async move { options.connect().await }.boxed();
+        OwnPool::new(SqliteConnectOptions::new().in_memory(true), open, Arc::clone(newest))
+    }
+
+    #[tokio::test]
+    async fn what_was_given_back_is_lent_again_until_it_has_been_idle_for_long() {
+        let pool = own_pool(&Arc::default());
+        drop(pool.get().await.unwrap());
+        drop(pool.get().await.unwrap());
+        assert_eq!(pool.0.status().size, 1);
+        close_if_idle_for(IDLE, pool.0.clone()).await;
+        assert_eq!(pool.0.status().size, 1, "it was used just now");
+        close_if_idle_for(Duration::ZERO, pool.0.clone()).await;
+        assert_eq!(pool.0.status().size, 0);
+        let _again = pool.get().await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn one_that_is_cut_leaves_its_place_to_another() {
+        let pool = own_pool(&Arc::default());
+        for _ in 0..2 {
+            let mut held = Vec::new();
+            for _ in 0..MOST {
+                held.push(Held::<Sqlite>::Own(pool.get().await.unwrap()));
+            }
+            assert!(futures::poll!(std::pin::pin!(pool.get())).is_pending(), "no more than may be");
+            held.into_iter().for_each(Held::cut);
+        }
+        assert_eq!(pool.0.status().size, 0);
+    }
+
+    #[tokio::test]
+    async fn a_server_that_cannot_be_reached_is_told_at_once_and_why() {
+        let open =
+            |_: SqliteConnectOptions| async { Err(sqlx::Error::Protocol("refused".to_owned())) }.boxed();
+        let pool: OwnPool<SqliteConnection> = OwnPool::new(SqliteConnectOptions::new(), open, Arc::default());
+        for _ in 0..2 * MOST {
+            assert!(pool.get().await.err().is_some_and(|why| why.contains("refused")));
+        }
+    }
+
+    /// Before it is lent: what was written over the others may be lost with the server that they were to.
+    #[tokio::test]
+    async fn each_that_is_opened_is_heard_of() {
+        let newest = Arc::new(Newest::default());
+        let position = LogPosition {
+            epoch: Epoch::new(1).unwrap(),
+            incarnation: Incarnation::from_bytes([7; 16]),
+            sequence: 3,
+        };
+        let pool = own_pool(&newest);
+        let first = pool.get().await.unwrap();
+        newest.told(&position);
+        newest.turn(&position).await.unwrap().written();
+        assert!(newest.turn(&position).await.is_none());
+        let _second = pool.get().await.unwrap();
+        assert!(newest.turn(&position).await.is_some());
+        newest.turn(&position).await.unwrap().written();
+        drop(first);
+        let _first_again = pool.get().await.unwrap();
+        assert!(newest.turn(&position).await.is_none(), "it is no new one");
     }
 }
