@@ -49,6 +49,15 @@ fn the_engine_alone_is_measured() {
 }
 
 #[test]
+fn a_branch_and_its_database_are_measured() {
+    let ran = bench(&["branch", "--quick"]);
+    let (printed, said) = (text(&ran.stdout), text(&ran.stderr));
+    assert!(ran.status.success(), "{said}");
+    let of = |who: &str| printed.lines().filter(|line| line.contains(who)).count();
+    assert_eq!((of("by hand"), of("Lockstep")), (2, 2), "{printed}");
+}
+
+#[test]
 fn what_cannot_be_run_is_refused_in_words() {
     let ran = bench(&["suite", "--clients", "100000"]);
     assert_eq!(ran.status.code(), Some(1));

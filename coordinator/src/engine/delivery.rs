@@ -16,7 +16,7 @@
 //! ```
 //!
 //! A queue sends at most [`WINDOW`] decisions ahead of their acknowledgements, so that ten thousand in-doubt branches after a
-//! restart do not flood a participant. Nor do they hold up what is new: what is ready stands in two [lanes](Lane) that take turns, and what is
+//! restart do not flood a participant. Nor do they hold up what is new: what is ready stands in two lanes that take turns, and what is
 //! left over takes no more than half of the window. What cannot be delivered waits with a capped, jittered backoff, or for the resource
 //! manager to attach, and never stands behind another resource manager's. Pure: time comes in as an argument, and the jitter
 //! follows from the branch's name, so that a run repeats exactly.
@@ -184,6 +184,10 @@ impl Deliveries {
         queue.sessions.retain(|other| *other != session);
         for xid in queue.in_flight_over(session) {
             queue.note_error(&xid, "the session broke before it was acknowledged");
+            queue.make_ready(&xid, &mut self.timers);
+        }
+        // Whoever is told now has to find the branch first.
+        for xid in queue.new_for(session) {
             queue.make_ready(&xid, &mut self.timers);
         }
         self.touched.insert(name.clone());
@@ -403,6 +407,11 @@ impl Queue {
     fn in_flight_over(&self, session: SessionId) -> Vec<Xid> {
         let over_it = self.in_flight.iter().filter(|(over, _)| *over == session);
         over_it.map(|(_, xid)| xid.clone()).collect()
+    }
+
+    fn new_for(&self, session: SessionId) -> Vec<Xid> {
+        let is_for = |xid: &&Xid| self.deliveries[*xid].preferred == Some(session);
+        self.ready.new.values().filter(is_for).cloned().collect()
     }
 
     fn note_error(&mut self, xid: &Xid, why: &str) {

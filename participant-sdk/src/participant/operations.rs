@@ -22,8 +22,8 @@ const MAX_CONCURRENT: usize = 32;
 /// How many of these may be for branches that were found prepared: after a restart they are thousands, all answered at once, and a new
 /// transaction's commit must not stand behind them.
 ///
-/// As many as there are connections for them: enough to keep all of those busy while nothing else needs one.
-const MAX_FOUND: usize = MAX_CONCURRENT / 4;
+/// Fewer than the eight connections that a database has for all of these.
+const MAX_FOUND: usize = 6;
 
 /// The right to use a connection beside those of open branches.
 #[derive(Debug)]

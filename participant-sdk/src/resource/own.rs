@@ -8,20 +8,24 @@ use std::ops::{Deref, DerefMut};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use deadpool::Runtime;
-use deadpool::managed::{Manager, Metrics, Object, Pool, PoolError, RecycleResult, TimeoutType, WeakPool};
+use deadpool::managed::{Manager, Metrics, Object, Pool, PoolError, RecycleResult, WeakPool};
 use futures::future::BoxFuture;
 use sqlx::pool::PoolConnection;
 use sqlx::{Connection, Database};
+use tokio::time::Instant;
 
 use super::newest::Newest;
 
 /// Each commit waits for the disk, and the disk serves several at once.
 const MOST: usize = 8;
-/// How long to wait for one of them, and for one to be opened.
+/// How long to wait until one of them comes back or can be opened.
 const PATIENCE: Duration = Duration::from_secs(3);
+/// The first wait before it is tried again, if the server takes no more connections now; then twice as long each time.
+const FIRST_WAIT: Duration = Duration::from_millis(10);
 /// They go when nothing happens.
 const IDLE: Duration = Duration::from_secs(60);
+/// None is used for longer: a server that was demoted without ending its sessions is left behind some time.
+const LONGEST_USE: Duration = Duration::from_mins(30);
 /// One that was lent a moment ago is not tried before it is lent again: a round trip less for every commit.
 const TRUSTED: Duration = Duration::from_secs(1);
 /// How long an orderly goodbye may take.
@@ -49,15 +53,9 @@ impl<C: Connection + 'static> OwnPool<C> {
     /// Nothing is opened yet. Call it where tokio runs.
     pub(super) fn new(options: C::Options, open: Open<C>, newest: Arc<Newest>) -> Self {
         let opener = Opener { options: Mutex::new(options), open, newest };
-        let pool = Pool::builder(opener)
-            .max_size(MOST)
-            .wait_timeout(Some(PATIENCE))
-            .create_timeout(Some(PATIENCE))
-            .recycle_timeout(Some(PATIENCE))
-            .runtime(Runtime::Tokio1)
-            .build()
-            .expect("a pool with timeouts has a runtime");
-        tokio::spawn(close_what_is_idle(pool.weak()));
+        let pool =
+            Pool::builder(opener).max_size(MOST).build().expect("a pool without timeouts needs nothing");
+        tokio::spawn(close_what_is_over(pool.weak()));
         Self(pool)
     }
 
@@ -67,17 +65,35 @@ impl<C: Connection + 'static> OwnPool<C> {
 
     /// Waits for one; why there is none.
     pub(super) async fn get(&self) -> Result<OwnConnection<C>, String> {
-        self.0.get().await.map_err(|error| match error {
-            PoolError::Timeout(TimeoutType::Wait) => format!("all {MOST} connections of its own are busy"),
-            PoolError::Timeout(TimeoutType::Create | TimeoutType::Recycle) => {
-                format!("it did not answer within {PATIENCE:?}")
+        let deadline = Instant::now() + PATIENCE;
+        let mut wait = FIRST_WAIT;
+        loop {
+            let error = match tokio::time::timeout_at(deadline, self.0.get()).await {
+                Ok(Ok(connection)) => return Ok(connection),
+                Ok(Err(PoolError::Backend(error))) => error,
+                Ok(Err(other)) => {
+                    unreachable!("the pool has no timeouts, no hooks, and is never closed: {other}")
+                }
+                Err(_elapsed) => {
+                    return Err(format!(
+                        "within {PATIENCE:?} none of the {MOST} for its own use came back, and none could be opened"
+                    ));
+                }
+            };
+            // A server that is full, or starts, may take one a moment later; and one that is lent comes back sooner.
+            if !is_passing(&error) || Instant::now() + wait >= deadline {
+                return Err(error.to_string());
             }
-            PoolError::Backend(error) => error.to_string(),
-            PoolError::Closed | PoolError::NoRuntimeSpecified | PoolError::PostCreateHook(_) => {
-                unreachable!("the pool is never closed, has a runtime and no hooks: {error}")
-            }
-        })
+            tokio::time::sleep(wait).await;
+            wait *= 2;
+        }
     }
+}
+
+/// Whether it may be over in a moment. Most are for a person to mend, such as a password.
+fn is_passing(error: &sqlx::Error) -> bool {
+    let refused = error.as_database_error();
+    refused.map_or(matches!(error, sqlx::Error::Io(_)), |error| error.is_transient_in_connect_phase())
 }
 
 impl<C: Connection> Clone for OwnPool<C> {
@@ -106,23 +122,26 @@ impl<C: Connection> Manager for Opener<C> {
 
     async fn recycle(&self, connection: &mut C, metrics: &Metrics) -> RecycleResult<sqlx::Error> {
         if metrics.last_used() > TRUSTED {
-            connection.ping().await?;
+            connection.ping().await.inspect_err(|error| {
+                tracing::debug!("a connection that rested is dead, and another one is taken: {error}");
+            })?;
         }
         Ok(())
     }
 }
 
 /// Until the pool is gone.
-async fn close_what_is_idle<C: Connection + 'static>(pool: WeakPool<Opener<C>>) {
+async fn close_what_is_over<C: Connection + 'static>(pool: WeakPool<Opener<C>>) {
     loop {
         tokio::time::sleep(IDLE / 2).await;
         let Some(pool) = pool.upgrade() else { return };
-        close_if_idle_for(IDLE, pool).await;
+        close_if(|metrics| metrics.last_used() >= IDLE || metrics.age() >= LONGEST_USE, pool).await;
     }
 }
 
-async fn close_if_idle_for<C: Connection>(time: Duration, pool: Pool<Opener<C>>) {
-    let idle = pool.retain(|_, metrics| metrics.last_used() < time).removed;
+/// Of those that nobody has now.
+async fn close_if<C: Connection>(is_over: impl Fn(Metrics) -> bool, pool: Pool<Opener<C>>) {
+    let idle = pool.retain(|_, metrics| !is_over(metrics)).removed;
     // Nobody has to keep the pool for the goodbyes.
     drop(pool);
     for connection in idle {
@@ -192,6 +211,8 @@ impl<DB: Database> DerefMut for Held<DB> {
 
 #[cfg(all(test, feature = "sqlite"))]
 mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
     use futures::FutureExt as _;
     use lockstep_proto::{Epoch, Incarnation, LogPosition};
     use sqlx::sqlite::SqliteConnectOptions;
@@ -210,9 +231,10 @@ mod tests {
         drop(pool.get().await.unwrap());
         drop(pool.get().await.unwrap());
         assert_eq!(pool.0.status().size, 1);
-        close_if_idle_for(IDLE, pool.0.clone()).await;
+        let idle_for = |time| move |metrics: Metrics| metrics.last_used() >= time;
+        close_if(idle_for(IDLE), pool.0.clone()).await;
         assert_eq!(pool.0.status().size, 1, "it was used just now");
-        close_if_idle_for(Duration::ZERO, pool.0.clone()).await;
+        close_if(idle_for(Duration::ZERO), pool.0.clone()).await;
         assert_eq!(pool.0.status().size, 0);
         let _again = pool.get().await.unwrap();
     }
@@ -239,6 +261,30 @@ mod tests {
         for _ in 0..2 * MOST {
             assert!(pool.get().await.err().is_some_and(|why| why.contains("refused")));
         }
+    }
+
+    fn open_only_one(options: SqliteConnectOptions) -> BoxFuture<'static, sqlx::Result<SqliteConnection>> {
+        static OPENED: AtomicUsize = AtomicUsize::new(0);
+        let is_first = OPENED.fetch_add(1, Ordering::Relaxed) == 0;
+        let refused = || sqlx::Error::Io(std::io::ErrorKind::ConnectionRefused.into());
+        async move { if is_first { options.connect().await } else { Err(refused()) } }.boxed()
+    }
+
+    /// A server that is full: one that is lent comes back before it has room again.
+    #[tokio::test]
+    async fn one_that_comes_back_is_lent_where_no_other_can_be_opened() {
+        let options = SqliteConnectOptions::new().in_memory(true);
+        let pool: OwnPool<SqliteConnection> = OwnPool::new(options, open_only_one, Arc::default());
+        let only = pool.get().await.unwrap();
+        let comes_back = async {
+            tokio::time::sleep(Duration::from_millis(100)).await;
+            drop(only);
+        };
+        let (lent, ()) = tokio::join!(pool.get(), comes_back);
+        assert!(lent.is_ok());
+        let begun = Instant::now();
+        let refused = pool.get().await.err();
+        assert!(refused.is_some_and(|why| why.contains("refused")) && begun.elapsed() <= 2 * PATIENCE);
     }
 
     /// Before it is lent: what was written over the others may be lost with the server that they were to.

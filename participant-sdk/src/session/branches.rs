@@ -282,12 +282,16 @@ impl Session {
         let before = (usize::from(entry.holds()), usize::from(entry.is_unsettled()));
         #[cfg(feature = "simulation")]
         self.seen.note(entry.branch.state(), &event);
+        let not_known = matches!(event, Event::Resolved(Err(_)));
         let actions = match entry.branch.step(event) {
             Ok(actions) => actions,
             Err(impossible) => panic!("branch {xid}: {impossible}"),
         };
         self.holding = self.holding + usize::from(entry.holds()) - before.0;
         self.unsettled = self.unsettled + usize::from(entry.is_unsettled()) - before.1;
+        if not_known && matches!(entry.branch.state(), State::Absent) {
+            self.admission.is_left_as_it_was(xid);
+        }
         for action in actions {
             self.act(xid, action, joining);
         }

@@ -49,6 +49,11 @@ impl Admission {
     pub(super) fn is_followed_here(&mut self, xid: &Xid) {
         self.elsewhere.remove(xid);
     }
+
+    /// The store could not say what became of it, and this process lets go of it: it may be prepared as before.
+    pub(super) fn is_left_as_it_was(&mut self, xid: &Xid) {
+        self.elsewhere.insert(xid.clone());
+    }
 }
 
 impl Session {

@@ -78,6 +78,24 @@ fn what_is_left_over_and_stuck_leaves_places_for_what_is_new() {
     }
 }
 
+/// What was new for an instance that is gone is left over for the one that comes: it takes no more than half of the window there.
+#[test]
+fn what_was_new_for_an_instance_that_is_gone_is_left_over() {
+    let mut deliveries = Deliveries::default();
+    let (gone, session) = (SessionId(1), SessionId(2));
+    deliveries.attached(gone, resource_manager("a"));
+    let waiting = u64::try_from(4 * WINDOW).unwrap();
+    for number in 0..waiting {
+        deliveries.enqueue(xid("a", number), Message::Commit, Some(gone));
+    }
+    assert_eq!(deliveries.pump(Duration::ZERO).len(), WINDOW);
+    deliveries.detached(gone);
+    deliveries.attached(session, resource_manager("a"));
+    assert_eq!(deliveries.pump(Duration::ZERO).len(), LEFT_OVER_WINDOW);
+    deliveries.enqueue(xid("a", waiting), Message::Commit, Some(session));
+    assert_eq!(deliveries.pump(Duration::ZERO).len(), 1);
+}
+
 /// Acknowledged before they were sent, because a listing was answered: those behind them have not waited for nothing, nor what is new.
 #[test]
 fn what_is_answered_otherwise_leaves_no_gap() {

@@ -211,6 +211,9 @@ fn what_is_listed_is_counted_once() {
     session.handle(Duration::ZERO, room(4, &[xid(0), xid(77)], 0));
     let commit = FromCoordinator::Decide(xid(77), crate::branch::Decision::Commit, position(2));
     session.handle(Duration::ZERO, Event::Received(commit));
+    // It can't be reached now: that frees nothing.
+    session.handle(Duration::ZERO, Event::Done(xid(77), Done::Resolved(Err(Unresolved("away".to_owned())))));
+    assert!(!session.knows(&xid(77)));
     assert!(!has_no_room(&join(&mut session, 3, 3)), "three of four are taken");
     assert!(has_no_room(&join(&mut session, 4, 4)));
 }
