@@ -80,7 +80,7 @@ pub struct InFlight {
     pub held: usize,
     /// Bytes of the coordinator's memory for each of them.
     pub bytes: f64,
-    /// The same after they are gone.
+    /// The same after they are gone, with what the others below have needed.
     pub bytes_afterwards: f64,
     /// Others with two branches, meanwhile.
     pub meanwhile: Run,

@@ -67,7 +67,7 @@ pub fn run(quick: bool) -> Result<Vec<Compared>> {
     let (turns, branches) = if quick { (2, 200) } else { (9, 2_000) };
     let runtime = tokio::runtime::Runtime::new().map_err(Failed::because("no runtime"))?;
     runtime.block_on(async {
-        let mut bank = Bank::open().await?;
+        let bank = Bank::open().await?;
         let mut compared = Vec::new();
         let mut number = 0;
         for at_once in AT_ONCE {
@@ -100,7 +100,7 @@ impl Bank {
         Ok(Self { server, pool, resource, cluster, name })
     }
 
-    async fn measure(&mut self, by: By, at_once: usize, numbers: std::ops::Range<u64>) -> Result<Cost> {
+    async fn measure(&self, by: By, at_once: usize, numbers: std::ops::Range<u64>) -> Result<Cost> {
         let used = |bank: &Self| -> Result<[Duration; 2]> {
             Ok([meter::processor_time_of_server(&bank.server)?, meter::own_processor_time()])
         };
@@ -137,10 +137,10 @@ impl Bank {
 
     async fn by_lockstep(&self, number: u64) -> Result<()> {
         let epoch = Epoch::new(1).expect("not 0");
-        // Two random parts, as real ones have: the indexes are not filled from one end.
+        // As real ones: the later, the greater, with a random part behind the time.
         let gtrid = Gtrid::new(epoch, 1_700_000_000_000 + number, rand::random());
         let branch = BranchId { cluster: self.cluster, xid: Xid { gtrid, bqual: Bqual::new(&self.name, 1) } };
-        // Each has a decision of its own, of which it is told twice.
+        // Each is prepared at a place of its own, and decided at the next one: one at a time, every commit has to write it.
         let position =
             |sequence| LogPosition { epoch, incarnation: Incarnation::from_bytes([7; 16]), sequence };
         let mut open = self.resource.begin(&branch, TIMEOUT).await.map_err(Failed::because("not begun"))?;

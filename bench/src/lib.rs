@@ -28,7 +28,7 @@ pub mod suite;
 pub mod teller;
 pub mod voter;
 
-/// What protoc's successors made of `proto/`: the tellers' calls, and those of the peer.
+/// Generated from `proto/`: the tellers' calls, and those of the peer.
 #[allow(
     missing_docs,
     clippy::all,

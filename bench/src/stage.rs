@@ -163,7 +163,7 @@ impl Stage {
         driver.tell(BEGIN);
         let line = wait_for_line(&mut driver, DONE)?;
         let after = self.processor_time(&driver, contender)?;
-        let seen = driver::ended(driver, &line)?;
+        let seen = driver::ended(driver, &line).map_err(Failed::because(contender.title()))?;
         self.check_books(contender, seen.all)?;
         Ok(Ran { seen, processor_time: (before, after) })
     }
@@ -182,7 +182,7 @@ impl Stage {
         let mut driver = self.driver(contender, clients, accounts, phases)?;
         driver.tell(BEGIN);
         let line = wait_for_line(&mut driver, DONE)?;
-        driver::ended(driver, &line)
+        driver::ended(driver, &line).map_err(Failed::because(contender.title()))
     }
 
     fn driver(

@@ -39,23 +39,23 @@ pub type Monotonic = Duration;
 /// Decisions that a resource manager may have unacknowledged from one shard: enough to keep it busy over a round trip (a participant
 /// does 32 things at once), few enough that a new one behind them does not wait long.
 pub const WINDOW: usize = 64;
+/// How many of these may be left over: one that its participant can't carry out keeps its place until its time is over, and many of them must
+/// leave places for what is new.
+pub const LEFT_OVER_WINDOW: usize = WINDOW / 2;
 /// A decision that nobody acknowledged for so long is sent again: a participant may repeat the work, its evidence tells it
 /// that it has done it. Twice as long each time, up to [`LONGEST_PATIENCE`]: what is slow already must not be given the same work
 /// again and again.
 pub const PATIENCE: Duration = Duration::from_secs(15);
 /// The longest time without an answer.
 pub const LONGEST_PATIENCE: Duration = Duration::from_secs(120);
-/// How many of these may be left over: one that its participant can't carry out keeps its place until its time is over, and many of them must
-/// leave places for what is new.
-pub const LEFT_OVER_WINDOW: usize = WINDOW / 2;
 const FIRST_BACKOFF: Duration = Duration::from_millis(100);
 const LONGEST_BACKOFF: Duration = Duration::from_secs(30);
 
 /// Where a delivery stands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Place {
-    /// Its turn among those that are ready.
-    Ready(Lane, u64),
+    /// Its number among those of its lane.
+    Ready(u64),
     /// Sent over this session, to be sent again at this time.
     InFlight(SessionId, Monotonic),
     /// Failed; to be tried again at this time.
@@ -225,8 +225,8 @@ impl Deliveries {
         }
     }
 
-    /// Sends it with the next [`Deliveries::pump`], whatever it was waiting for, unless it is paused. Whether there is a delivery
-    /// to send.
+    /// Makes it ready, whatever it was waiting for, unless it is paused: it goes out as soon as there is a place in the window for what is
+    /// left over. Whether there is a delivery to send.
     pub fn retry(&mut self, xid: &Xid) -> bool {
         self.move_to_ready(xid, |place| place != Place::Paused)
     }
@@ -245,7 +245,7 @@ impl Deliveries {
         true
     }
 
-    /// Sends what was held back with the next [`Deliveries::pump`]. Whether it was.
+    /// Makes what was held back ready, as [`Deliveries::retry`] does. Whether it was.
     pub fn resume(&mut self, xid: &Xid) -> bool {
         self.move_to_ready(xid, |place| place == Place::Paused)
     }
@@ -300,7 +300,7 @@ impl Deliveries {
         let queue = self.queues.get(&xid.bqual.resource_manager())?;
         let delivery = queue.deliveries.get(xid)?;
         let (next_in, waits) = match delivery.place {
-            Place::Ready(..) => (None, queue.sessions.is_empty()),
+            Place::Ready(_) => (None, queue.sessions.is_empty()),
             Place::InFlight(_, at) | Place::BackingOff(at) => (Some(at.saturating_sub(now)), false),
             Place::Paused => (None, false),
         };
@@ -330,7 +330,7 @@ impl Queue {
     fn add(&mut self, xid: Xid, message: Message, preferred: Option<SessionId>) {
         let is_new = preferred.is_some_and(|session| self.sessions.contains(&session));
         let lane = if is_new { Lane::New } else { Lane::LeftOver };
-        let place = self.last_of(lane, &xid);
+        let place = self.stand_last(lane, &xid);
         let (sent_over, attempts, last_error) = (None, 0, String::new());
         self.deliveries
             .insert(xid, Delivery { message, lane, preferred, sent_over, attempts, last_error, place });
@@ -346,8 +346,8 @@ impl Queue {
     fn leave_place(&mut self, xid: &Xid, timers: &mut Timers) {
         let Some(delivery) = self.deliveries.get(xid) else { return };
         match delivery.place {
-            Place::Ready(lane, number) => {
-                self.ready.of(lane).remove(&number);
+            Place::Ready(number) => {
+                self.ready.of(delivery.lane).remove(&number);
             }
             Place::InFlight(session, at) => {
                 self.left_over_in_flight -= usize::from(delivery.lane == Lane::LeftOver);
@@ -371,16 +371,16 @@ impl Queue {
     /// To the end of what is ready, so that what keeps failing does not stand before the rest.
     fn make_ready(&mut self, xid: &Xid, timers: &mut Timers) {
         self.leave_place(xid, timers);
-        let place = self.last_of(Lane::LeftOver, xid);
+        let place = self.stand_last(Lane::LeftOver, xid);
         self.deliveries.get_mut(xid).expect("only what is here moves").lane = Lane::LeftOver;
         self.arrive(xid, place);
     }
 
     /// Puts it at the end of the lane.
-    fn last_of(&mut self, lane: Lane, xid: &Xid) -> Place {
+    fn stand_last(&mut self, lane: Lane, xid: &Xid) -> Place {
         self.last_number += 1;
         self.ready.of(lane).insert(self.last_number, xid.clone());
-        Place::Ready(lane, self.last_number)
+        Place::Ready(self.last_number)
     }
 
     fn back_off(&mut self, xid: &Xid, until: Monotonic, timers: &mut Timers) {
@@ -504,9 +504,8 @@ impl Deliveries {
                     "a delivery is in its resource manager's queue"
                 );
                 match delivery.place {
-                    Place::Ready(lane, number) => {
-                        assert_eq!(lane, delivery.lane);
-                        assert!(places.0.of(lane).insert(number, xid.clone()).is_none());
+                    Place::Ready(number) => {
+                        assert!(places.0.of(delivery.lane).insert(number, xid.clone()).is_none());
                     }
                     Place::InFlight(session, at) => {
                         assert!(queue.sessions.contains(&session), "what is in flight is so over a session");

@@ -36,7 +36,8 @@
 //! as was lost, not as much as there is. What it had in flight goes to another instance.
 //!
 //! **A decision** goes to the instance that holds the branch, once; after a failure to each instance in turn, since that one may be cut
-//! off from its database while another is not. At most [`delivery::WINDOW`] are in flight to one resource manager from one shard.
+//! off from its database while another is not. At most [`delivery::WINDOW`] are in flight to one resource manager from one shard,
+//! half of them left over by a restart or a failure.
 //! An answer *not yet* backs off, up to 30 s, with a jitter that follows from the branch's name; no answer at all is
 //! waited for 15 s, then longer. An instance that attaches wakes everything.
 //!

@@ -31,8 +31,8 @@ const TRUSTED: Duration = Duration::from_secs(1);
 /// How long an orderly goodbye may take.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// Opens a connection and sets it up.
-pub(super) type Open<C> = fn(<C as Connection>::Options) -> BoxFuture<'static, sqlx::Result<C>>;
+/// Sets up a connection that was opened, before anything else is done with it.
+pub(super) type SetUp<C> = for<'c> fn(&'c mut C) -> BoxFuture<'c, sqlx::Result<()>>;
 
 /// The pool. Cheap to clone.
 pub(super) struct OwnPool<C: Connection>(Pool<Opener<C>>);
@@ -44,15 +44,15 @@ pub(super) type OwnConnection<C> = Object<Opener<C>>;
 pub(super) struct Opener<C: Connection> {
     /// They may change: a password.
     options: Mutex<C::Options>,
-    open: Open<C>,
+    set_up: SetUp<C>,
     /// Hears of each connection before it is used.
     newest: Arc<Newest>,
 }
 
 impl<C: Connection + 'static> OwnPool<C> {
     /// Nothing is opened yet. Call it where tokio runs.
-    pub(super) fn new(options: C::Options, open: Open<C>, newest: Arc<Newest>) -> Self {
-        let opener = Opener { options: Mutex::new(options), open, newest };
+    pub(super) fn new(options: C::Options, set_up: SetUp<C>, newest: Arc<Newest>) -> Self {
+        let opener = Opener { options: Mutex::new(options), set_up, newest };
         let pool =
             Pool::builder(opener).max_size(MOST).build().expect("a pool without timeouts needs nothing");
         tokio::spawn(close_what_is_over(pool.weak()));
@@ -115,7 +115,8 @@ impl<C: Connection> Manager for Opener<C> {
 
     async fn create(&self) -> sqlx::Result<C> {
         let options = self.options.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        let connection = (self.open)(options).await?;
+        let mut connection = C::connect_with(&options).await?;
+        (self.set_up)(&mut connection).await?;
         self.newest.connected();
         Ok(connection)
     }
@@ -161,7 +162,7 @@ pub(super) enum Held<DB: Database> {
 }
 
 impl<DB: Database> Held<DB> {
-    /// Takes it out of its pool. Dropping it closes it without a word.
+    /// Takes it out of its pool.
     fn take(self) -> DB::Connection {
         match self {
             Self::Service(connection) => connection.detach(),
@@ -169,7 +170,7 @@ impl<DB: Database> Held<DB> {
         }
     }
 
-    /// Closed at once, and by a word only if the system gets to it: the server rolls back what is not prepared.
+    /// Closes it without a word: the server rolls back what is not prepared.
     pub(super) fn cut(self) {
         drop(self.take());
     }
@@ -216,13 +217,16 @@ mod tests {
     use futures::FutureExt as _;
     use lockstep_proto::{Epoch, Incarnation, LogPosition};
     use sqlx::sqlite::SqliteConnectOptions;
-    use sqlx::{ConnectOptions as _, Sqlite, SqliteConnection};
+    use sqlx::{Sqlite, SqliteConnection};
 
     use super::*;
 
+    fn in_memory() -> SqliteConnectOptions {
+        SqliteConnectOptions::new().in_memory(true)
+    }
+
     fn own_pool(newest: &Arc<Newest>) -> OwnPool<SqliteConnection> {
-        let open = |options: SqliteConnectOptions| async move { options.connect().await }.boxed();
-        OwnPool::new(SqliteConnectOptions::new().in_memory(true), open, Arc::clone(newest))
+        OwnPool::new(in_memory(), |_| async { Ok(()) }.boxed(), Arc::clone(newest))
     }
 
     #[tokio::test]
@@ -255,26 +259,27 @@ mod tests {
 
     #[tokio::test]
     async fn a_server_that_cannot_be_reached_is_told_at_once_and_why() {
-        let open =
-            |_: SqliteConnectOptions| async { Err(sqlx::Error::Protocol("refused".to_owned())) }.boxed();
-        let pool: OwnPool<SqliteConnection> = OwnPool::new(SqliteConnectOptions::new(), open, Arc::default());
+        let pool: OwnPool<SqliteConnection> = OwnPool::new(
+            in_memory(),
+            |_| async { Err(sqlx::Error::Protocol("refused".to_owned())) }.boxed(),
+            Arc::default(),
+        );
         for _ in 0..2 * MOST {
             assert!(pool.get().await.err().is_some_and(|why| why.contains("refused")));
         }
     }
 
-    fn open_only_one(options: SqliteConnectOptions) -> BoxFuture<'static, sqlx::Result<SqliteConnection>> {
+    fn refuse_all_but_one(_: &mut SqliteConnection) -> BoxFuture<'_, sqlx::Result<()>> {
         static OPENED: AtomicUsize = AtomicUsize::new(0);
         let is_first = OPENED.fetch_add(1, Ordering::Relaxed) == 0;
         let refused = || sqlx::Error::Io(std::io::ErrorKind::ConnectionRefused.into());
-        async move { if is_first { options.connect().await } else { Err(refused()) } }.boxed()
+        async move { if is_first { Ok(()) } else { Err(refused()) } }.boxed()
     }
 
     /// A server that is full: one that is lent comes back before it has room again.
     #[tokio::test]
     async fn one_that_comes_back_is_lent_where_no_other_can_be_opened() {
-        let options = SqliteConnectOptions::new().in_memory(true);
-        let pool: OwnPool<SqliteConnection> = OwnPool::new(options, open_only_one, Arc::default());
+        let pool: OwnPool<SqliteConnection> = OwnPool::new(in_memory(), refuse_all_but_one, Arc::default());
         let only = pool.get().await.unwrap();
         let comes_back = async {
             tokio::time::sleep(Duration::from_millis(100)).await;

@@ -28,31 +28,35 @@ const WAITING_FOR_A_CONNECTION: usize = 4;
 #[derive(Debug, Default)]
 pub(super) struct Admission {
     limits: Option<Limits>,
-    /// Branches of this resource manager that the store had prepared, and that this process does not count itself.
-    elsewhere: BTreeSet<Xid>,
     as_of: Duration,
     /// The store is being asked.
     asked: bool,
 }
 
 /// The store's limits, for this process.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug)]
 struct Limits {
     slots: usize,
     /// Slots that others than this resource manager hold.
     taken_by_others: usize,
+    /// Branches of this resource manager that are prepared, and that this process does not count itself.
+    elsewhere: BTreeSet<Xid>,
     connections: usize,
 }
 
 impl Admission {
     /// This process has been told about a branch, and counts it itself from now on.
     pub(super) fn is_followed_here(&mut self, xid: &Xid) {
-        self.elsewhere.remove(xid);
+        if let Some(limits) = &mut self.limits {
+            limits.elsewhere.remove(xid);
+        }
     }
 
     /// The store could not say what became of it, and this process lets go of it: it may be prepared as before.
     pub(super) fn is_left_as_it_was(&mut self, xid: &Xid) {
-        self.elsewhere.insert(xid.clone());
+        if let Some(limits) = &mut self.limits {
+            limits.elsewhere.insert(xid.clone());
+        }
     }
 }
 
@@ -62,19 +66,22 @@ impl Session {
         self.admission.as_of = now;
         // A store that can't be asked now says so when the branch is begun; the last answer is the best there is.
         let Ok(room) = result else { return };
-        let Some(Room { slots, prepared, prepared_by_others, connections }) = room else {
-            self.admission.limits = None;
-            return;
-        };
-        // One that has ended here since the store was asked is no longer taken; one that is being prepared is counted as open.
-        let prepared = prepared.into_iter().map(|branch| branch.xid);
-        self.admission.elsewhere = prepared.filter(|xid| !self.knows(xid)).collect();
-        self.admission.limits = Some(Limits { slots, taken_by_others: prepared_by_others, connections });
+        self.admission.limits = room.map(|room| {
+            // One that has ended here since the store was asked is no longer taken; one that is being prepared is counted
+            // as open.
+            let prepared = room.prepared.into_iter().map(|branch| branch.xid);
+            Limits {
+                slots: room.slots,
+                taken_by_others: room.prepared_by_others,
+                elsewhere: prepared.filter(|xid| !self.knows(xid)).collect(),
+                connections: room.connections,
+            }
+        });
     }
 
     /// Whether the store has room for one branch more.
     pub(super) fn admit(&mut self, now: Duration, gtrid: Gtrid) -> Result<(), JoinError> {
-        let Some(limits) = self.admission.limits else { return Ok(()) };
+        let Some(limits) = &self.admission.limits else { return Ok(()) };
         let refusal = self.no_room(limits);
         let fresh = if refusal.is_some() { FRESH_WHEN_FULL } else { FRESH };
         if !self.admission.asked && now >= self.admission.as_of + fresh {
@@ -84,9 +91,10 @@ impl Session {
         refusal.map_or(Ok(()), |detail| Err(JoinError::NoRoom { gtrid, detail }))
     }
 
-    fn no_room(&self, limits: Limits) -> Option<String> {
-        let Limits { slots, taken_by_others, connections } = limits;
-        let taken_by_others = taken_by_others + self.admission.elsewhere.len();
+    fn no_room(&self, limits: &Limits) -> Option<String> {
+        let Limits { slots, taken_by_others, elsewhere, connections } = limits;
+        let (slots, connections) = (*slots, *connections);
+        let taken_by_others = taken_by_others + elsewhere.len();
         if self.unsettled + taken_by_others >= slots {
             return Some(format!(
                 "of its {slots} slots for prepared branches, {} belong to open and prepared branches of this process, and \

@@ -16,7 +16,7 @@ use futures::{FutureExt as _, TryStreamExt as _};
 use sqlx::mysql::{
     MySqlConnectOptions, MySqlConnection, MySqlDatabaseError, MySqlRow, MySqlTransactionManager,
 };
-use sqlx::{ConnectOptions as _, Either, MySql, MySqlPool, SqlStr};
+use sqlx::{Either, MySql, MySqlPool, SqlStr};
 use sqlx_core::transaction::TransactionManager as _;
 
 use super::sql;
@@ -77,16 +77,12 @@ pub(super) fn text(row: &MySqlRow, column: &str) -> sqlx::Result<String> {
 
 /// The pool for what must never wait for a branch. `options`: those of the service's own pool. `newest` hears of each connection.
 pub(super) fn own_pool(options: MySqlConnectOptions, newest: Arc<Newest>) -> OwnPool {
-    let open = |options: MySqlConnectOptions| {
-        async move {
-            let mut connection = options.connect().await?;
-            let sql = sql::set_up_own_connection(OWN_LOCK_TIMEOUT, OWN_STATEMENT_TIMEOUT);
-            sqlx::raw_sql(sql).execute(&mut connection).await?;
-            Ok(connection)
-        }
-        .boxed()
-    };
-    OwnPool::new(options, open, newest)
+    OwnPool::new(options, |connection| set_up(connection).boxed(), newest)
+}
+
+async fn set_up(connection: &mut MySqlConnection) -> sqlx::Result<()> {
+    let sql = sql::set_up_own_connection(OWN_LOCK_TIMEOUT, OWN_STATEMENT_TIMEOUT);
+    sqlx::raw_sql(sql).execute(connection).await.map(drop)
 }
 
 /// A connection of a pool, for one purpose. Dropping it returns it to the pool if it is clean, and closes it if

@@ -15,7 +15,7 @@ use futures::{FutureExt as _, TryStreamExt as _};
 use sqlx::postgres::{
     PgConnectOptions, PgConnection, PgDatabaseError, PgRow, PgSeverity, PgTransactionManager,
 };
-use sqlx::{ConnectOptions as _, Either, PgPool, Postgres, SqlStr};
+use sqlx::{Either, PgPool, Postgres, SqlStr};
 use sqlx_core::transaction::TransactionManager as _;
 
 use super::sql;
@@ -53,16 +53,12 @@ pub(super) struct Reply {
 
 /// The pool for what must never wait for a branch. `options`: those of the service's own pool. `newest` hears of each connection.
 pub(super) fn own_pool(options: PgConnectOptions, newest: Arc<Newest>) -> OwnPool {
-    let open = |options: PgConnectOptions| {
-        async move {
-            let mut connection = options.connect().await?;
-            let sql = sql::set_up_own_connection(OWN_LOCK_TIMEOUT, OWN_STATEMENT_TIMEOUT);
-            sqlx::raw_sql(sql).execute(&mut connection).await?;
-            Ok(connection)
-        }
-        .boxed()
-    };
-    OwnPool::new(options, open, newest)
+    OwnPool::new(options, |connection| set_up(connection).boxed(), newest)
+}
+
+async fn set_up(connection: &mut PgConnection) -> sqlx::Result<()> {
+    let sql = sql::set_up_own_connection(OWN_LOCK_TIMEOUT, OWN_STATEMENT_TIMEOUT);
+    sqlx::raw_sql(sql).execute(connection).await.map(drop)
 }
 
 /// A connection of a pool, for one purpose. Dropping it returns it to the pool if it is clean, and closes it if
