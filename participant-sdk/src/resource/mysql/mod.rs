@@ -181,8 +181,8 @@ impl Resource for MySql {
     async fn commit(&self, branch: &BranchId, position: &LogPosition) -> Result<Fate, Unresolved> {
         self.newest.told(position);
         let (name, schema) = self.attached()?;
-        recovery::keep_position(&self.own, schema, name, &self.newest, position).await?;
-        recovery::commit(&self.own, &self.kept, schema, branch, position).await
+        let keeper = recovery::Keeper { schema, name, newest: &self.newest };
+        recovery::commit(&self.own, &self.kept, keeper, branch, position).await
     }
 
     async fn rollback(&self, branch: &BranchId, position: &LogPosition) -> Result<Fate, Unresolved> {

@@ -41,37 +41,50 @@ const GLANCES: u128 = 20 + KEPT_FOR.as_millis() / GLANCE.as_millis();
 /// What the server is given to end a session of which it has let the user lock go.
 const SESSION_ENDS_WITHIN: Duration = Duration::from_millis(10);
 
-/// Makes the position durable: of a decision, before it is carried out (P8).
-pub(super) async fn keep_position(
-    own: &OwnPool,
-    schema: &Schema,
-    name: &ResourceManagerName,
-    newest: &Newest,
-    position: &LogPosition,
-) -> Result<(), Unresolved> {
-    if let Some(turn) = newest.turn(position).await {
-        run(own, schema.keep_position(name, turn.place())).await?;
-        turn.written();
-    }
-    Ok(())
+/// Keeps the places of decisions: of each one before it is carried out (P8).
+#[derive(Clone, Copy)]
+pub(super) struct Keeper<'a> {
+    pub(super) schema: &'a Schema,
+    pub(super) name: &'a ResourceManagerName,
+    pub(super) newest: &'a Newest,
 }
 
-/// XA COMMIT; else as [`fence`] finds.
+impl Keeper<'_> {
+    /// Makes the position durable in the server that this connection is to.
+    async fn keep(self, lease: &mut Lease, position: &LogPosition) -> Result<(), Unresolved> {
+        if let Some(turn) = self.newest.turn(position).await {
+            let keep = self.schema.keep_position(self.name, turn.place());
+            lease.run(keep, OWN_ANSWER_TIMEOUT).await.map_err(unresolved)?;
+            turn.written();
+        }
+        Ok(())
+    }
+}
+
+/// XA COMMIT; else as [`fence`] finds. The decision's position is kept before.
 pub(super) async fn commit(
     own: &OwnPool,
     kept: &Kept,
-    schema: &Schema,
+    keeper: Keeper<'_>,
     branch: &BranchId,
     position: &LogPosition,
 ) -> Result<Fate, Unresolved> {
+    // Not held any longer: the session that has prepared the branch needs none beside it.
+    keeper.keep(&mut lease(own).await?, position).await?;
     fail_point!("mysql-before-commit-prepared");
-    let is_done = finish_where_prepared(kept, branch, sql::commit).await
-        || finish_elsewhere(own, branch, sql::commit, schema.kind(branch), true).await?;
+    if finish_where_prepared(kept, branch, sql::commit).await {
+        fail_point!("mysql-after-commit-prepared");
+        return Ok(Fate::Committed);
+    }
+    let mut lease = lease(own).await?;
+    // Once more, behind the lease: it may be to a server that took the other one's place meanwhile, and has the branch and not the position.
+    keeper.keep(&mut lease, position).await?;
+    let is_done = finish_elsewhere(&mut lease, branch, sql::commit, keeper.schema.kind(branch), true).await?;
     fail_point!("mysql-after-commit-prepared");
     if is_done {
         return Ok(Fate::Committed);
     }
-    fence(lease(own).await?, schema, branch, position).await
+    fence(lease, keeper.schema, branch, position).await
 }
 
 /// XA ROLLBACK; else as [`fence`] finds.
@@ -83,14 +96,18 @@ pub(super) async fn rollback(
     position: &LogPosition,
 ) -> Result<Fate, Unresolved> {
     fail_point!("mysql-before-rollback-prepared");
-    let is_done = finish_where_prepared(kept, branch, sql::rollback).await
-        || finish_elsewhere(own, branch, sql::rollback, schema.kind_even_if_uncommitted(branch), false)
-            .await?;
+    if finish_where_prepared(kept, branch, sql::rollback).await {
+        fail_point!("mysql-after-rollback-prepared");
+        return Ok(Fate::RolledBack);
+    }
+    let mut lease = lease(own).await?;
+    let evidence = schema.kind_even_if_uncommitted(branch);
+    let is_done = finish_elsewhere(&mut lease, branch, sql::rollback, evidence, false).await?;
     fail_point!("mysql-after-rollback-prepared");
     if is_done {
         return Ok(Fate::RolledBack);
     }
-    fence(lease(own).await?, schema, branch, position).await
+    fence(lease, schema, branch, position).await
 }
 
 /// Whether the branch was finished in the session that prepared it. `false`: that is not kept any more, or did not do it.
@@ -107,14 +124,13 @@ async fn finish_where_prepared(kept: &Kept, branch: &BranchId, statement: fn(&Br
 /// Whether the branch was finished in another session than the one that prepared it; `false` if it is not among the prepared ones.
 /// `evidence` asks for the branch's own evidence, which has to be there afterwards, or not.
 async fn finish_elsewhere(
-    own: &OwnPool,
+    lease: &mut Lease,
     branch: &BranchId,
     statement: fn(&BranchId) -> SqlStr,
     evidence: SqlStr,
     is_there_then: bool,
 ) -> Result<bool, Unresolved> {
-    let mut lease = lease(own).await?;
-    if !finish(&mut lease, branch, statement).await? {
+    if !finish(lease, branch, statement).await? {
         return Ok(false);
     }
     let reply = lease.run(evidence, OWN_ANSWER_TIMEOUT).await.map_err(unresolved)?;
