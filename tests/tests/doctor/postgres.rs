@@ -149,6 +149,7 @@ async fn the_tables_of_a_role_that_is_called_lockstep_do_not_pass_for_ours() {
     database.psql(&found.statements("search-path").join("\n"));
     let moved = of_postgres(&url);
     moved.says("search-path", "warning", "not Lockstep's: items");
+    assert_eq!(moved.statements("search-path"), ["ALTER TABLE lockstep.items SET SCHEMA public;"]);
     database.psql(&moved.statements("search-path").join("\n"));
     of_postgres(&url).says("search-path", "ok", "do not go into");
 

@@ -207,7 +207,7 @@ const SURROUNDINGS: &str = "SELECT \
      (SELECT reset_val FROM pg_settings WHERE name = 'search_path') AS search_path, \
      coalesce((SELECT string_agg(quote_ident(relname), ', ' ORDER BY relname) FROM pg_class \
      WHERE relnamespace = to_regnamespace('lockstep') AND relkind IN ('r', 'p', 'v', 'm', 'f', 'S') \
-     AND relname NOT IN ('evidence', 'identity')), '') AS strangers, \
+     AND relname NOT IN ('evidence', 'identity', 'positions')), '') AS strangers, \
      CASE WHEN pg_has_role('pg_read_all_settings', 'USAGE') THEN current_setting('data_directory') ELSE '' END \
      AS data_directory, \
      host(inet_server_addr()) AS address, \
