@@ -64,7 +64,7 @@ const ROUND_TRIPS: &[&str] = &[
     "UPDATE accounts",
     "SELECT balance",
     "SET CONSTRAINTS ALL IMMEDIATE",
-    "SET LOCAL synchronous_commit",
+    "SELECT lockstep.keep_position(",
     "COMMIT PREPARED",
     "ROLLBACK",
     "SELECT pg_current_xact_id_if_assigned()",
@@ -258,7 +258,7 @@ async fn every_kind_of_transaction_costs_what_it_must() {
             ("UPDATE accounts", 1),
             ("SET CONSTRAINTS ALL IMMEDIATE", 1),
             ("ROLLBACK", 1),
-            ("SET LOCAL synchronous_commit", 1),
+            ("SELECT lockstep.keep_position(", 1),
             ("COMMIT PREPARED", 1),
         ])
     );

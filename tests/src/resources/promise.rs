@@ -235,15 +235,15 @@ const HAS_WRITTEN: &str = " AS written";
 const ONE_PHASE: &str = "; COMMIT; BEGIN";
 const FENCE: &str = "'fence'";
 /// The position of the decision, which is newer than the evidence's.
-const KEEP: &str = "SET LOCAL synchronous_commit = off; INSERT INTO lockstep.positions";
-const KEPT: &[&str] = &["SET", "INSERT 0 1"];
+const KEEP: &str = "SELECT lockstep.keep_position(";
+const KEPT: &[&str] = &["SELECT 1"];
 
 /// Constraints, the role, the evidence; then PREPARE, and the question what became of it.
-const PREPARED: &[&str] = &["SET CONSTRAINTS", "SET", "INSERT 0 1", "PREPARE TRANSACTION", "BEGIN", "SHOW"];
+const PREPARED: &[&str] = &["SET CONSTRAINTS", "SET", "SELECT 1", "PREPARE TRANSACTION", "BEGIN", "SHOW"];
 /// The same, and the evidence is refused because nothing was written.
 const NOT_PREPARED: &[&str] = &["SET CONSTRAINTS", "SET", "ERROR 23514"];
 /// The same, with COMMIT, and the evidence is read.
-const COMMITTED_ALONE: &[&str] = &["SET CONSTRAINTS", "SET", "INSERT 0 1", "COMMIT", "BEGIN", "SELECT 1"];
+const COMMITTED_ALONE: &[&str] = &["SET CONSTRAINTS", "SET", "SELECT 1", "COMMIT", "BEGIN", "SELECT 1"];
 /// The fence goes in.
 const FENCED: &[&str] = &["INSERT 0 1", "SELECT 1"];
 /// The evidence keeps it out.

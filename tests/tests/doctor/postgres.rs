@@ -79,7 +79,10 @@ async fn what_mends_missing_privileges_mends_them() {
     after.says("tables", "ok", "evidence, identity and positions are there, and the role may use them");
     after.says("identity", "note", "no resource manager");
     attach(&url).await.unwrap();
-    of_postgres(&url).says("identity", "ok", "orders-db: not bound");
+    let attached = of_postgres(&url);
+    attached.says("identity", "ok", "orders-db: not bound");
+    attached.says("functions", "ok", "are there");
+    attached.says("search-path", "ok", "do not go into");
 
     for right in ["DELETE ON lockstep.evidence", "USAGE ON SCHEMA lockstep"] {
         database.psql(&format!("REVOKE {right} FROM doctor_app"));
@@ -98,6 +101,37 @@ async fn what_mends_missing_privileges_mends_them() {
     database.psql(&older.statements("tables").join("\n"));
     of_postgres(&url).says("tables", "ok", "positions");
     attach(&url).await.unwrap();
+}
+
+/// Functions that are not there cost something, and stop nothing.
+#[tokio::test(flavor = "multi_thread")]
+async fn missing_functions_are_noted_with_what_makes_them() {
+    let database = fresh_database();
+    database.psql("CREATE ROLE doctor_caller LOGIN");
+    let url = database.url_as("doctor_caller");
+    database.psql(&of_postgres(&url).statements("tables").join("\n"));
+    of_postgres(&url).says("functions", "ok", "are there");
+
+    database.psql("DROP FUNCTION lockstep.write_evidence");
+    of_postgres(&database.url()).says("functions", "note", "the next attach makes");
+    let harms = [
+        ("DROP FUNCTION IF EXISTS lockstep.write_evidence", "note", "lockstep.write_evidence"),
+        (
+            "REVOKE EXECUTE ON FUNCTION lockstep.keep_position FROM public, doctor_caller",
+            "warning",
+            "closed to the role",
+        ),
+        ("ALTER FUNCTION lockstep.keep_position STRICT SECURITY DEFINER", "warning", "another form"),
+    ];
+    for (harm, severity, words) in harms {
+        database.psql(harm);
+        let found = of_postgres(&url);
+        found.says("functions", severity, words);
+        attach(&url).await.unwrap();
+        found.says("tables", "ok", "are there");
+        database.psql(&found.statements("functions").join("\n"));
+        of_postgres(&url).says("functions", "ok", "are there");
+    }
 }
 
 /// Tables that are there, and would not keep what they prove.

@@ -7,6 +7,7 @@
 
 mod attaching;
 mod evidence;
+mod functions;
 mod one_phase;
 mod open;
 mod preparing;

@@ -9,7 +9,7 @@ use lockstep_proto::ClusterId;
 use super::snapshot::{Blocked, Identity, PreparedTransaction, Server, Snapshot, TableState, Tables};
 use crate::doctor::{Finding, Severity, judge_clock, lasting};
 use crate::resource::BranchId;
-use crate::resource::postgres::sql;
+use crate::resource::postgres::{schema, sql};
 
 /// PostgreSQL 14: older ones get no corrections any more, and can't watch for clients that are gone.
 const OLDEST_VERSION: i64 = 140_000;
@@ -116,15 +116,27 @@ fn durability(check: &'static str, setting: &str, value: &str) -> Finding {
 /// The tables are missing or closed to the role, and what somebody who may has to run.
 pub(crate) fn tables_closed(server: &Server, why: &str) -> Finding {
     let what = format!("{why}; a role that may has to mend it, in database {}", server.database_name);
-    let create = sql::CREATE_TABLES.split_inclusive("; ").map(|line| line.trim_end().trim_end_matches(';'));
-    let grants = sql::GRANTS.replace("{role}", &server.role);
-    let grants = grants.split_inclusive(';').map(str::trim).filter(|grant| !grant.is_empty());
     Finding::new("tables", Severity::Error, what)
-        // In one transaction, for the lock that the first statement takes.
-        .mend(["BEGIN;"])
-        .mend(create.map(|statement| format!("{statement};")))
-        .mend(["COMMIT;"])
-        .mend(grants)
+        .mend(one_transaction(schema::CREATE_TABLES.iter().copied()))
+        .mend(schema::GRANTS.iter().map(|grant| granted(grant, server)))
+        .mend(functions_made(server))
+}
+
+/// Statements that begin with a lock for all of them.
+fn one_transaction<'a>(statements: impl Iterator<Item = &'a str>) -> impl Iterator<Item = String> {
+    let all = std::iter::once("BEGIN").chain(statements).chain(["COMMIT"]);
+    all.map(|statement| format!("{statement};"))
+}
+
+fn granted(grant: &str, server: &Server) -> String {
+    format!("{};", grant.replace("{role}", &server.role))
+}
+
+fn functions_made(server: &Server) -> Vec<String> {
+    let create = schema::functions_to_create();
+    let mut statements = Vec::from_iter(one_transaction(create.iter().map(String::as_str)));
+    statements.push(granted(schema::GRANT_FUNCTIONS, server));
+    statements
 }
 
 /// The role may not use tables that are there.
@@ -166,6 +178,34 @@ pub(crate) fn tables_form(tables: &Tables) -> Finding {
         Severity::Ok,
         "the tables evidence, identity and positions are there, and the role may use them",
     )
+}
+
+/// Our functions. Nothing depends on them but what a branch costs.
+fn functions(snapshot: &Snapshot) -> Finding {
+    let found = |severity, what: String| Finding::new("functions", severity, what);
+    let (functions, server) = (&snapshot.functions, &snapshot.server);
+    let meanwhile = "without them every branch costs the server more";
+    if functions.are_ready() {
+        let what = "the functions write_evidence and keep_position are there, and the role may call them";
+        return found(Severity::Ok, what.to_owned());
+    }
+    if !functions.are_missing() {
+        let what = format!(
+            "{} has another form than this version of Lockstep gives it, or a second one of its name, or is closed to the role, and is \
+             not called: {meanwhile}",
+            functions.other
+        );
+        return found(Severity::Warning, what).mend(functions_made(server));
+    }
+    if snapshot.surroundings.may_create {
+        let what = format!("{} is not there yet: the next attach makes it; {meanwhile}", functions.missing);
+        return found(Severity::Note, what);
+    }
+    let what = format!(
+        "{} is not there, and {} may not create it in the schema lockstep: {meanwhile}; a role that may can make it, in database {}",
+        functions.missing, server.role, server.database_name
+    );
+    found(Severity::Note, what).mend(functions_made(server))
 }
 
 /// The format of our tables.
@@ -211,7 +251,8 @@ fn tables_found(snapshot: &Snapshot) -> Vec<Finding> {
         TableState::Ready => {
             let formats = snapshot.identities.iter().map(|identity| identity.format);
             let worst = formats.clone().find(|found| *found != i64::from(sql::FORMAT)).or(formats.min());
-            [tables_form(&snapshot.tables)].into_iter().chain(worst.map(format)).collect()
+            let found = [tables_form(&snapshot.tables), functions(snapshot)];
+            found.into_iter().chain(worst.map(format)).collect()
         }
     }
 }

@@ -10,7 +10,7 @@ use sqlx::postgres::{PgConnectOptions, PgRow};
 use sqlx::{ConnectOptions as _, PgConnection, Row as _, SqlSafeStr as _, SqlStr};
 
 use crate::doctor::Disk;
-use crate::resource::postgres::sql;
+use crate::resource::postgres::{schema, sql};
 use crate::resource::wall_clock;
 
 /// How long the server may work for one question, and wait for a lock: none of them needs one that others hold for long.
@@ -77,7 +77,7 @@ pub(crate) struct Tables {
 }
 
 impl Tables {
-    /// The row of [`sql::TABLES`].
+    /// The row of [`schema::TABLES`].
     pub(crate) fn of(row: &PgRow) -> sqlx::Result<Self> {
         let state = match row.try_get("tables")? {
             "ready" => TableState::Ready,
@@ -90,6 +90,31 @@ impl Tables {
             unlogged: row.try_get("unlogged")?,
             filtered: row.try_get("filtered")?,
         })
+    }
+}
+
+/// Our functions, as far as the role can use them. Names, or nothing.
+#[derive(Debug, Clone)]
+pub(crate) struct Functions {
+    /// Those that are not there.
+    pub(crate) missing: String,
+    /// Those that are not as we make them, or that the role may not call.
+    pub(crate) other: String,
+}
+
+impl Functions {
+    /// The row of [`schema::look_at_functions`].
+    pub(crate) fn of(row: &PgRow) -> sqlx::Result<Self> {
+        Ok(Self { missing: row.try_get("missing")?, other: row.try_get("other")? })
+    }
+
+    pub(crate) fn are_ready(&self) -> bool {
+        self.missing.is_empty() && self.other.is_empty()
+    }
+
+    /// And nothing is in the way of making them.
+    pub(crate) fn are_missing(&self) -> bool {
+        !self.missing.is_empty() && self.other.is_empty()
     }
 }
 
@@ -148,6 +173,7 @@ pub(crate) struct Surroundings {
 pub(crate) struct Snapshot {
     pub(crate) server: Server,
     pub(crate) tables: Tables,
+    pub(crate) functions: Functions,
     pub(crate) surroundings: Surroundings,
     /// None where the table cannot be read.
     pub(crate) identities: Vec<Identity>,
@@ -175,7 +201,8 @@ impl Snapshot {
         let ask = sqlx::raw_sql(sql::set_up_own_connection(QUESTION_TIMEOUT, QUESTION_TIMEOUT));
         ask.execute(&mut *connection).await?;
         let server = Server::of(&row(connection, sql::SERVER).await?)?;
-        let tables = Tables::of(&row(connection, sql::TABLES).await?)?;
+        let tables = Tables::of(&row(connection, schema::TABLES).await?)?;
+        let functions = sqlx::raw_sql(schema::look_at_functions()).fetch_one(&mut *connection).await?;
         let asked = unix_ms();
         let surroundings = Surroundings::of(&row(connection, SURROUNDINGS).await?)?;
         let answered = unix_ms();
@@ -191,6 +218,7 @@ impl Snapshot {
             disks: disks(&surroundings),
             server,
             tables,
+            functions: Functions::of(&functions)?,
             surroundings,
         })
     }

@@ -11,9 +11,9 @@ use sqlx::{Row as _, SqlSafeStr as _, SqlStr};
 
 use super::connection::{Failure, Lease, OWN_ANSWER_TIMEOUT, OwnPool, Reply};
 use super::refusal::INSUFFICIENT_PRIVILEGE;
-use super::{evidence, sql};
+use super::{evidence, schema, sql};
 use crate::doctor::postgres::judge;
-use crate::doctor::postgres::snapshot::{Server, TableState, Tables};
+use crate::doctor::postgres::snapshot::{Functions, Server, TableState, Tables};
 use crate::doctor::refuse_errors;
 use crate::resource::{Attachment, ResourceError, Unresolved};
 
@@ -23,6 +23,8 @@ pub(super) struct Found {
     pub(super) attachment: Attachment,
     /// The server can notice that its client is gone while a statement runs.
     pub(super) can_watch_client: bool,
+    /// Our functions are there, and may be called.
+    pub(super) has_functions: bool,
 }
 
 pub(super) async fn attach(own: &OwnPool, name: &ResourceManagerName) -> Result<Found, ResourceError> {
@@ -30,6 +32,7 @@ pub(super) async fn attach(own: &OwnPool, name: &ResourceManagerName) -> Result<
     let server = read_server(&mut lease).await?;
     refuse_unfit(&server)?;
     make_tables(&mut lease, &server).await?;
+    let has_functions = make_functions(&mut lease).await?;
     fail_point!("postgres-before-identity");
     ask(&mut lease, sql::make_identity(name)).await?;
     fail_point!("postgres-after-identity");
@@ -43,7 +46,7 @@ pub(super) async fn attach(own: &OwnPool, name: &ResourceManagerName) -> Result<
         location: format!("PostgreSQL system {}, database {}", server.system, server.database),
         timeline: timeline(&server)?,
     };
-    Ok(Found { attachment, can_watch_client })
+    Ok(Found { attachment, can_watch_client, has_functions })
 }
 
 async fn read_server(lease: &mut Lease) -> Result<Server, ResourceError> {
@@ -94,7 +97,7 @@ fn timeline(server: &Server) -> Result<u32, ResourceError> {
 }
 
 async fn read_tables(lease: &mut Lease) -> Result<Tables, ResourceError> {
-    let reply = ask(lease, sql::TABLES.into_sql_str()).await?;
+    let reply = ask(lease, schema::TABLES.into_sql_str()).await?;
     Tables::of(the_row(&reply)?).map_err(unreadable)
 }
 
@@ -107,7 +110,7 @@ async fn make_tables(lease: &mut Lease, server: &Server) -> Result<(), ResourceE
         TableState::Absent => {}
         TableState::Forbidden => return refuse_errors(&[judge::tables_forbidden(server)]),
     }
-    let making = lease.run(sql::CREATE_TABLES.into_sql_str(), OWN_ANSWER_TIMEOUT).await;
+    let making = lease.run(schema::create_tables(), OWN_ANSWER_TIMEOUT).await;
     match making {
         Ok(_) => refuse_errors(&[judge::tables_form(&read_tables(lease).await?)]),
         Err(Failure::Refused(error)) if error.code() == INSUFFICIENT_PRIVILEGE => {
@@ -120,6 +123,30 @@ async fn make_tables(lease: &mut Lease, server: &Server) -> Result<(), ResourceE
         }
         Err(failure) => Err(unavailable(failure)),
     }
+}
+
+async fn read_functions(lease: &mut Lease) -> Result<Functions, ResourceError> {
+    let reply = ask(lease, schema::look_at_functions()).await?;
+    Functions::of(the_row(&reply)?).map_err(unreadable)
+}
+
+/// Makes our functions where they are missing. Whether they are there then: nothing depends on them but what a branch costs, so one that is
+/// in the way, or may not be made, is left to a person.
+async fn make_functions(lease: &mut Lease) -> Result<bool, ResourceError> {
+    let mut functions = read_functions(lease).await?;
+    if functions.are_missing() {
+        if let Err(failure) = lease.run(schema::create_functions(), OWN_ANSWER_TIMEOUT).await {
+            tracing::debug!("the functions in the schema lockstep were not made: {}", unavailable(failure));
+        }
+        functions = read_functions(lease).await?;
+    }
+    if !functions.are_ready() {
+        tracing::info!(
+            "branches are prepared without the functions of the schema lockstep, which costs the server more; `lockstep doctor` says what \
+             to do"
+        );
+    }
+    Ok(functions.are_ready())
 }
 
 /// What is stored about a resource manager.

@@ -20,7 +20,7 @@ use tokio::time::Instant;
 use super::connection::{Failure, Lease, OwnPool, Reply};
 use super::recovery;
 use super::refusal::{IN_FAILED_TRANSACTION, Refusal, words};
-use super::sql;
+use super::sql::{self, Form};
 use crate::resource::{BranchId, Fate, Prepared, ResourceError, Unresolved, lock_wait};
 
 /// How long after the deadline the server may still end what runs in a branch, and take a prepare that was on
@@ -95,6 +95,7 @@ pub(super) async fn prepare(
     branch: &BranchId,
     mut open: OpenBranch,
     position: &LogPosition,
+    form: Form,
 ) -> Result<Prepared, Unresolved> {
     fail_point!("postgres-before-prepare");
     if mutated("P23-read-only-is-committed") && !has_written(&mut open).await {
@@ -102,7 +103,7 @@ pub(super) async fn prepare(
         drop(open.lease.run(SqlStr::from_static("COMMIT"), time).await);
         return Ok(Prepared::ReadOnly);
     }
-    let sql = sql::prepare(branch, position, open.lifetime);
+    let sql = sql::prepare(branch, position, open.lifetime, form);
     let answer = open.lease.run(sql, open.time_for_an_answer()).await;
     fail_point!("postgres-after-prepare");
     match answer {
@@ -182,9 +183,10 @@ pub(super) async fn commit_one_phase(
     branch: &BranchId,
     mut open: OpenBranch,
     position: &LogPosition,
+    form: Form,
 ) -> Result<Fate, Unresolved> {
     fail_point!("postgres-before-commit-one-phase");
-    let sql = sql::commit_one_phase(branch, position, open.lifetime);
+    let sql = sql::commit_one_phase(branch, position, open.lifetime, form);
     let answer = open.lease.run(sql, open.time_for_an_answer()).await;
     fail_point!("postgres-after-commit-one-phase");
     match answer {

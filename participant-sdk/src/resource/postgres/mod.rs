@@ -5,7 +5,7 @@
 //! - `recovery`: how a prepared branch is finished, and what is found out about one that is not there.
 //! - `evidence`: the table that proves it, and pruning. `inspect`: what a person is shown.
 //! - `attach`: our tables, and the identity. What a server has to be, [`crate::doctor`] judges.
-//! - `sql`: every statement. `refusal`: every refusal in words. `connection`: who holds a connection, and when
+//! - `schema`: our tables and functions, as they are made. `sql`: every statement. `refusal`: every refusal in words. `connection`: who holds a connection, and when
 //!   it is closed.
 //!
 //! It must never take PostgreSQL's word for more than it said: that a prepared transaction does not exist says
@@ -18,7 +18,7 @@
 //! never published. The connection returns to the service's pool, as after any other use of it: what a plain
 //! `SET` or a session's advisory lock left behind is still there.
 //!
-//! What an operator sees: a schema `lockstep` with three tables, prepared transactions whose names begin with
+//! What an operator sees: a schema `lockstep` with three tables and two functions, prepared transactions whose names begin with
 //! `lockstep:`, up to 8 connections called `lockstep` beside the service's, and in the server's log an ERROR
 //! for each branch that is turned down. The one that names `branch_read_only_and_not_prepared` is none: the
 //! branch had only read.
@@ -33,6 +33,7 @@ mod evidence;
 mod inspect;
 mod recovery;
 mod refusal;
+pub(crate) mod schema;
 pub(crate) mod sql;
 
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -43,6 +44,7 @@ use lockstep_proto::{ClusterId, Epoch, Gtrid, LogPosition, ResourceManagerName, 
 use sqlx::{PgConnection, PgPool};
 
 pub use self::branch::OpenBranch;
+use self::sql::Form;
 use super::newest::Newest;
 use super::{
     Attachment, BranchId, EvidenceRow, Fate, Inspection, Prepared, Resource, ResourceError, Room, Unresolved,
@@ -67,6 +69,8 @@ pub struct Postgres {
     name: OnceLock<ResourceManagerName>,
     /// Whether the server can notice that its client is gone while a statement runs; known after attaching.
     can_watch_client: AtomicBool,
+    /// Whether our functions are there for it; known after attaching.
+    has_functions: AtomicBool,
     newest: Arc<Newest>,
 }
 
@@ -77,11 +81,16 @@ impl Postgres {
     pub fn new(pool: PgPool) -> Self {
         let newest = Arc::new(Newest::default());
         let own = connection::own_pool((*pool.connect_options()).clone(), Arc::clone(&newest));
-        Self { pool, own, name: OnceLock::new(), can_watch_client: AtomicBool::new(false), newest }
+        let [can_watch_client, has_functions] = [false, false].map(AtomicBool::new);
+        Self { pool, own, name: OnceLock::new(), can_watch_client, has_functions, newest }
     }
 
     fn name(&self) -> Result<&ResourceManagerName, Unresolved> {
         self.name.get().ok_or_else(|| Unresolved("the database was not attached yet".to_owned()))
+    }
+
+    fn form(&self) -> Form {
+        if self.has_functions.load(Ordering::Relaxed) { Form::Functions } else { Form::Statements }
     }
 }
 
@@ -100,6 +109,7 @@ impl Resource for Postgres {
         self.own.set_options((*self.pool.connect_options()).clone());
         let found = attach::attach(&self.own, name).await?;
         self.can_watch_client.store(found.can_watch_client, Ordering::Relaxed);
+        self.has_functions.store(found.has_functions, Ordering::Relaxed);
         Ok(Attachment { seen: self.newest.found(found.attachment.seen), ..found.attachment })
     }
 
@@ -134,7 +144,7 @@ impl Resource for Postgres {
         position: &LogPosition,
     ) -> Result<Prepared, Unresolved> {
         self.newest.told(position);
-        branch::prepare(&self.own, branch, open, position).await
+        branch::prepare(&self.own, branch, open, position, self.form()).await
     }
 
     async fn commit_one_phase(
@@ -144,7 +154,7 @@ impl Resource for Postgres {
         position: &LogPosition,
     ) -> Result<Fate, Unresolved> {
         self.newest.told(position);
-        branch::commit_one_phase(&self.own, branch, open, position).await
+        branch::commit_one_phase(&self.own, branch, open, position, self.form()).await
     }
 
     async fn discard(&self, open: OpenBranch) {
@@ -153,7 +163,7 @@ impl Resource for Postgres {
 
     async fn commit(&self, branch: &BranchId, position: &LogPosition) -> Result<Fate, Unresolved> {
         self.newest.told(position);
-        recovery::commit(&self.own, self.name()?, &self.newest, branch, position).await
+        recovery::commit(&self.own, self.name()?, &self.newest, branch, position, self.form()).await
     }
 
     async fn rollback(&self, branch: &BranchId, position: &LogPosition) -> Result<Fate, Unresolved> {

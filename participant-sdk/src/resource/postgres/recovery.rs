@@ -17,7 +17,7 @@ use sqlx::{Row as _, SqlSafeStr as _, SqlStr};
 use super::connection::{Failure, Lease, OWN_ANSWER_TIMEOUT, OwnPool, Reply};
 use super::evidence;
 use super::refusal::{UNDEFINED_OBJECT, words_for_finishing};
-use super::sql;
+use super::sql::{self, Form};
 use crate::resource::newest::Newest;
 use crate::resource::{BranchId, Fate, Room, Unresolved};
 
@@ -32,11 +32,15 @@ pub(super) async fn commit(
     newest: &Newest,
     branch: &BranchId,
     position: &LogPosition,
+    form: Form,
 ) -> Result<Fate, Unresolved> {
     let mut lease = lease(own).await?;
     // Behind the lease: a connection that is opened later may be to a server that has lost what is not durable yet.
     if let Some(turn) = newest.turn(position).await {
-        lease.run(sql::keep_position(name, turn.place()), OWN_ANSWER_TIMEOUT).await.map_err(unresolved)?;
+        lease
+            .run(sql::keep_position(name, turn.place(), form), OWN_ANSWER_TIMEOUT)
+            .await
+            .map_err(unresolved)?;
         turn.written();
     }
     fail_point!("postgres-before-commit-prepared");

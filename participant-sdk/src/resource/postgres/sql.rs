@@ -2,8 +2,8 @@
 //!
 //! Names of prepared transactions can't be bound as parameters, and several statements go out in one round
 //! trip, so these are texts. Nothing is put into them but [`BranchId`], [`ClusterId`], [`ResourceManagerName`]
-//! and [`LogPosition`] (their texts consist of `[0-9a-z._:-]`) and numbers. No other file makes SQL text; what only
-//! `lockstep doctor` asks stands in `doctor/postgres/snapshot.rs`, and nothing is put into that.
+//! and [`LogPosition`] (their texts consist of `[0-9a-z._:-]`) and numbers. No other file makes SQL text, except that our tables and functions
+//! stand in `schema.rs`, and what only `lockstep doctor` asks in `doctor/postgres/snapshot.rs`: nothing is put into those.
 //!
 //! What runs on a branch's connection names every schema, down to operators: a handler may have changed
 //! `search_path`. The resource's own connections have one that is known.
@@ -15,6 +15,7 @@ use lockstep_proto::museum::mutated;
 use lockstep_proto::{ClusterId, Epoch, Gtrid, LogPosition, ResourceManagerName};
 use sqlx::{AssertSqlSafe, SqlSafeStr as _, SqlStr};
 
+use super::schema::{KEEP_POSITION, WRITE_EVIDENCE};
 use crate::resource::BranchId;
 use crate::resource::inspection::MOST;
 
@@ -34,47 +35,18 @@ pub(super) const READ_ONLY: &str = "branch_read_only_and_not_prepared";
 pub(super) const TOO_LATE: &str = "branch_too_late_to_prepare";
 /// The key of the evidence table: refuses a branch that was fenced.
 pub(super) const EVIDENCE_KEY: &str = "evidence_pkey";
+
+/// How what every branch sends is put.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Form {
+    /// As calls of our functions, which are planned once for a session.
+    Functions,
+    /// Where there are none: as statements that do the same.
+    Statements,
+}
+
 /// The setting that outlives a branch's transaction unless that is rolled back ([`begin`]); what [`prepare`] shows.
 pub(super) const PREPARED: &str = "lockstep.committed";
-
-/// Makes our tables. One transaction, one at a time: instances of one service start together, and `IF NOT
-/// EXISTS` alone fails when two of them create the same thing at once.
-pub(crate) const CREATE_TABLES: &str = concat!(
-    "SELECT pg_advisory_xact_lock(x'6c6f636b73746570'::bigint); ",
-    "CREATE SCHEMA IF NOT EXISTS lockstep; ",
-    // COLLATE "C": a new version of the operating system's collations can't break the key.
-    "CREATE TABLE IF NOT EXISTS lockstep.evidence (",
-    "xid text COLLATE \"C\" CONSTRAINT evidence_pkey PRIMARY KEY, ",
-    "kind text CONSTRAINT branch_ended_by_its_service CHECK (kind IS NOT NULL) ",
-    "CONSTRAINT evidence_kind_is_known CHECK (kind IN ('branch', 'fence', 'hazard')), ",
-    "local_xid xid8 CONSTRAINT branch_read_only_and_not_prepared CHECK (local_xid IS NOT NULL), ",
-    "deadline timestamptz CONSTRAINT branch_too_late_to_prepare CHECK (deadline IS NOT NULL), ",
-    "resource_manager text COLLATE \"C\" NOT NULL, ",
-    "gtrid_uuid uuid NOT NULL, gtrid_epoch bigint NOT NULL, ",
-    "epoch bigint NOT NULL, incarnation uuid NOT NULL, sequence bigint NOT NULL, ",
-    "written_at timestamptz NOT NULL DEFAULT clock_timestamp(), ",
-    "noticed boolean NOT NULL); ",
-    "CREATE INDEX IF NOT EXISTS evidence_by_deadline ON lockstep.evidence (resource_manager, deadline); ",
-    "CREATE INDEX IF NOT EXISTS evidence_by_gtrid ON lockstep.evidence ",
-    "(resource_manager, gtrid_uuid, gtrid_epoch) WHERE kind <> 'fence'; ",
-    "CREATE INDEX IF NOT EXISTS evidence_by_position ON lockstep.evidence (resource_manager, epoch, sequence); ",
-    "CREATE TABLE IF NOT EXISTS lockstep.identity (",
-    "resource_manager text COLLATE \"C\" PRIMARY KEY, ",
-    "format smallint NOT NULL, identity uuid NOT NULL DEFAULT gen_random_uuid(), cluster text COLLATE \"C\", ",
-    "seen_epoch bigint, seen_incarnation uuid, seen_sequence bigint, ",
-    "made_at timestamptz NOT NULL DEFAULT clock_timestamp()); ",
-    // In the identity's `seen_…`, SDKs from before this table kept one position for all epochs: it is read, and no longer written.
-    "CREATE TABLE IF NOT EXISTS lockstep.positions (",
-    "resource_manager text COLLATE \"C\" NOT NULL, epoch bigint NOT NULL, ",
-    "incarnation uuid NOT NULL, sequence bigint NOT NULL, ",
-    "CONSTRAINT positions_pkey PRIMARY KEY (resource_manager, epoch))",
-);
-
-/// What the role needs in our tables, for a person to grant. `{role}` is the role.
-pub(crate) const GRANTS: &str = "GRANT USAGE ON SCHEMA lockstep TO {role}; \
-     GRANT SELECT, INSERT, UPDATE, DELETE ON lockstep.evidence TO {role}; \
-     GRANT SELECT, INSERT, UPDATE ON lockstep.identity TO {role}; \
-     GRANT SELECT, INSERT, UPDATE, DELETE ON lockstep.positions TO {role};";
 
 /// How a connection of the resource's own is set up, whatever is configured for its role or database: who it is
 /// (a role that prepared branches can be finished by), that what it reads is the newest, that what it writes is
@@ -112,41 +84,6 @@ pub(crate) const SERVER: &str = "SELECT \
      current_database()::text AS database_name, \
      quote_ident(session_user) AS role, \
      CASE WHEN pg_is_in_recovery() THEN '' ELSE pg_walfile_name(pg_current_wal_lsn()) END AS wal_file";
-
-/// Whether our tables are there, and the role may use them: `absent`, `forbidden` or `ready`. If they are ready, what of them
-/// is not as we have made it, and would make them lose what they prove. (Below, the tables are found without `to_regclass`,
-/// which is refused to a role that may not use the schema.) Where only `positions` is not there, an SDK from before it has made the others: it is
-/// made beside them. Beside tables that are not ours nothing is made: they count as ready, and lack what ours have.
-pub(crate) const TABLES: &str = "SELECT CASE \
-     WHEN to_regnamespace('lockstep') IS NULL THEN 'absent' \
-     WHEN NOT has_schema_privilege('lockstep', 'USAGE') THEN 'forbidden' \
-     WHEN to_regclass('lockstep.evidence') IS NULL OR to_regclass('lockstep.identity') IS NULL THEN 'absent' \
-     WHEN to_regclass('lockstep.positions') IS NULL THEN CASE WHEN EXISTS (SELECT FROM pg_constraint AS c \
-     JOIN pg_class AS t ON t.oid = c.conrelid WHERE t.relnamespace = to_regnamespace('lockstep') \
-     AND t.relname = 'evidence' AND c.conname = 'evidence_pkey') THEN 'absent' ELSE 'ready' END \
-     WHEN has_table_privilege('lockstep.evidence', 'SELECT') \
-     AND has_table_privilege('lockstep.evidence', 'INSERT') \
-     AND has_table_privilege('lockstep.evidence', 'UPDATE') \
-     AND has_table_privilege('lockstep.evidence', 'DELETE') \
-     AND has_table_privilege('lockstep.identity', 'SELECT') \
-     AND has_table_privilege('lockstep.identity', 'INSERT') \
-     AND has_table_privilege('lockstep.identity', 'UPDATE') \
-     AND has_table_privilege('lockstep.positions', 'SELECT') \
-     AND has_table_privilege('lockstep.positions', 'INSERT') \
-     AND has_table_privilege('lockstep.positions', 'UPDATE') \
-     AND has_table_privilege('lockstep.positions', 'DELETE') THEN 'ready' \
-     ELSE 'forbidden' END AS tables, \
-     coalesce((SELECT string_agg(needed, ', ') FROM unnest(ARRAY['branch_ended_by_its_service', \
-     'branch_read_only_and_not_prepared', 'branch_too_late_to_prepare', 'evidence_pkey']) AS needed \
-     WHERE NOT EXISTS (SELECT FROM pg_constraint AS c JOIN pg_class AS t ON t.oid = c.conrelid \
-     WHERE t.relnamespace = to_regnamespace('lockstep') AND t.relname = 'evidence' \
-     AND c.conname = needed AND c.convalidated)), '') AS missing, \
-     coalesce((SELECT string_agg('lockstep.' || c.relname, ', ') FROM pg_class AS c \
-     WHERE c.relnamespace = to_regnamespace('lockstep') AND c.relname IN ('evidence', 'identity', 'positions') \
-     AND c.relpersistence <> 'p'), '') AS unlogged, \
-     coalesce((SELECT string_agg('lockstep.' || c.relname, ', ') FROM pg_class AS c \
-     WHERE c.relnamespace = to_regnamespace('lockstep') AND c.relname IN ('evidence', 'identity', 'positions') \
-     AND row_security_active(c.oid)), '') AS filtered";
 
 /// Makes the identity unless there is one.
 pub(super) fn make_identity(name: &ResourceManagerName) -> SqlStr {
@@ -244,10 +181,10 @@ pub(super) fn has_written() -> SqlStr {
 /// same, and takes longer the more branches are prepared.
 ///
 /// `BEGIN` because sqlx counts this connection as inside a transaction, and will end one.
-pub(super) fn prepare(branch: &BranchId, position: &LogPosition, lifetime: Duration) -> SqlStr {
+pub(super) fn prepare(branch: &BranchId, position: &LogPosition, lifetime: Duration, form: Form) -> SqlStr {
     text(format!(
         "{evidence}; PREPARE TRANSACTION '{PREFIX}:{branch}'; BEGIN; SHOW {PREPARED}",
-        evidence = evidence(branch, position, lifetime, "pg_current_xact_id_if_assigned", false),
+        evidence = evidence(branch, position, lifetime, false, form),
     ))
 }
 
@@ -258,10 +195,15 @@ pub(super) fn prepared_after_all(branch: &BranchId) -> SqlStr {
 }
 
 /// Writes the evidence and commits: the last row is the evidence.
-pub(super) fn commit_one_phase(branch: &BranchId, position: &LogPosition, lifetime: Duration) -> SqlStr {
+pub(super) fn commit_one_phase(
+    branch: &BranchId,
+    position: &LogPosition,
+    lifetime: Duration,
+    form: Form,
+) -> SqlStr {
     text(format!(
         "{evidence}; COMMIT; BEGIN; {written}",
-        evidence = evidence(branch, position, lifetime, "pg_current_xact_id", true),
+        evidence = evidence(branch, position, lifetime, true, form),
         written = written(branch),
     ))
 }
@@ -283,8 +225,16 @@ pub(super) fn was_committed(branch: &BranchId) -> SqlStr {
 /// Keeps the position unless a newer one of its epoch is kept. It does not wait for the disk: the COMMIT PREPARED that follows does,
 /// whatever is set, and flushes all that was written before it (participants.md). (The two can't go out together:
 /// COMMIT PREPARED is refused beside other statements.)
-pub(super) fn keep_position(name: &ResourceManagerName, position: &LogPosition) -> SqlStr {
-    text(format!("SET LOCAL synchronous_commit = off; {raise}", raise = raise_position(name, position)))
+pub(super) fn keep_position(name: &ResourceManagerName, position: &LogPosition, form: Form) -> SqlStr {
+    let LogPosition { epoch, incarnation, sequence } = position;
+    text(match form {
+        Form::Functions => {
+            format!("SELECT {KEEP_POSITION}('{name}', {epoch}, '{incarnation}', {sequence})")
+        }
+        Form::Statements => {
+            format!("SET LOCAL synchronous_commit = off; {}", raise_position(name, position))
+        }
+    })
 }
 
 fn raise_position(name: &ResourceManagerName, position: &LogPosition) -> String {
@@ -296,7 +246,7 @@ fn raise_position(name: &ResourceManagerName, position: &LogPosition) -> String 
 }
 
 /// Of two positions of an epoch the newer one stays.
-const RAISED: &str = "ON CONFLICT (resource_manager, epoch) DO UPDATE \
+pub(super) const RAISED: &str = "ON CONFLICT (resource_manager, epoch) DO UPDATE \
      SET incarnation = excluded.incarnation, sequence = excluded.sequence WHERE p.sequence < excluded.sequence";
 
 /// Keeps the position, and lets go of those of these epochs. One transaction.
@@ -331,12 +281,13 @@ pub(super) fn hazard(branch: &BranchId, position: &LogPosition, lifetime: Durati
 }
 
 fn end_without_branch(kind: &str, branch: &BranchId, position: &LogPosition, lifetime: Duration) -> SqlStr {
-    let deadline = format!("clock_timestamp() + interval '{} milliseconds'", millis(lifetime));
+    let subject = Subject::of_branch(branch, position, lifetime, false);
     text(format!(
         "INSERT INTO lockstep.evidence ({EVIDENCE_COLUMNS}) \
-         VALUES ('{branch}', '{kind}', pg_current_xact_id(), {deadline}, true, {fixed}) \
+         VALUES ('{branch}', '{kind}', pg_current_xact_id(), clock_timestamp() + {lifetime}, true, {fixed}) \
          ON CONFLICT (xid) DO NOTHING; {written}",
-        fixed = fixed_columns(branch, position),
+        lifetime = subject.lifetime,
+        fixed = subject.fixed_columns(),
         written = written(branch),
     ))
 }
@@ -437,53 +388,134 @@ fn keys(branches: &[BranchId]) -> String {
 const EVIDENCE_COLUMNS: &str = "xid, kind, local_xid, deadline, noticed, resource_manager, gtrid_uuid, gtrid_epoch, epoch, \
      incarnation, sequence";
 
-/// The evidence of the branch whose transaction this connection is in, and all that must hold for it to be
-/// written.
+/// Writes the evidence of the branch whose transaction this connection is in, if all holds that must hold for it to be written.
 ///
 /// Before it, deferred constraints are checked under the role that the handler left, and then that role is put
 /// down: whoever owns a prepared transaction is the only one who can finish it, and must not be somebody that
-/// only this connection can become. Commits of one phase must be durable even if the handler asked for less, and a prepare must be where a
-/// synchronous standby will look for it; asked in the same statement, because each one costs the server as much as the row.
-///
-/// `noticed`: whether the row is seen as soon as it is written, so that its retention counts from its deadline. That of a prepared branch may
-/// be seen days later ([`notice`]).
+/// only this connection can become.
 fn evidence(
     branch: &BranchId,
     position: &LogPosition,
     lifetime: Duration,
-    local_xid: &str,
-    noticed: bool,
+    in_one_phase: bool,
+    form: Form,
 ) -> String {
-    let deadline =
-        format!("(pg_catalog.now() OPERATOR(pg_catalog.+) interval '{} milliseconds')", millis(lifetime));
-    let is_ours = if mutated("P16-prepares-what-the-service-began") {
-        "true".to_owned()
-    } else {
-        format!("pg_catalog.current_setting('lockstep.branch', true) OPERATOR(pg_catalog.=) '{branch}'")
+    let subject = Subject::of_branch(branch, position, lifetime, in_one_phase);
+    let written = match form {
+        // The function has no such switch.
+        Form::Functions if !mutated(WHOEVER_BEGAN_IT) => {
+            format!("SELECT {WRITE_EVIDENCE}({})", subject.arguments())
+        }
+        Form::Functions | Form::Statements => insert_evidence(&subject),
     };
-    format!(
-        "SET CONSTRAINTS ALL IMMEDIATE; SET LOCAL ROLE NONE; \
-         INSERT INTO lockstep.evidence ({EVIDENCE_COLUMNS}) VALUES ('{branch}', \
-         CASE WHEN {is_ours} AND {durable} IS NOT NULL THEN 'branch' END, \
-         pg_catalog.{local_xid}(), \
-         CASE WHEN pg_catalog.clock_timestamp() OPERATOR(pg_catalog.<) {deadline} THEN {deadline} END, \
-         {noticed}, {fixed})",
-        durable = durable(true),
-        fixed = fixed_columns(branch, position),
-    )
+    format!("SET CONSTRAINTS ALL IMMEDIATE; SET LOCAL ROLE NONE; {written}")
 }
 
-/// The last six columns.
-fn fixed_columns(branch: &BranchId, position: &LogPosition) -> String {
-    let gtrid = branch.xid.gtrid;
-    let text = gtrid.to_string();
-    let (epoch, uuid) = text.split_once('.').expect("a gtrid's text is <epoch>.<uuid>");
+const WHOEVER_BEGAN_IT: &str = "P16-prepares-what-the-service-began";
+
+/// What evidence is written of, each as an SQL expression of the type that the comment says.
+pub(super) struct Subject {
+    /// text
+    branch: String,
+    /// text
+    resource_manager: String,
+    /// uuid
+    gtrid_uuid: String,
+    /// bigint
+    gtrid_epoch: String,
+    /// bigint
+    epoch: String,
+    /// uuid
+    incarnation: String,
+    /// bigint
+    sequence: String,
+    /// interval
+    lifetime: String,
+    /// boolean
+    in_one_phase: String,
+    /// boolean: the transaction is the one that the SDK began
+    is_ours: String,
+}
+
+impl Subject {
+    fn of_branch(branch: &BranchId, position: &LogPosition, lifetime: Duration, in_one_phase: bool) -> Self {
+        let gtrid = branch.xid.gtrid.to_string();
+        let (gtrid_epoch, gtrid_uuid) = gtrid.split_once('.').expect("a gtrid's text is <epoch>.<uuid>");
+        Self {
+            branch: format!("'{branch}'"),
+            resource_manager: format!("'{}'", branch.xid.bqual.resource_manager_str()),
+            gtrid_uuid: format!("'{gtrid_uuid}'"),
+            gtrid_epoch: gtrid_epoch.to_owned(),
+            epoch: position.epoch.to_string(),
+            incarnation: format!("'{}'", position.incarnation),
+            sequence: position.sequence.to_string(),
+            lifetime: format!("interval '{} milliseconds'", millis(lifetime)),
+            in_one_phase: in_one_phase.to_string(),
+            is_ours: if mutated(WHOEVER_BEGAN_IT) {
+                "true".to_owned()
+            } else {
+                is_ours(&format!("'{branch}'"))
+            },
+        }
+    }
+
+    /// The parameters of [`WRITE_EVIDENCE`], as `schema.rs` declares them.
+    pub(super) fn of_function() -> Self {
+        Self {
+            branch: "of_branch".to_owned(),
+            resource_manager: "of_resource_manager".to_owned(),
+            gtrid_uuid: "of_gtrid_uuid".to_owned(),
+            gtrid_epoch: "of_gtrid_epoch".to_owned(),
+            epoch: "at_epoch".to_owned(),
+            incarnation: "at_incarnation".to_owned(),
+            sequence: "at_sequence".to_owned(),
+            lifetime: "lifetime".to_owned(),
+            in_one_phase: "in_one_phase".to_owned(),
+            is_ours: is_ours("of_branch"),
+        }
+    }
+
+    /// In the order of [`WRITE_EVIDENCE`]'s parameters.
+    fn arguments(&self) -> String {
+        let Self { branch, resource_manager, gtrid_uuid, gtrid_epoch, .. } = self;
+        let Self { epoch, incarnation, sequence, lifetime, in_one_phase, .. } = self;
+        format!(
+            "{branch}, {resource_manager}, {gtrid_uuid}, {gtrid_epoch}, {epoch}, {incarnation}, {sequence}, {lifetime}, \
+             {in_one_phase}"
+        )
+    }
+
+    /// In the order of the last six of [`EVIDENCE_COLUMNS`].
+    fn fixed_columns(&self) -> String {
+        let Self { resource_manager, gtrid_uuid, gtrid_epoch, epoch, incarnation, sequence, .. } = self;
+        format!("{resource_manager}, {gtrid_uuid}, {gtrid_epoch}, {epoch}, {incarnation}, {sequence}")
+    }
+}
+
+fn is_ours(branch: &str) -> String {
+    format!("pg_catalog.current_setting('lockstep.branch', true) OPERATOR(pg_catalog.=) {branch}")
+}
+
+/// The statement that writes evidence, and is refused unless the transaction is the one that the SDK began (P16), has written (except
+/// to be committed in one phase), is in time (P19), and was not fenced: each by a constraint of its own.
+///
+/// Commits of one phase must be durable even if the handler asked for less, and a prepare must be where a synchronous standby will look for
+/// it: asked for in the same statement, because each one costs the server as much as the row.
+///
+/// The row of a commit in one phase is seen as soon as it is written, so its retention counts from its deadline. That of a prepared
+/// branch may be seen days later ([`notice`]).
+pub(super) fn insert_evidence(of: &Subject) -> String {
+    let Subject { branch, lifetime, in_one_phase, is_ours, .. } = of;
+    let deadline = format!("(pg_catalog.now() OPERATOR(pg_catalog.+) {lifetime})");
     format!(
-        "'{name}', '{uuid}', {epoch}, {log_epoch}, '{incarnation}', {sequence}",
-        name = branch.xid.bqual.resource_manager_str(),
-        log_epoch = position.epoch,
-        incarnation = position.incarnation,
-        sequence = position.sequence,
+        "INSERT INTO lockstep.evidence ({EVIDENCE_COLUMNS}) VALUES ({branch}, \
+         CASE WHEN {is_ours} AND {durable} IS NOT NULL THEN 'branch' END, \
+         CASE WHEN {in_one_phase} THEN pg_catalog.pg_current_xact_id() \
+         ELSE pg_catalog.pg_current_xact_id_if_assigned() END, \
+         CASE WHEN pg_catalog.clock_timestamp() OPERATOR(pg_catalog.<) {deadline} THEN {deadline} END, \
+         {in_one_phase}, {fixed})",
+        durable = durable(true),
+        fixed = of.fixed_columns(),
     )
 }
 
@@ -513,7 +545,7 @@ fn millis(duration: Duration) -> u128 {
     duration.as_millis().max(1)
 }
 
-fn text(sql: String) -> SqlStr {
+pub(super) fn text(sql: String) -> SqlStr {
     AssertSqlSafe(sql).into_sql_str()
 }
 

@@ -1,7 +1,7 @@
 //! Each judgement as a row: what was found, which check speaks of it, how bad it is, and a word of what it says or of what
 //! mends it.
 
-use super::super::snapshot::Surroundings;
+use super::super::snapshot::{Functions, Surroundings};
 use super::*;
 use crate::doctor::Disk;
 
@@ -30,6 +30,7 @@ fn well() -> Snapshot {
             unlogged: String::new(),
             filtered: String::new(),
         },
+        functions: Functions { missing: String::new(), other: String::new() },
         surroundings: surroundings("app", "\"$user\", public"),
         identities: vec![identity("orders-db", 1, "7c1f09ae")],
         prepared: vec![],
@@ -187,6 +188,33 @@ fn our_tables() {
             |s| s.surroundings.strangers = "items".into(),
             Severity::Warning,
             "ALTER TABLE lockstep.items SET SCHEMA public;",
+        ),
+    ]);
+}
+
+#[test]
+fn our_functions() {
+    hold(&[
+        (
+            "functions",
+            |s| s.functions.missing = "lockstep.keep_position".into(),
+            Severity::Note,
+            "CREATE OR REPLACE FUNCTION lockstep.keep_position",
+        ),
+        (
+            "functions",
+            |s| {
+                s.functions.missing = "lockstep.keep_position".into();
+                s.surroundings.may_create = true;
+            },
+            Severity::Note,
+            "the next attach makes it",
+        ),
+        (
+            "functions",
+            |s| s.functions.other = "lockstep.keep_position".into(),
+            Severity::Warning,
+            "GRANT EXECUTE ON FUNCTION lockstep.write_evidence, lockstep.keep_position TO app;",
         ),
     ]);
 }
