@@ -51,12 +51,13 @@ enum By {
     Lockstep,
 }
 
-struct Bank {
-    server: PostgresServer,
+/// A server, and a participant that is attached to it.
+pub(crate) struct Bank {
+    pub(crate) server: PostgresServer,
     pool: PgPool,
-    resource: Postgres,
+    pub(crate) resource: Postgres,
     cluster: ClusterId,
-    name: ResourceManagerName,
+    pub(crate) name: ResourceManagerName,
 }
 
 /// Measures it: both in turn.
@@ -67,7 +68,7 @@ pub fn run(quick: bool) -> Result<Vec<Compared>> {
     let (turns, branches) = if quick { (2, 200) } else { (9, 2_000) };
     let runtime = tokio::runtime::Runtime::new().map_err(Failed::because("no runtime"))?;
     runtime.block_on(async {
-        let bank = Bank::open().await?;
+        let bank = Bank::open(&[]).await?;
         let mut compared = Vec::new();
         let mut number = 0;
         for at_once in AT_ONCE {
@@ -86,8 +87,9 @@ pub fn run(quick: bool) -> Result<Vec<Compared>> {
 }
 
 impl Bank {
-    async fn open() -> Result<Self> {
-        let server = PostgresServer::start_with(SETTINGS)?;
+    /// `settings`: beside those of every benchmark.
+    pub(crate) async fn open(settings: &[(&str, &str)]) -> Result<Self> {
+        let server = PostgresServer::start_with(&[SETTINGS, settings].concat())?;
         server.create_database(DATABASE)?;
         server.psql(DATABASE, &schema(ACCOUNTS))?;
         let most = u32::try_from(AT_ONCE[1]).unwrap_or(u32::MAX);
@@ -135,7 +137,7 @@ impl Bank {
         end(&mut connection, "COMMIT PREPARED", &name).await
     }
 
-    async fn by_lockstep(&self, number: u64) -> Result<()> {
+    pub(crate) async fn by_lockstep(&self, number: u64) -> Result<()> {
         let epoch = Epoch::new(1).expect("not 0");
         // As real ones: the later, the greater, with a random part behind the time.
         let gtrid = Gtrid::new(epoch, 1_700_000_000_000 + number, rand::random());

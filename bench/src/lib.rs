@@ -24,6 +24,7 @@ pub mod plot;
 pub mod report;
 pub mod restart;
 pub mod stage;
+pub mod statements;
 pub mod suite;
 pub mod teller;
 pub mod voter;

@@ -5,7 +5,10 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use bench::contender::Contender;
-use bench::{alone, branch, driver, engine, grown, peer, plot, report, restart, stage, suite, teller, voter};
+use bench::{
+    alone, branch, driver, engine, grown, peer, plot, report, restart, stage, statements, suite, teller,
+    voter,
+};
 use clap::{Parser, Subcommand};
 use lockstep_tests::harness::roles::{self, Roles};
 use lockstep_tests::harness::{Failed, Result};
@@ -30,6 +33,8 @@ enum What {
     Log(Measure),
     /// A branch and its database alone: no coordinator, no gRPC
     Branch(Measure),
+    /// The instructions that a branch's statements cost PostgreSQL, counted by valgrind
+    Statements(Measure),
     /// Thousands of transactions in doubt at a restart, against a bare loop of COMMIT PREPARED
     Restart {
         /// Where the measured numbers are written as JSON
@@ -102,6 +107,12 @@ impl Measure {
         let measured = branch::run(self.quick)?;
         println!("{}", report::branch(&measured));
         write(self.json.as_deref(), &measured)
+    }
+
+    fn statements(&self) -> Result<()> {
+        let counted = statements::run(self.quick)?;
+        println!("{}", report::statements(&counted));
+        write(self.json.as_deref(), &counted)
     }
 
     fn log(&self) -> Result<()> {
@@ -211,6 +222,7 @@ fn main() -> ExitCode {
         What::Engine(measure) => measure.engine().map(|()| ExitCode::SUCCESS),
         What::Log(measure) => measure.log().map(|()| ExitCode::SUCCESS),
         What::Branch(measure) => measure.branch().map(|()| ExitCode::SUCCESS),
+        What::Statements(measure) => measure.statements().map(|()| ExitCode::SUCCESS),
         What::Restart { json } => in_doubt(json.as_deref()).map(|()| ExitCode::SUCCESS),
         What::Role { role } => play(role),
     };

@@ -5,7 +5,7 @@ use comfy_table::{Table, presets};
 use crate::contender::Contender;
 use crate::meter::{count, median};
 use crate::suite::{Cell, Measured, Plan};
-use crate::{alone, branch, engine, grown, restart};
+use crate::{alone, branch, engine, grown, restart, statements};
 
 /// One line for each contender and number of clients.
 #[must_use]
@@ -91,6 +91,18 @@ pub fn branch(measured: &[branch::Compared]) -> String {
         }
     }
     format!("each branch, medians of both in turn:\n{table}")
+}
+
+/// What a branch's statements cost the server.
+#[must_use]
+pub fn statements(counted: &[statements::Counted]) -> String {
+    let mut table = Table::new();
+    table.load_style(presets::ASCII_MARKDOWN);
+    table.set_header(["a branch", "thousand instructions of the server"]);
+    for statements::Counted { what, instructions } in counted {
+        table.add_row([(*what).to_owned(), number(instructions / 1e3, 0)]);
+    }
+    table.to_string()
 }
 
 /// What the table does not say.

@@ -57,6 +57,28 @@ fn a_branch_and_its_database_are_measured() {
     assert_eq!((of("by hand"), of("Lockstep")), (2, 2), "{printed}");
 }
 
+/// What is counted hardly depends on the machine: a branch's statements cost so many times what they cost by hand, and no more. A newer server
+/// may count otherwise, and then says by how much.
+#[test]
+fn the_statements_of_a_branch_are_counted() {
+    let directory = TempDir::new().unwrap();
+    let json = directory.path().join("statements.json");
+    let ran = bench(&["statements", "--quick", "--json", json.to_str().unwrap()]);
+    assert!(ran.status.success(), "{}", text(&ran.stderr));
+    let counted: serde_json::Value = serde_json::from_str(&std::fs::read_to_string(json).unwrap()).unwrap();
+    let instructions = |what: &str| {
+        let of = |row: &&serde_json::Value| row["what"].as_str().unwrap().contains(what);
+        counted.as_array().unwrap().iter().find(of).unwrap()["instructions"].as_f64().unwrap()
+    };
+    let by_hand = instructions("by hand");
+    let [lockstep, without_evidence, without_position, without_functions] =
+        ["as Lockstep", "without the evidence", "without the position", "functions could not"]
+            .map(instructions);
+    assert!(lockstep < 5.0 * by_hand, "{counted:#}");
+    assert!(without_evidence < lockstep && without_position < lockstep, "{counted:#}");
+    assert!(without_functions > 1.2 * lockstep, "{counted:#}");
+}
+
 #[test]
 fn what_cannot_be_run_is_refused_in_words() {
     let ran = bench(&["suite", "--clients", "100000"]);

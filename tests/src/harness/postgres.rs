@@ -9,6 +9,7 @@
 //! (a first start) takes about a second.
 
 mod programs;
+mod single;
 mod standby;
 
 use std::fs::{self, File};

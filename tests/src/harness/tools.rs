@@ -1,4 +1,4 @@
-//! Programs that others have made, from Debian's packages: checkers of what is in `deploy/`, and `strace`.
+//! Programs that others have made, from Debian's packages: checkers of what is in `deploy/`, `strace`, and `valgrind`.
 
 use std::io::Write as _;
 use std::path::Path;
@@ -37,6 +37,14 @@ pub fn shellcheck(arguments: &[&str], directory: &Path) -> Result<String> {
 /// If it may not trace here, or is not there and cannot be installed.
 pub fn need_strace() -> Result<()> {
     run("/usr/bin/strace", "strace", &["-f", "-o", "/dev/null", "true"], Path::new("/"), "").map(drop)
+}
+
+/// `valgrind`, for what counts instructions.
+///
+/// # Errors
+/// If it is not there and cannot be installed.
+pub fn need_valgrind() -> Result<()> {
+    run("/usr/bin/valgrind", "valgrind", &["--version"], Path::new("/"), "").map(drop)
 }
 
 fn run(program: &str, package: &str, arguments: &[&str], directory: &Path, stdin: &str) -> Result<String> {

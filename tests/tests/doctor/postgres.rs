@@ -113,7 +113,9 @@ async fn missing_functions_are_noted_with_what_makes_them() {
     of_postgres(&url).says("functions", "ok", "are there");
 
     database.psql("DROP FUNCTION lockstep.write_evidence");
-    of_postgres(&database.url()).says("functions", "note", "the next attach makes");
+    of_postgres(&database.url()).says("functions", "note", "the next attach makes it");
+    let twice =
+        "CREATE FUNCTION lockstep.keep_position(\"a Name\" int) RETURNS int LANGUAGE sql AS 'SELECT 1'";
     let harms = [
         ("DROP FUNCTION IF EXISTS lockstep.write_evidence", "note", "lockstep.write_evidence"),
         (
@@ -121,7 +123,9 @@ async fn missing_functions_are_noted_with_what_makes_them() {
             "warning",
             "closed to the role",
         ),
-        ("ALTER FUNCTION lockstep.keep_position STRICT SECURITY DEFINER", "warning", "another form"),
+        ("ALTER FUNCTION lockstep.keep_position SECURITY DEFINER", "warning", "lockstep.keep_position"),
+        (twice, "warning", "there twice"),
+        ("ALTER ROLE doctor_caller SET quote_all_identifiers = on", "ok", "are there"),
     ];
     for (harm, severity, words) in harms {
         database.psql(harm);

@@ -119,7 +119,7 @@ pub(crate) fn tables_closed(server: &Server, why: &str) -> Finding {
     Finding::new("tables", Severity::Error, what)
         .mend(one_transaction(schema::CREATE_TABLES.iter().copied()))
         .mend(schema::GRANTS.iter().map(|grant| granted(grant, server)))
-        .mend(functions_made(server))
+        .mend(functions_made(&schema::all_functions(), server))
 }
 
 /// Statements that begin with a lock for all of them.
@@ -132,11 +132,12 @@ fn granted(grant: &str, server: &Server) -> String {
     format!("{};", grant.replace("{role}", &server.role))
 }
 
-fn functions_made(server: &Server) -> Vec<String> {
-    let create = schema::functions_to_create();
-    let mut statements = Vec::from_iter(one_transaction(create.iter().map(String::as_str)));
-    statements.push(granted(schema::GRANT_FUNCTIONS, server));
-    statements
+/// What makes the functions of these names.
+fn functions_made(names: &str, server: &Server) -> Vec<String> {
+    let create = schema::functions_to_create(names);
+    let grants = schema::function_grants(names);
+    let create = one_transaction(create.iter().map(String::as_str));
+    create.chain(grants.iter().map(|grant| granted(grant, server))).collect()
 }
 
 /// The role may not use tables that are there.
@@ -180,32 +181,33 @@ pub(crate) fn tables_form(tables: &Tables) -> Finding {
     )
 }
 
-/// Our functions. Nothing depends on them but what a branch costs.
+/// Our functions. A branch costs less with them, and that is all.
 fn functions(snapshot: &Snapshot) -> Finding {
     let found = |severity, what: String| Finding::new("functions", severity, what);
     let (functions, server) = (&snapshot.functions, &snapshot.server);
-    let meanwhile = "without them every branch costs the server more";
+    let meanwhile = "every branch costs the server more without it";
     if functions.are_ready() {
         let what = "the functions write_evidence and keep_position are there, and the role may call them";
         return found(Severity::Ok, what.to_owned());
     }
-    if !functions.are_missing() {
-        let what = format!(
-            "{} has another form than this version of Lockstep gives it, or a second one of its name, or is closed to the role, and is \
-             not called: {meanwhile}",
-            functions.other
-        );
-        return found(Severity::Warning, what).mend(functions_made(server));
-    }
-    if snapshot.surroundings.may_create {
-        let what = format!("{} is not there yet: the next attach makes it; {meanwhile}", functions.missing);
+    if functions.are_missing() && functions.may_create {
+        let what = format!("missing: {}; {meanwhile}, and the next attach makes it", functions.missing);
         return found(Severity::Note, what);
     }
+    if functions.are_missing() {
+        let what = format!(
+            "missing: {}; {meanwhile}, and {} may not make it; a role that may can do so, in database {}",
+            functions.missing, server.role, server.database_name
+        );
+        return found(Severity::Note, what).mend(functions_made(&functions.missing, server));
+    }
     let what = format!(
-        "{} is not there, and {} may not create it in the schema lockstep: {meanwhile}; a role that may can make it, in database {}",
-        functions.missing, server.role, server.database_name
+        "not as this version of Lockstep makes it, or there twice, or closed to the role: {}; it is not called, and {meanwhile}",
+        functions.other
     );
-    found(Severity::Note, what).mend(functions_made(server))
+    let names = [functions.other.as_str(), &functions.missing].join(", ");
+    let drops = functions.drops.split("; ").filter(|drop| !drop.is_empty()).map(|drop| format!("{drop};"));
+    found(Severity::Warning, what).mend(drops).mend(functions_made(&names, server))
 }
 
 /// The format of our tables.

@@ -94,26 +94,40 @@ impl Tables {
 }
 
 /// Our functions, as far as the role can use them. Names, or nothing.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Default)]
 pub(crate) struct Functions {
     /// Those that are not there.
     pub(crate) missing: String,
     /// Those that are not as we make them, or that the role may not call.
     pub(crate) other: String,
+    /// The statements that would drop these.
+    pub(crate) drops: String,
+    /// Whether the role may make any.
+    pub(crate) may_create: bool,
 }
 
 impl Functions {
     /// The row of [`schema::look_at_functions`].
     pub(crate) fn of(row: &PgRow) -> sqlx::Result<Self> {
-        Ok(Self { missing: row.try_get("missing")?, other: row.try_get("other")? })
+        Ok(Self {
+            missing: row.try_get("missing")?,
+            other: row.try_get("other")?,
+            drops: row.try_get("drops")?,
+            may_create: row.try_get("may_create")?,
+        })
     }
 
-    pub(crate) fn are_ready(&self) -> bool {
+    /// Of a role that may not look for them.
+    pub(crate) fn hidden() -> Self {
+        Self { other: schema::all_functions(), ..Self::default() }
+    }
+
+    pub(crate) const fn are_ready(&self) -> bool {
         self.missing.is_empty() && self.other.is_empty()
     }
 
     /// And nothing is in the way of making them.
-    pub(crate) fn are_missing(&self) -> bool {
+    pub(crate) const fn are_missing(&self) -> bool {
         !self.missing.is_empty() && self.other.is_empty()
     }
 }
@@ -202,7 +216,11 @@ impl Snapshot {
         ask.execute(&mut *connection).await?;
         let server = Server::of(&row(connection, sql::SERVER).await?)?;
         let tables = Tables::of(&row(connection, schema::TABLES).await?)?;
-        let functions = sqlx::raw_sql(schema::look_at_functions()).fetch_one(&mut *connection).await?;
+        let functions = match sqlx::raw_sql(schema::look_at_functions()).fetch_one(&mut *connection).await {
+            Ok(row) => Functions::of(&row)?,
+            Err(sqlx::Error::Database(_)) => Functions::hidden(),
+            Err(error) => return Err(error),
+        };
         let asked = unix_ms();
         let surroundings = Surroundings::of(&row(connection, SURROUNDINGS).await?)?;
         let answered = unix_ms();
@@ -218,7 +236,7 @@ impl Snapshot {
             disks: disks(&surroundings),
             server,
             tables,
-            functions: Functions::of(&functions)?,
+            functions,
             surroundings,
         })
     }

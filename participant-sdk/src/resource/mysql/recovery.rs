@@ -26,7 +26,7 @@ use super::evidence;
 use super::kept::{KEPT_FOR, Kept};
 use super::refusal::{DUPLICATE_KEY, UNKNOWN_XID, words_for_finishing};
 use super::sql::{self, Schema};
-use crate::resource::newest::Newest;
+use crate::resource::newest::{Newest, Turn};
 use crate::resource::{BranchId, Fate, Unresolved};
 
 /// How long a row is kept whose branch's deadline is not known: once for the longest time that the branch may have left, and
@@ -50,13 +50,26 @@ pub(super) struct Keeper<'a> {
 }
 
 impl Keeper<'_> {
-    /// Makes the position durable in the server that this connection is to.
-    async fn keep(self, lease: &mut Lease, position: &LogPosition) -> Result<(), Unresolved> {
-        if let Some(turn) = self.newest.turn(position).await {
-            let keep = self.schema.keep_position(self.name, turn.place());
-            lease.run(keep, OWN_ANSWER_TIMEOUT).await.map_err(unresolved)?;
-            turn.written();
+    /// Makes the position durable, unless the connections that are open know that it is.
+    async fn keep(self, own: &OwnPool, position: &LogPosition) -> Result<(), Unresolved> {
+        match self.newest.turn(position).await {
+            Some(turn) => self.write(&mut lease(own).await?, turn).await,
+            None => Ok(()),
         }
+    }
+
+    /// The same, in the server that this connection is to.
+    async fn keep_behind(self, lease: &mut Lease, position: &LogPosition) -> Result<(), Unresolved> {
+        match self.newest.turn(position).await {
+            Some(turn) => self.write(lease, turn).await,
+            None => Ok(()),
+        }
+    }
+
+    async fn write(self, lease: &mut Lease, turn: Turn<'_>) -> Result<(), Unresolved> {
+        let keep = self.schema.keep_position(self.name, turn.place());
+        lease.run(keep, OWN_ANSWER_TIMEOUT).await.map_err(unresolved)?;
+        turn.written();
         Ok(())
     }
 }
@@ -69,8 +82,7 @@ pub(super) async fn commit(
     branch: &BranchId,
     position: &LogPosition,
 ) -> Result<Fate, Unresolved> {
-    // Not held any longer: the session that has prepared the branch needs none beside it.
-    keeper.keep(&mut lease(own).await?, position).await?;
+    keeper.keep(own, position).await?;
     fail_point!("mysql-before-commit-prepared");
     if finish_where_prepared(kept, branch, sql::commit).await {
         fail_point!("mysql-after-commit-prepared");
@@ -78,7 +90,7 @@ pub(super) async fn commit(
     }
     let mut lease = lease(own).await?;
     // Once more, behind the lease: it may be to a server that took the other one's place meanwhile, and has the branch and not the position.
-    keeper.keep(&mut lease, position).await?;
+    keeper.keep_behind(&mut lease, position).await?;
     let is_done = finish_elsewhere(&mut lease, branch, sql::commit, keeper.schema.kind(branch), true).await?;
     fail_point!("mysql-after-commit-prepared");
     if is_done {

@@ -125,25 +125,29 @@ async fn make_tables(lease: &mut Lease, server: &Server) -> Result<(), ResourceE
     }
 }
 
+/// What is refused here is nothing that a branch needs.
 async fn read_functions(lease: &mut Lease) -> Result<Functions, ResourceError> {
-    let reply = ask(lease, schema::look_at_functions()).await?;
-    Functions::of(the_row(&reply)?).map_err(unreadable)
+    match lease.run(schema::look_at_functions(), OWN_ANSWER_TIMEOUT).await {
+        Ok(reply) => Functions::of(the_row(&reply)?).map_err(unreadable),
+        Err(Failure::Refused(_)) => Ok(Functions::hidden()),
+        Err(lost) => Err(unavailable(lost)),
+    }
 }
 
-/// Makes our functions where they are missing. Whether they are there then: nothing depends on them but what a branch costs, so one that is
-/// in the way, or may not be made, is left to a person.
+/// Makes our functions where they are missing. Whether they can be called then. A branch costs less with them, and that is all: one that is in the
+/// way, or may not be made, is left to a person.
 async fn make_functions(lease: &mut Lease) -> Result<bool, ResourceError> {
     let mut functions = read_functions(lease).await?;
+    let mut why = String::new();
     if functions.are_missing() {
-        if let Err(failure) = lease.run(schema::create_functions(), OWN_ANSWER_TIMEOUT).await {
-            tracing::debug!("the functions in the schema lockstep were not made: {}", unavailable(failure));
-        }
+        let making = lease.run(schema::create_functions(&functions.missing), OWN_ANSWER_TIMEOUT).await;
+        why = making.err().map_or_else(String::new, |failure| format!(" ({})", unavailable(failure)));
         functions = read_functions(lease).await?;
     }
     if !functions.are_ready() {
         tracing::info!(
-            "branches are prepared without the functions of the schema lockstep, which costs the server more; `lockstep doctor` says what \
-             to do"
+            "branches are prepared without the functions of the schema lockstep{why}, which costs the server more; `lockstep doctor` says \
+             what to do"
         );
     }
     Ok(functions.are_ready())

@@ -20,6 +20,7 @@ use tokio::time::Instant;
 use super::connection::{Failure, Lease, OwnPool, Reply};
 use super::recovery;
 use super::refusal::{IN_FAILED_TRANSACTION, Refusal, words};
+use super::schema::Callable;
 use super::sql::{self, Form};
 use crate::resource::{BranchId, Fate, Prepared, ResourceError, Unresolved, lock_wait};
 
@@ -95,7 +96,7 @@ pub(super) async fn prepare(
     branch: &BranchId,
     mut open: OpenBranch,
     position: &LogPosition,
-    form: Form,
+    functions: &Callable,
 ) -> Result<Prepared, Unresolved> {
     fail_point!("postgres-before-prepare");
     if mutated("P23-read-only-is-committed") && !has_written(&mut open).await {
@@ -103,8 +104,10 @@ pub(super) async fn prepare(
         drop(open.lease.run(SqlStr::from_static("COMMIT"), time).await);
         return Ok(Prepared::ReadOnly);
     }
+    let form = functions.form();
     let sql = sql::prepare(branch, position, open.lifetime, form);
     let answer = open.lease.run(sql, open.time_for_an_answer()).await;
+    notice_what_is_gone(functions, form, &answer);
     fail_point!("postgres-after-prepare");
     match answer {
         Ok(reply) if is_prepared(&reply, branch) => {
@@ -183,11 +186,13 @@ pub(super) async fn commit_one_phase(
     branch: &BranchId,
     mut open: OpenBranch,
     position: &LogPosition,
-    form: Form,
+    functions: &Callable,
 ) -> Result<Fate, Unresolved> {
     fail_point!("postgres-before-commit-one-phase");
+    let form = functions.form();
     let sql = sql::commit_one_phase(branch, position, open.lifetime, form);
     let answer = open.lease.run(sql, open.time_for_an_answer()).await;
+    notice_what_is_gone(functions, form, &answer);
     fail_point!("postgres-after-commit-one-phase");
     match answer {
         Ok(reply) if has_evidence(&reply) => {
@@ -229,6 +234,13 @@ async fn not_committed(
         "PostgreSQL refused the commit, and may have committed all the same: {}",
         words(error)
     )))
+}
+
+/// This branch is turned down for it; those behind it need not be.
+fn notice_what_is_gone(functions: &Callable, form: Form, answer: &Result<Reply, Failure>) {
+    if let Err(Failure::Refused(error)) = answer {
+        functions.is_gone(form, error);
+    }
 }
 
 pub(super) async fn discard(open: OpenBranch) {

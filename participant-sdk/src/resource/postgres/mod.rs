@@ -20,7 +20,7 @@
 //!
 //! What an operator sees: a schema `lockstep` with three tables and two functions, prepared transactions whose names begin with
 //! `lockstep:`, up to 8 connections called `lockstep` beside the service's, and in the server's log an ERROR
-//! for each branch that is turned down. The one that names `branch_read_only_and_not_prepared` is none: the
+//! for each branch that is turned down, with what our function was doing as its context. The one that names `branch_read_only_and_not_prepared` is none: the
 //! branch had only read.
 //!
 //! A role must not be named `lockstep`: PostgreSQL's usual `search_path` begins with `"$user"`, so that what such a role creates
@@ -44,7 +44,7 @@ use lockstep_proto::{ClusterId, Epoch, Gtrid, LogPosition, ResourceManagerName, 
 use sqlx::{PgConnection, PgPool};
 
 pub use self::branch::OpenBranch;
-use self::sql::Form;
+use self::schema::Callable;
 use super::newest::Newest;
 use super::{
     Attachment, BranchId, EvidenceRow, Fate, Inspection, Prepared, Resource, ResourceError, Room, Unresolved,
@@ -69,8 +69,7 @@ pub struct Postgres {
     name: OnceLock<ResourceManagerName>,
     /// Whether the server can notice that its client is gone while a statement runs; known after attaching.
     can_watch_client: AtomicBool,
-    /// Whether our functions are there for it; known after attaching.
-    has_functions: AtomicBool,
+    functions: Callable,
     newest: Arc<Newest>,
 }
 
@@ -81,16 +80,12 @@ impl Postgres {
     pub fn new(pool: PgPool) -> Self {
         let newest = Arc::new(Newest::default());
         let own = connection::own_pool((*pool.connect_options()).clone(), Arc::clone(&newest));
-        let [can_watch_client, has_functions] = [false, false].map(AtomicBool::new);
-        Self { pool, own, name: OnceLock::new(), can_watch_client, has_functions, newest }
+        let can_watch_client = AtomicBool::new(false);
+        Self { pool, own, name: OnceLock::new(), can_watch_client, functions: Callable::default(), newest }
     }
 
     fn name(&self) -> Result<&ResourceManagerName, Unresolved> {
         self.name.get().ok_or_else(|| Unresolved("the database was not attached yet".to_owned()))
-    }
-
-    fn form(&self) -> Form {
-        if self.has_functions.load(Ordering::Relaxed) { Form::Functions } else { Form::Statements }
     }
 }
 
@@ -109,7 +104,7 @@ impl Resource for Postgres {
         self.own.set_options((*self.pool.connect_options()).clone());
         let found = attach::attach(&self.own, name).await?;
         self.can_watch_client.store(found.can_watch_client, Ordering::Relaxed);
-        self.has_functions.store(found.has_functions, Ordering::Relaxed);
+        self.functions.found(found.has_functions);
         Ok(Attachment { seen: self.newest.found(found.attachment.seen), ..found.attachment })
     }
 
@@ -144,7 +139,7 @@ impl Resource for Postgres {
         position: &LogPosition,
     ) -> Result<Prepared, Unresolved> {
         self.newest.told(position);
-        branch::prepare(&self.own, branch, open, position, self.form()).await
+        branch::prepare(&self.own, branch, open, position, &self.functions).await
     }
 
     async fn commit_one_phase(
@@ -154,7 +149,7 @@ impl Resource for Postgres {
         position: &LogPosition,
     ) -> Result<Fate, Unresolved> {
         self.newest.told(position);
-        branch::commit_one_phase(&self.own, branch, open, position, self.form()).await
+        branch::commit_one_phase(&self.own, branch, open, position, &self.functions).await
     }
 
     async fn discard(&self, open: OpenBranch) {
@@ -163,7 +158,7 @@ impl Resource for Postgres {
 
     async fn commit(&self, branch: &BranchId, position: &LogPosition) -> Result<Fate, Unresolved> {
         self.newest.told(position);
-        recovery::commit(&self.own, self.name()?, &self.newest, branch, position, self.form()).await
+        recovery::commit(&self.own, self.name()?, &self.newest, branch, position, &self.functions).await
     }
 
     async fn rollback(&self, branch: &BranchId, position: &LogPosition) -> Result<Fate, Unresolved> {

@@ -17,6 +17,7 @@ use sqlx::{Row as _, SqlSafeStr as _, SqlStr};
 use super::connection::{Failure, Lease, OWN_ANSWER_TIMEOUT, OwnPool, Reply};
 use super::evidence;
 use super::refusal::{UNDEFINED_OBJECT, words_for_finishing};
+use super::schema::Callable;
 use super::sql::{self, Form};
 use crate::resource::newest::Newest;
 use crate::resource::{BranchId, Fate, Room, Unresolved};
@@ -32,15 +33,12 @@ pub(super) async fn commit(
     newest: &Newest,
     branch: &BranchId,
     position: &LogPosition,
-    form: Form,
+    functions: &Callable,
 ) -> Result<Fate, Unresolved> {
     let mut lease = lease(own).await?;
     // Behind the lease: a connection that is opened later may be to a server that has lost what is not durable yet.
     if let Some(turn) = newest.turn(position).await {
-        lease
-            .run(sql::keep_position(name, turn.place(), form), OWN_ANSWER_TIMEOUT)
-            .await
-            .map_err(unresolved)?;
+        keep_position(&mut lease, name, turn.place(), functions).await?;
         turn.written();
     }
     fail_point!("postgres-before-commit-prepared");
@@ -50,6 +48,23 @@ pub(super) async fn commit(
         return Ok(Fate::Committed);
     }
     fence(lease, branch, position).await
+}
+
+async fn keep_position(
+    lease: &mut Lease,
+    name: &ResourceManagerName,
+    place: &LogPosition,
+    functions: &Callable,
+) -> Result<(), Unresolved> {
+    let form = functions.form();
+    let mut answer = lease.run(sql::keep_position(name, place, form), OWN_ANSWER_TIMEOUT).await;
+    if let Err(Failure::Refused(error)) = &answer
+        && functions.is_gone(form, error)
+    {
+        let statement = sql::keep_position(name, place, Form::Statements);
+        answer = lease.run(statement, OWN_ANSWER_TIMEOUT).await;
+    }
+    answer.map(drop).map_err(unresolved)
 }
 
 /// ROLLBACK PREPARED; else as [`fence`] finds.

@@ -36,6 +36,8 @@ impl Refusal {
 pub(super) const IN_FAILED_TRANSACTION: &str = "25P02";
 /// The SQLSTATE of a prepared transaction that is not there.
 pub(super) const UNDEFINED_OBJECT: &str = "42704";
+/// The SQLSTATE of a function that is not there.
+pub(super) const UNDEFINED_FUNCTION: &str = "42883";
 /// The SQLSTATE of something that the role may not do.
 pub(super) const INSUFFICIENT_PRIVILEGE: &str = "42501";
 
@@ -113,6 +115,9 @@ fn advice(code: &str, message: &str) -> &'static str {
         }
         INSUFFICIENT_PRIVILEGE => ": the role of the service needs the privileges that attaching checks",
         "42P01" | "3F000" => ": the tables in the schema lockstep are gone; attach again to have them made",
+        UNDEFINED_FUNCTION if message.contains("lockstep.") => {
+            ": the functions in the schema lockstep are gone; the next branch does without them, and the next attach makes them"
+        }
         "55P03" | "57014" => ": it took longer than the deadline of the transaction allows",
         _ if code.starts_with("23") => ": a constraint that is checked at the end does not hold",
         _ => "",

@@ -1,14 +1,18 @@
 //! Our schema in a PostgreSQL database: how its tables and functions are made, granted, and looked at.
 //!
-//! The tables hold what must not be lost. The functions do nothing that a statement could not do: PostgreSQL plans a statement that
-//! comes as a text each time anew, and one in a function of PL/pgSQL once for a session. What a branch sends every time costs the server half as much that
-//! way (docs/performance.md). So a database without the functions is as safe, and its branches cost more.
+//! The tables hold what must not be lost. The functions do nothing that a statement could not do: PostgreSQL parses and plans a statement that
+//! comes as a text each time, and one in a function of PL/pgSQL seldom. What every branch sends costs the server less that
+//! way (docs/performance.md, `bench statements`). So a database without the functions is as safe, and its branches cost more.
 //!
 //! Another body gets another name, so that SDKs of several versions can share a database. A function whose body is not ours is not called.
 
-use sqlx::SqlStr;
+use std::sync::atomic::{AtomicBool, Ordering};
 
-use super::sql::{self, RAISED, Subject};
+use sqlx::SqlStr;
+use sqlx::postgres::PgDatabaseError;
+
+use super::refusal::{INSUFFICIENT_PRIVILEGE, UNDEFINED_FUNCTION};
+use super::sql::{self, Form, RAISED, Subject};
 
 /// Makes our tables: statements of one transaction, of which one runs at a time, which the first of them is for. Instances of
 /// one service start together, and `IF NOT EXISTS` alone fails when two of them create the same thing at once.
@@ -88,20 +92,18 @@ pub(crate) const TABLES: &str = "SELECT CASE \
      WHERE c.relnamespace = to_regnamespace('lockstep') AND c.relname IN ('evidence', 'identity', 'positions') \
      AND row_security_active(c.oid)), '') AS filtered";
 
-/// The same for our functions.
-pub(crate) const GRANT_FUNCTIONS: &str =
-    "GRANT EXECUTE ON FUNCTION lockstep.write_evidence, lockstep.keep_position TO {role}";
-
-/// A function of ours. What is put into its body is qualified down to operators: the handler of a branch may have changed `search_path`.
+/// A function of ours.
 struct Function {
     name: &'static str,
     parameters: &'static str,
+    /// With single blanks.
     body: String,
 }
 
-/// Writes the evidence of a branch ([`sql::prepare`], [`sql::commit_one_phase`]).
+/// Writes the evidence of a branch ([`sql::prepare`], [`sql::commit_one_phase`]). Qualified down to operators: the branch's handler may have changed
+/// `search_path`.
 pub(super) const WRITE_EVIDENCE: &str = "lockstep.write_evidence";
-/// Keeps a position ([`sql::keep_position`]).
+/// Keeps a position ([`sql::keep_position`]), on a connection of the resource's own.
 pub(super) const KEEP_POSITION: &str = "lockstep.keep_position";
 
 // The names of the parameters are not those of columns, which PL/pgSQL would take for each other.
@@ -116,9 +118,11 @@ fn functions() -> [Function; 2] {
         Function {
             name: KEEP_POSITION,
             parameters: "of_resource_manager text, at_epoch bigint, at_incarnation uuid, at_sequence bigint",
-            // The row of an epoch is there but for the first time, and changing it is half the work of asking whether it is there.
+            // An assignment is evaluated without a statement's plan. The row of an epoch is there but for the first time, and
+            // changing it is half the work of asking whether it is there.
             body: format!(
-                "BEGIN PERFORM pg_catalog.set_config('synchronous_commit', 'off', true); \
+                "DECLARE does_not_wait text; BEGIN \
+                 does_not_wait := pg_catalog.set_config('synchronous_commit', 'off', true); \
                  UPDATE lockstep.positions AS p SET incarnation = at_incarnation, sequence = at_sequence \
                  WHERE p.resource_manager OPERATOR(pg_catalog.=) of_resource_manager \
                  AND p.epoch OPERATOR(pg_catalog.=) at_epoch AND p.sequence OPERATOR(pg_catalog.<) at_sequence; \
@@ -129,22 +133,28 @@ fn functions() -> [Function; 2] {
     ]
 }
 
-/// Which of our functions are not there, and which have another form than ours or may not be called by the role: names, or nothing.
-/// There must be no second one of a name: which of them a call means would depend on both.
+/// Which of our functions are not there, which are in another form than ours or may not be called by the role (names, or nothing), what would clear
+/// those out of the way, and whether the role may make any. There must be no second one of a name: which of them a call means would
+/// depend on both. Blanks don't count: somebody may have pasted what the doctor has printed.
 pub(crate) fn look_at_functions() -> SqlStr {
     let ours = functions().map(|Function { name, parameters, body }| {
         let name = name.trim_start_matches("lockstep.");
         format!("('{name}', '{parameters}', $lockstep${body}$lockstep$)")
     });
     sql::text(format!(
-        "SELECT coalesce(string_agg('lockstep.' || name, ', ') FILTER (WHERE found = 0), '') AS missing, \
-         coalesce(string_agg('lockstep.' || name, ', ') FILTER (WHERE found > 0 AND (found > 1 OR ours = 0)), '') AS other \
-         FROM (SELECT f.name, count(p.oid) AS found, count(*) FILTER (WHERE p.prosrc = f.body \
-         AND pg_get_function_arguments(p.oid) = f.parameters AND l.lanname = 'plpgsql' AND NOT p.prosecdef \
+        "SELECT coalesce(string_agg('lockstep.' || name, ', ' ORDER BY name) FILTER (WHERE found = 0), '') AS missing, \
+         coalesce(string_agg('lockstep.' || name, ', ' ORDER BY name) FILTER (WHERE is_other), '') AS other, \
+         coalesce(string_agg(drops, '; ' ORDER BY name) FILTER (WHERE is_other), '') AS drops, \
+         coalesce(has_schema_privilege(to_regnamespace('lockstep'), 'CREATE'), false) AS may_create \
+         FROM (SELECT *, found > 0 AND (found > 1 OR ours = 0) AS is_other FROM (SELECT f.name, count(p.oid) AS found, \
+         string_agg('DROP ROUTINE ' || p.oid::regprocedure, '; ' ORDER BY p.oid) AS drops, \
+         count(*) FILTER (WHERE btrim(regexp_replace(p.prosrc, '[[:space:]]+', ' ', 'g')) = f.body \
+         AND pg_get_function_arguments(p.oid) = f.parameters AND l.lanname = 'plpgsql' AND p.prokind = 'f' \
+         AND p.provolatile = 'v' AND p.prorettype = 'void'::regtype AND NOT p.proretset AND NOT p.prosecdef \
          AND p.proconfig IS NULL AND has_function_privilege(p.oid, 'EXECUTE')) AS ours \
          FROM (VALUES {ours}) AS f (name, parameters, body) \
          LEFT JOIN pg_proc AS p ON p.pronamespace = to_regnamespace('lockstep') AND p.proname = f.name \
-         LEFT JOIN pg_language AS l ON l.oid = p.prolang GROUP BY f.name) AS seen",
+         LEFT JOIN pg_language AS l ON l.oid = p.prolang GROUP BY f.name) AS counted) AS seen",
         ours = ours.join(", ")
     ))
 }
@@ -154,18 +164,76 @@ pub(super) fn create_tables() -> SqlStr {
     sql::text(CREATE_TABLES.join("; "))
 }
 
-/// Makes our functions where they are not.
-pub(super) fn create_functions() -> SqlStr {
-    sql::text(functions_to_create().join("; "))
+/// Makes those of our functions that are named.
+pub(super) fn create_functions(names: &str) -> SqlStr {
+    sql::text(functions_to_create(names).join("; "))
 }
 
-/// Makes our functions, in the way of [`CREATE_TABLES`].
-pub(crate) fn functions_to_create() -> Vec<String> {
-    let create = |function: Function| {
-        let Function { name, parameters, body } = function;
+/// Makes those of our functions that are named, in the way of [`CREATE_TABLES`]. (`OR REPLACE`: another instance may just have made them.)
+pub(crate) fn functions_to_create(names: &str) -> Vec<String> {
+    let create = |Function { name, parameters, body }| {
         format!(
             "CREATE OR REPLACE FUNCTION {name}({parameters}) RETURNS void LANGUAGE plpgsql AS $lockstep${body}$lockstep$"
         )
     };
-    std::iter::once(ONE_AT_A_TIME.to_owned()).chain(functions().map(create)).collect()
+    std::iter::once(ONE_AT_A_TIME.to_owned()).chain(named(names).map(create)).collect()
+}
+
+/// What the role needs in those that are named, as [`GRANTS`].
+pub(crate) fn function_grants(names: &str) -> Vec<String> {
+    let grant = |Function { name, parameters, .. }| {
+        format!("GRANT EXECUTE ON FUNCTION {name}({parameters}) TO {{role}}")
+    };
+    named(names).map(grant).collect()
+}
+
+/// The names of all of them.
+pub(crate) fn all_functions() -> String {
+    functions().map(|function| function.name).join(", ")
+}
+
+fn named(names: &str) -> impl Iterator<Item = Function> {
+    functions().into_iter().filter(move |function| names.split(", ").any(|name| name == function.name))
+}
+
+/// Whether our functions are called: as attaching has found, until one turns out to be gone.
+#[derive(Debug, Default)]
+pub(super) struct Callable(AtomicBool);
+
+impl Callable {
+    pub(super) fn found(&self, are_callable: bool) {
+        self.0.store(are_callable, Ordering::Relaxed);
+    }
+
+    pub(super) fn form(&self) -> Form {
+        if self.0.load(Ordering::Relaxed) { Form::Functions } else { Form::Statements }
+    }
+
+    /// Something was refused that was sent in this form. Whether that may be because a function was dropped, or closed to the role, since it was
+    /// found: from now on they are done without, until the next attach.
+    pub(super) fn is_gone(&self, form: Form, error: &PgDatabaseError) -> bool {
+        let is_gone =
+            form == Form::Functions && matches!(error.code(), UNDEFINED_FUNCTION | INSUFFICIENT_PRIVILEGE);
+        if is_gone {
+            self.found(false);
+            tracing::warn!(
+                "the functions of the schema lockstep are done without from now on: {}",
+                error.message()
+            );
+        }
+        is_gone
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A database may have them from another version of the SDK: what is under a name stays as it is. A changed body needs another
+    /// name.
+    #[test]
+    fn what_is_under_a_name_stays_as_it_is() {
+        let kept = include_str!("functions.sql");
+        assert_eq!(functions_to_create(&all_functions())[1..].join(";\n") + ";\n", kept);
+    }
 }

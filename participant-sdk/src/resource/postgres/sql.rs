@@ -39,7 +39,7 @@ pub(super) const EVIDENCE_KEY: &str = "evidence_pkey";
 /// How what every branch sends is put.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Form {
-    /// As calls of our functions, which are planned once for a session.
+    /// As calls of our functions, which PostgreSQL keeps the plans of.
     Functions,
     /// Where there are none: as statements that do the same.
     Statements,
@@ -56,6 +56,7 @@ pub(crate) fn set_up_own_connection(lock_wait: Duration, statement: Duration) ->
         "SET ROLE NONE; \
          SET application_name = 'lockstep'; \
          SET search_path = pg_catalog; \
+         SET quote_all_identifiers = off; \
          SET default_transaction_isolation = 'read committed'; \
          SET default_transaction_read_only = off; \
          SET lock_timeout = {lock}; \

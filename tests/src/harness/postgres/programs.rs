@@ -34,7 +34,12 @@ impl Programs {
 
     /// A program of the server, to be run as the server's user.
     pub(super) fn command(&self, program: &str) -> Command {
-        let mut command = Command::new(self.path(program));
+        self.command_at(&self.path(program))
+    }
+
+    /// A program that may be anybody's, to be run as the server's user.
+    pub(super) fn command_at(&self, program: &Path) -> Command {
+        let mut command = Command::new(program);
         debian::run_as(&mut command, self.user);
         // Started from a directory that the user can be in, with messages that can be searched.
         command.current_dir("/").env("LC_ALL", "C").env_remove("PGDATA");

@@ -30,7 +30,7 @@ fn well() -> Snapshot {
             unlogged: String::new(),
             filtered: String::new(),
         },
-        functions: Functions { missing: String::new(), other: String::new() },
+        functions: Functions::default(),
         surroundings: surroundings("app", "\"$user\", public"),
         identities: vec![identity("orders-db", 1, "7c1f09ae")],
         prepared: vec![],
@@ -205,16 +205,19 @@ fn our_functions() {
             "functions",
             |s| {
                 s.functions.missing = "lockstep.keep_position".into();
-                s.surroundings.may_create = true;
+                s.functions.may_create = true;
             },
             Severity::Note,
             "the next attach makes it",
         ),
         (
             "functions",
-            |s| s.functions.other = "lockstep.keep_position".into(),
+            |s| {
+                s.functions.other = "lockstep.keep_position".into();
+                s.functions.drops = "DROP ROUTINE lockstep.keep_position(integer)".into();
+            },
             Severity::Warning,
-            "GRANT EXECUTE ON FUNCTION lockstep.write_evidence, lockstep.keep_position TO app;",
+            "DROP ROUTINE lockstep.keep_position(integer);",
         ),
     ]);
 }
