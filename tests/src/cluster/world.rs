@@ -177,7 +177,7 @@ impl World {
         for plan in plans {
             command.args(["--plan", plan]);
         }
-        Process::start("client", command, &self.directory.join(format!("client-{number}.log")))
+        Process::start("client", command, &self.log_of_client(number))
     }
 
     /// Where each bank is called.
@@ -473,7 +473,12 @@ impl World {
     pub fn logs(&self) -> String {
         let coordinators = self.coordinators.iter().map(|coordinator| end_of_log(&coordinator.log()));
         let banks = self.banks.iter().map(|bank| end_of_log(bank.log()));
-        coordinators.chain(banks).collect::<Vec<_>>().join("\n")
+        let clients = (0..self.clients.len()).map(|number| end_of_log(&self.log_of_client(number)));
+        coordinators.chain(banks).chain(clients).collect::<Vec<_>>().join("\n")
+    }
+
+    fn log_of_client(&self, number: usize) -> PathBuf {
+        self.directory.join(format!("client-{number}.log"))
     }
 }
 
