@@ -20,6 +20,11 @@ pub(crate) fn random_bits() -> u64 {
     rand::random()
 }
 
+/// Any number below this one, which is at least 1.
+pub(crate) fn random_below(many: usize) -> usize {
+    rand::random_range(0..many)
+}
+
 /// 16 of them as bytes.
 pub(crate) fn random_bytes() -> [u8; 16] {
     rand::random()

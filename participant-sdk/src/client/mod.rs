@@ -8,7 +8,6 @@ mod nodes;
 mod transaction;
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
@@ -81,8 +80,6 @@ pub struct Client {
 #[derive(Debug)]
 struct Shared {
     coordinators: Arc<Coordinators>,
-    /// Counts up, so that begins are spread.
-    next: AtomicUsize,
     patience: Duration,
     /// Known since the first begin. An inquiry sends it along, so that another cluster's coordinator refuses it.
     cluster: OnceLock<ClusterId>,
@@ -163,7 +160,8 @@ impl Client {
         })
     }
 
-    /// All coordinators, in the order in which they are asked: this one first, or the one whose turn it is.
+    /// All coordinators, in the order in which they are asked: this one first, or any. Not one after the other: of an application that begins and
+    /// asks for the outcome by turns, one of two would get all begins, and the other all questions.
     fn round(&self, first: Option<&Arc<Coordinator>>) -> Vec<Arc<Coordinator>> {
         let all = self.shared.coordinators.now();
         let mut round = all.to_vec();
@@ -176,7 +174,7 @@ impl Client {
                     None => round.insert(0, Arc::clone(first)),
                 }
             }
-            None => round.rotate_left(self.shared.next.fetch_add(1, Ordering::Relaxed) % all.len()),
+            None => round.rotate_left(clock::random_below(all.len())),
         }
         round
     }
@@ -284,9 +282,7 @@ impl ClientBuilder {
     pub fn connect(self) -> Result<Client, ConnectError> {
         let coordinators = Arc::new(Coordinators::new(self.addresses)?);
         tokio::spawn(nodes::follow(Arc::downgrade(&coordinators)));
-        // Clients that start together do not all begin at the first.
-        let next = AtomicUsize::new(usize::from(clock::random_bytes()[0]));
-        let shared = Shared { coordinators, next, patience: self.patience, cluster: OnceLock::new() };
+        let shared = Shared { coordinators, patience: self.patience, cluster: OnceLock::new() };
         Ok(Client { shared: Arc::new(shared) })
     }
 }
@@ -405,5 +401,22 @@ fn begin_error(status: &Status) -> BeginError {
         BeginError::Invalid(detail)
     } else {
         BeginError::Refused(detail)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn begins_are_spread_whatever_else_is_asked_in_between() {
+        let client = Client::builder_of(["http://127.0.0.1:1", "http://127.0.0.1:2"]).connect().unwrap();
+        let first = Arc::clone(&client.shared.coordinators.now()[0]);
+        let mut begun_at_the_first = 0;
+        for _ in 0..200 {
+            begun_at_the_first += usize::from(Arc::ptr_eq(&client.round(None)[0], &first));
+            let _question = client.round(None);
+        }
+        assert!((50..150).contains(&begun_at_the_first), "{begun_at_the_first} of 200");
     }
 }
