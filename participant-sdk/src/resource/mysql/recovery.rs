@@ -84,19 +84,19 @@ pub(super) async fn commit(
 ) -> Result<Fate, Unresolved> {
     keeper.keep(own, position).await?;
     fail_point!("mysql-before-commit-prepared");
-    if finish_where_prepared(kept, branch, sql::commit).await {
-        fail_point!("mysql-after-commit-prepared");
-        return Ok(Fate::Committed);
-    }
-    let mut lease = lease(own).await?;
-    // Once more, behind the lease: it may be to a server that took the other one's place meanwhile, and has the branch and not the position.
-    keeper.keep_behind(&mut lease, position).await?;
-    let is_done = finish_elsewhere(&mut lease, branch, sql::commit, keeper.schema.kind(branch), true).await?;
+    let mut elsewhere = None;
+    let is_done = finish_where_prepared(kept, branch, sql::commit).await || {
+        let lease = elsewhere.insert(lease(own).await?);
+        // Once more, behind the lease: it may be to a server that took the other one's place meanwhile, and has the branch and not the
+        // position.
+        keeper.keep_behind(lease, position).await?;
+        finish_elsewhere(lease, branch, sql::commit, keeper.schema.kind(branch), true).await?
+    };
     fail_point!("mysql-after-commit-prepared");
-    if is_done {
-        return Ok(Fate::Committed);
+    match elsewhere.filter(|_| !is_done) {
+        Some(lease) => fence(lease, keeper.schema, branch, position).await,
+        None => Ok(Fate::Committed),
     }
-    fence(lease, keeper.schema, branch, position).await
 }
 
 /// XA ROLLBACK; else as [`fence`] finds.
@@ -108,18 +108,17 @@ pub(super) async fn rollback(
     position: &LogPosition,
 ) -> Result<Fate, Unresolved> {
     fail_point!("mysql-before-rollback-prepared");
-    if finish_where_prepared(kept, branch, sql::rollback).await {
-        fail_point!("mysql-after-rollback-prepared");
-        return Ok(Fate::RolledBack);
-    }
-    let mut lease = lease(own).await?;
-    let evidence = schema.kind_even_if_uncommitted(branch);
-    let is_done = finish_elsewhere(&mut lease, branch, sql::rollback, evidence, false).await?;
+    let mut elsewhere = None;
+    let is_done = finish_where_prepared(kept, branch, sql::rollback).await || {
+        let lease = elsewhere.insert(lease(own).await?);
+        let evidence = schema.kind_even_if_uncommitted(branch);
+        finish_elsewhere(lease, branch, sql::rollback, evidence, false).await?
+    };
     fail_point!("mysql-after-rollback-prepared");
-    if is_done {
-        return Ok(Fate::RolledBack);
+    match elsewhere.filter(|_| !is_done) {
+        Some(lease) => fence(lease, schema, branch, position).await,
+        None => Ok(Fate::RolledBack),
     }
-    fence(lease, schema, branch, position).await
 }
 
 /// Whether the branch was finished in the session that prepared it. `false`: that is not kept any more, or did not do it.

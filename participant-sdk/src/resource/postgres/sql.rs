@@ -404,7 +404,7 @@ fn evidence(
     let subject = Subject::of_branch(branch, position, lifetime, in_one_phase);
     let written = match form {
         // The function has no such switch.
-        Form::Functions if !mutated(WHOEVER_BEGAN_IT) => {
+        Form::Functions if !is_anybodys() => {
             format!("SELECT {WRITE_EVIDENCE}({})", subject.arguments())
         }
         Form::Functions | Form::Statements => insert_evidence(&subject),
@@ -412,7 +412,10 @@ fn evidence(
     format!("SET CONSTRAINTS ALL IMMEDIATE; SET LOCAL ROLE NONE; {written}")
 }
 
-const WHOEVER_BEGAN_IT: &str = "P16-prepares-what-the-service-began";
+/// Whether the transaction may be anybody's.
+fn is_anybodys() -> bool {
+    mutated("P16-prepares-what-the-service-began")
+}
 
 /// What evidence is written of, each as an SQL expression of the type that the comment says.
 pub(super) struct Subject {
@@ -452,11 +455,7 @@ impl Subject {
             sequence: position.sequence.to_string(),
             lifetime: format!("interval '{} milliseconds'", millis(lifetime)),
             in_one_phase: in_one_phase.to_string(),
-            is_ours: if mutated(WHOEVER_BEGAN_IT) {
-                "true".to_owned()
-            } else {
-                is_ours(&format!("'{branch}'"))
-            },
+            is_ours: if is_anybodys() { "true".to_owned() } else { is_ours(&format!("'{branch}'")) },
         }
     }
 
