@@ -106,8 +106,7 @@ fn one_address_is_enough_to_find_every_node() {
     let roles = Roles::played_by(env!("CARGO_BIN_EXE_prove"));
     let setup = Setup { named: Some(1), ..setup(2, LEASE) };
     let mut world = World::start(&roles, directory.path(), setup).unwrap();
-    // Each node comes late, and each commit on a machine that does everything else too.
-    let patience = Duration::from_secs(120);
+    let patience = Duration::from_secs(60);
     let expect_commits_at = |world: &World, node| {
         let epoch = world.epoch_of(node).unwrap();
         let before = world.commits_of(epoch).unwrap();
