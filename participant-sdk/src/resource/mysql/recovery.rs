@@ -52,18 +52,14 @@ pub(super) struct Keeper<'a> {
 impl Keeper<'_> {
     /// Makes the position durable, unless the connections that are open know that it is.
     async fn keep(self, own: &OwnPool, position: &LogPosition) -> Result<(), Unresolved> {
-        match self.newest.turn(position).await {
-            Some(turn) => self.write(&mut lease(own).await?, turn).await,
-            None => Ok(()),
-        }
+        let Some(turn) = self.newest.turn(position).await else { return Ok(()) };
+        self.write(&mut lease(own).await?, turn).await
     }
 
     /// The same, in the server that this connection is to.
     async fn keep_behind(self, lease: &mut Lease, position: &LogPosition) -> Result<(), Unresolved> {
-        match self.newest.turn(position).await {
-            Some(turn) => self.write(lease, turn).await,
-            None => Ok(()),
-        }
+        let Some(turn) = self.newest.turn(position).await else { return Ok(()) };
+        self.write(lease, turn).await
     }
 
     async fn write(self, lease: &mut Lease, turn: Turn<'_>) -> Result<(), Unresolved> {

@@ -236,10 +236,10 @@ async fn not_committed(
     )))
 }
 
-/// This branch is turned down for it; those behind it need not be.
+/// What is refused because a function is gone stays refused: its transaction has failed with it. Those behind it need not be.
 fn notice_what_is_gone(functions: &Callable, form: Form, answer: &Result<Reply, Failure>) {
     if let Err(Failure::Refused(error)) = answer {
-        functions.is_gone(form, error);
+        let _this_one_is_turned_down = functions.give_up_if_gone(form, error);
     }
 }
 

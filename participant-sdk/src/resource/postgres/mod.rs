@@ -5,8 +5,8 @@
 //! - `recovery`: how a prepared branch is finished, and what is found out about one that is not there.
 //! - `evidence`: the table that proves it, and pruning. `inspect`: what a person is shown.
 //! - `attach`: our tables, and the identity. What a server has to be, [`crate::doctor`] judges.
-//! - `schema`: our tables and functions, as they are made. `sql`: every statement. `refusal`: every refusal in words. `connection`: who holds a connection, and when
-//!   it is closed.
+//! - `schema`: our tables and functions, as they are made. `sql`: every statement. `refusal`: every refusal in words.
+//!   `connection`: who holds a connection, and when it is closed.
 //!
 //! It must never take PostgreSQL's word for more than it said: that a prepared transaction does not exist says
 //! nothing about what became of it, and an error on a connection says nothing about what the server did.
@@ -14,14 +14,14 @@
 //! What is left to the service: its pool, its SQL, its isolation level. On a branch's connection it may do
 //! whatever can be prepared (no temporary tables, LISTEN or NOTIFY together with writes), and neither COMMIT
 //! nor ROLLBACK; sqlx's own `begin()` makes a savepoint there. A COMMIT all the same can't be undone: it is found when the
-//! branch is prepared, and ends as a *hazard*, a heuristic outcome (one that the handler does not finish is not looked at). A NOTIFY in a branch that writes nothing is
-//! never published. The connection returns to the service's pool, as after any other use of it: what a plain
+//! branch is prepared, and ends as a *hazard*, a heuristic outcome (one that the handler does not finish is not looked at).
+//! A NOTIFY in a branch that writes nothing is never published. The connection returns to the service's pool, as after any other use of it: what a plain
 //! `SET` or a session's advisory lock left behind is still there.
 //!
 //! What an operator sees: a schema `lockstep` with three tables and two functions, prepared transactions whose names begin with
 //! `lockstep:`, up to 8 connections called `lockstep` beside the service's, and in the server's log an ERROR
-//! for each branch that is turned down, with what our function was doing as its context. The one that names `branch_read_only_and_not_prepared` is none: the
-//! branch had only read.
+//! for each branch that is turned down, with what our function was doing as its context. The one that names
+//! `branch_read_only_and_not_prepared` is none: the branch had only read.
 //!
 //! A role must not be named `lockstep`: PostgreSQL's usual `search_path` begins with `"$user"`, so that what such a role creates
 //! goes into our schema.

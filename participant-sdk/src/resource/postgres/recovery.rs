@@ -59,7 +59,7 @@ async fn keep_position(
     let form = functions.form();
     let mut answer = lease.run(sql::keep_position(name, place, form), OWN_ANSWER_TIMEOUT).await;
     if let Err(Failure::Refused(error)) = &answer
-        && functions.is_gone(form, error)
+        && functions.give_up_if_gone(form, error)
     {
         let statement = sql::keep_position(name, place, Form::Statements);
         answer = lease.run(statement, OWN_ANSWER_TIMEOUT).await;

@@ -209,9 +209,9 @@ impl Callable {
         if self.0.load(Ordering::Relaxed) { Form::Functions } else { Form::Statements }
     }
 
-    /// Something was refused that was sent in this form. Whether that may be because a function was dropped, or closed to the role, since it was
-    /// found: from now on they are done without, until the next attach.
-    pub(super) fn is_gone(&self, form: Form, error: &PgDatabaseError) -> bool {
+    /// Something was refused that was sent in this form. If that may be because a function was dropped, or closed to the role, since it was
+    /// found, they are done without from now on, until the next attach. Whether that is so: what was refused can be sent as statements.
+    pub(super) fn give_up_if_gone(&self, form: Form, error: &PgDatabaseError) -> bool {
         let is_gone =
             form == Form::Functions && matches!(error.code(), UNDEFINED_FUNCTION | INSUFFICIENT_PRIVILEGE);
         if is_gone {
