@@ -181,7 +181,7 @@ impl<R: Resource> Driver<R> {
         self.joins.close();
         std::mem::replace(&mut self.link, Link::Closed).hear_out().await;
         let last = tokio::time::Instant::from(clock::now() + LAST_OPERATIONS);
-        while self.operations.running() > 0 {
+        while self.operations.under_way() > 0 {
             match tokio::time::timeout_at(last, self.reports.recv()).await {
                 Ok(Some(report)) => self.report(report),
                 Ok(None) | Err(_) => break,

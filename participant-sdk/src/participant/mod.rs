@@ -5,6 +5,7 @@
 //! - `nodes`: the coordinators it is attached to; `driver`: the task behind each of them. [`crate::session`] and [`crate::branch`] have the rules.
 
 mod driver;
+mod lanes;
 mod link;
 mod nodes;
 mod operations;

@@ -8,49 +8,31 @@ use std::sync::Arc;
 use futures::FutureExt as _;
 use lockstep_proto::{ClusterId, Epoch, Gtrid, LogPosition, ResourceManagerName, TraceParent, Xid};
 use opentelemetry::trace::SpanKind;
-use tokio::sync::{Semaphore, SemaphorePermit, mpsc};
+use tokio::sync::mpsc;
 
 use super::driver::Report;
+use super::lanes::{Lanes, Slot};
 use crate::branch::Operation;
 use crate::resource::{Attachment, BranchId, Fate, Prepared, Resource, ResourceError, Unresolved};
 use crate::session::{Done, Listing};
 use crate::traces::Span;
 
-/// Operations that may need a connection beside those of open branches, at a time. More would not make a database faster,
-/// and after a restart of the coordinator thousands may be asked for at once.
-const MAX_CONCURRENT: usize = 32;
-/// How many of these may be for branches that were found prepared: after a restart they are thousands, all answered at once, and a new
-/// transaction's commit must not stand behind them.
-///
-/// Fewer than the eight connections that a database has for all of these.
-const MAX_FOUND: usize = 6;
-
-/// The right to use a connection beside those of open branches.
+/// An operation for a branch that has not begun.
 #[derive(Debug)]
-struct Slots {
-    all: Semaphore,
-    found: Semaphore,
+struct Job {
+    branch: BranchId,
+    operation: Operation,
+    span: Option<Span>,
 }
 
-impl Default for Slots {
-    fn default() -> Self {
-        Self { all: Semaphore::new(MAX_CONCURRENT), found: Semaphore::new(MAX_FOUND) }
+/// Whether it takes a connection beside the branch's own.
+fn needs_slot(operation: &Operation) -> bool {
+    match operation {
+        Operation::Begin(_) | Operation::Discard | Operation::Prepare(_) | Operation::CommitOnePhase(_) => {
+            false
+        }
+        Operation::Find | Operation::Commit(_) | Operation::Rollback(_) | Operation::Prove(_) => true,
     }
-}
-
-impl Slots {
-    /// Waits for one. Dropping it gives it back.
-    async fn one(&self, was_found: bool) -> Slot<'_> {
-        const OPEN: &str = "the semaphore is never closed";
-        let found = if was_found { Some(self.found.acquire().await.expect(OPEN)) } else { None };
-        Slot { _found: found, _one: self.all.acquire().await.expect(OPEN) }
-    }
-}
-
-/// One of them.
-struct Slot<'a> {
-    _found: Option<SemaphorePermit<'a>>,
-    _one: SemaphorePermit<'a>,
 }
 
 /// The store, and the way back to the driver.
@@ -58,7 +40,7 @@ struct Slot<'a> {
 pub(super) struct Operations<R: Resource> {
     name: ResourceManagerName,
     resource: Arc<R>,
-    slots: Arc<Slots>,
+    lanes: Lanes<Job>,
     /// The branches that were found prepared when the store was listed the last time.
     found: HashSet<Xid>,
     reports: mpsc::UnboundedSender<Report<R>>,
@@ -71,16 +53,18 @@ impl<R: Resource> Operations<R> {
         resource: Arc<R>,
         reports: mpsc::UnboundedSender<Report<R>>,
     ) -> Self {
-        Self { name, resource, slots: Arc::default(), found: HashSet::new(), reports, running: 0 }
+        Self { name, resource, lanes: Lanes::new(), found: HashSet::new(), reports, running: 0 }
     }
 
-    /// Operations that were started and have not been taken note of by [`Operations::ended`].
-    pub(super) const fn running(&self) -> usize {
-        self.running
+    /// Operations that were asked for and have not been taken note of by [`Operations::ended`].
+    pub(super) fn under_way(&self) -> usize {
+        self.running + self.lanes.waiting()
     }
 
+    /// One has ended: another one may begin.
     pub(super) fn ended(&mut self) {
         self.running -= 1;
+        self.begin_what_may();
     }
 
     /// Attaches to the store, and asks how much room it has: no branch is joined before that is known.
@@ -177,8 +161,8 @@ impl<R: Resource> Operations<R> {
         );
     }
 
-    /// Does one operation for a branch. `open`: its connection, for the operations that use it up; `trace`: the span that it is
-    /// part of.
+    /// Does one operation for a branch, as soon as there is a slot for it if it needs one. `open`: its connection, for the operations that
+    /// use it up; `trace`: the span that it is part of.
     pub(super) fn run(
         &mut self,
         branch: BranchId,
@@ -186,22 +170,39 @@ impl<R: Resource> Operations<R> {
         open: Option<R::Open>,
         trace: Option<TraceParent>,
     ) {
-        let (resource, name, slots) =
-            (Arc::clone(&self.resource), self.name.clone(), Arc::clone(&self.slots));
-        let xid = branch.xid.clone();
-        let was_found = self.found.contains(&xid);
-        let after_panic = after_panic(&operation);
+        let span = span(&operation, &branch.xid, trace);
+        let needs_slot = needs_slot(&operation);
+        let job = Job { branch, operation, span };
+        if needs_slot {
+            let was_found = self.found.contains(&job.branch.xid);
+            self.lanes.wait(job, was_found);
+            self.begin_what_may();
+        } else {
+            self.begin(job, open, None);
+        }
+    }
+
+    fn begin_what_may(&mut self) {
+        while let Some((job, slot)) = self.lanes.next() {
+            self.begin(job, None, Some(slot));
+        }
+    }
+
+    fn begin(&mut self, job: Job, open: Option<R::Open>, slot: Option<Slot>) {
+        let (resource, name) = (Arc::clone(&self.resource), self.name.clone());
+        let xid = job.branch.xid.clone();
+        let after_panic = after_panic(&job.operation);
         self.spawn(
             // Boxed: it takes five KiB, which would be copied each time that it is handed on until the runtime has it.
             Box::pin(async move {
-                let xid = branch.xid.clone();
-                let span = span(&operation, &xid, trace);
-                let slots = (&*slots, was_found);
-                let (done, open) = run(&*resource, &name, slots, &branch, operation, open).await;
+                let Job { branch, operation, span } = job;
+                let (done, open) = run(&*resource, &name, &branch, operation, open).await;
+                // Before the end is told: what waits for the slot begins when it is.
+                drop(slot);
                 if let Some(mut span) = span {
                     end(&mut span, &done);
                 }
-                Report::Done(xid, done, open)
+                Report::Done(branch.xid, done, open)
             }),
             move |why| Report::Done(xid, after_panic(why), None),
         );
@@ -277,13 +278,11 @@ fn after_panic(operation: &Operation) -> fn(String) -> Done {
 async fn run<R: Resource>(
     resource: &R,
     name: &ResourceManagerName,
-    (slots, was_found): (&Slots, bool),
     branch: &BranchId,
     operation: Operation,
     open: Option<R::Open>,
 ) -> (Done, Option<R::Open>) {
     let connection = || open.expect("the machine ends only what is open");
-    let slot = || slots.one(was_found);
     let done = match operation {
         Operation::Begin(remaining) => return begin(resource, branch, remaining).await,
         Operation::Discard => {
@@ -297,7 +296,6 @@ async fn run<R: Resource>(
             Done::Prepared(result)
         }
         Operation::Find => {
-            let _slot = slot().await;
             let listed = resource.prepared(branch.cluster, name).await;
             Done::Found(listed.map(|prepared| prepared.contains(&branch.xid)))
         }
@@ -308,21 +306,18 @@ async fn run<R: Resource>(
             Done::Resolved(result)
         }
         Operation::Commit(position) => {
-            let _slot = slot().await;
             fail::fail_point!("sdk-before-commit");
             let result = resource.commit(branch, &position).await;
             fail::fail_point!("sdk-after-commit");
             Done::Resolved(result)
         }
         Operation::Rollback(position) => {
-            let _slot = slot().await;
             fail::fail_point!("sdk-before-rollback");
             let result = resource.rollback(branch, &position).await;
             fail::fail_point!("sdk-after-rollback");
             Done::Resolved(result)
         }
         Operation::Prove(position) => {
-            let _slot = slot().await;
             fail::fail_point!("sdk-before-prove");
             let result = resource.prove(branch, &position).await;
             fail::fail_point!("sdk-after-prove");
@@ -377,30 +372,5 @@ async fn begin<R: Resource>(
         Ok(open) => (Done::Begun, Some(open)),
         Err(ResourceError::Unfit(detail)) => (Done::NotBegun { detail, unfit: true }, None),
         Err(ResourceError::Unavailable(detail)) => (Done::NotBegun { detail, unfit: false }, None),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[tokio::test]
-    async fn what_was_found_leaves_room_for_what_is_new() {
-        let slots = Slots::default();
-        let mut taken = Vec::new();
-        for _ in 0..MAX_FOUND {
-            taken.push(slots.one(true).await);
-        }
-        let mut one_more = Box::pin(slots.one(true));
-        assert!(futures::poll!(&mut one_more).is_pending(), "it waits for another one that was found");
-        for _ in MAX_FOUND..MAX_CONCURRENT {
-            taken.push(slots.one(false).await);
-        }
-        let mut new = Box::pin(slots.one(false));
-        assert!(futures::poll!(&mut new).is_pending(), "all are taken");
-        taken.truncate(MAX_FOUND);
-        new.await;
-        taken.clear();
-        one_more.await;
     }
 }

@@ -1,5 +1,6 @@
 //! Attaching, losing the session, attaching again, going away.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use lockstep::{Advice, AttachError, JoinError};
@@ -190,6 +191,41 @@ async fn a_branch_of_an_earlier_process_is_found_and_finished() {
     assert_eq!(report.prepared, [xid]);
     assert_eq!((bank.store.prepared_branches(), bank.store.committed("alice")), (0, None));
     assert_eq!(participant.name(), "bank");
+}
+
+/// More than are finished at a time: each of those that wait has its turn when one before it has ended.
+#[tokio::test]
+async fn all_that_an_earlier_process_left_are_finished() {
+    let mut bank = Bank::attached().await;
+    let mut left = BTreeSet::new();
+    for number in 1..=50 {
+        left.insert(bank.prepared(number, &format!("account {number}"), "90").await.gtrid);
+    }
+    drop(bank.participant);
+    assert!(bank.session.next().await.is_none());
+
+    let url = bank.coordinator.url();
+    let finished = async {
+        let mut session = bank.coordinator.hello().await;
+        session.welcome().await;
+        let report = session.report().await;
+        let answer = v1::BranchAnswer::Commit.into();
+        let commit = |xid: &v1::Xid| Answer { xid: Some(xid.clone()), answer, detail: String::new() };
+        let (answers, listing) = (report.prepared.iter().map(commit).collect(), report.listing);
+        session.send(Kind::ReportAnswer(v1::ReportAnswer { answers, position: position(), listing })).await;
+        let mut acknowledged = BTreeSet::new();
+        for _ in 0..report.prepared.len() {
+            let Some(v1::participant_message::Kind::Acknowledge(said)) = session.next().await else {
+                panic!("no acknowledgement")
+            };
+            assert_eq!(said.applied(), v1::Applied::Committed);
+            acknowledged.insert(said.xid.unwrap().gtrid);
+        }
+        acknowledged
+    };
+    let (_participant, acknowledged) = tokio::join!(attach("bank", &bank.store, &url), finished);
+    assert_eq!(acknowledged, left);
+    assert_eq!(bank.store.prepared_branches(), 0);
 }
 
 #[tokio::test]
