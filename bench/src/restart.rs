@@ -48,7 +48,7 @@ pub struct Measured {
     pub bare: f64,
     /// Seconds from the coordinator's start until it served.
     pub serves: f64,
-    /// Seconds from the same moment until nothing was prepared any more.
+    /// Seconds from the same moment until all was committed and acknowledged.
     pub recovered: f64,
     /// Transfers a second when nothing is in doubt.
     pub normal: f64,

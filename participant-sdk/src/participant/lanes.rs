@@ -1,4 +1,5 @@
-//! Who may use a connection beside those of open branches, and who waits for one.
+//! Who may use a connection beside those of open branches, and who waits for one. Each coordinator that a participant is attached to has lanes
+//! of its own.
 //!
 //! What waits is no task yet: after a restart of the coordinator thousands of branches that were found prepared are answered at once, and a
 //! task for each of them would take several KiB of the service's memory while it waits.
@@ -8,66 +9,59 @@ use std::sync::Arc;
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-/// Operations that may need a connection beside those of open branches, at a time. More would not make a database faster.
-const MAX_CONCURRENT: usize = 32;
-/// How many of these may be for branches that were found prepared: a new transaction's commit must not stand behind thousands of them.
+/// Operations for branches that were not found prepared, at a time. More would not make a database faster.
+const MOST_NEW: usize = 26;
+/// The same for those that were: a new transaction's commit must not stand behind thousands of them.
 ///
-/// Fewer than the eight connections that a database has for all of these.
-const MAX_FOUND: usize = 6;
+/// Fewer than the eight connections that a database has for all of these, whichever coordinator has asked.
+const MOST_FOUND: usize = 6;
 
-/// Two lanes, each first come, first served: what is for new branches, and before what is for those that were found prepared.
+/// Two lanes, each first come, first served. Neither waits for the other one, however long that is.
 #[derive(Debug)]
 pub(super) struct Lanes<T> {
-    all: Arc<Semaphore>,
-    found: Arc<Semaphore>,
+    new: Lane<T>,
+    found: Lane<T>,
+}
+
+#[derive(Debug)]
+struct Lane<T> {
+    slots: Arc<Semaphore>,
     waiting: VecDeque<T>,
-    waiting_found: VecDeque<T>,
 }
 
 /// The right to use a connection. Dropping it gives it back, from whichever task.
-#[derive(Debug)]
-pub(super) struct Slot {
-    _found: Option<OwnedSemaphorePermit>,
-    _one: OwnedSemaphorePermit,
-}
+pub(super) type Slot = OwnedSemaphorePermit;
 
 impl<T> Lanes<T> {
     pub(super) fn new() -> Self {
-        Self {
-            all: Arc::new(Semaphore::new(MAX_CONCURRENT)),
-            found: Arc::new(Semaphore::new(MAX_FOUND)),
-            waiting: VecDeque::new(),
-            waiting_found: VecDeque::new(),
-        }
+        Self { new: Lane::new(MOST_NEW), found: Lane::new(MOST_FOUND) }
     }
 
-    /// Takes a place behind the others.
+    /// Takes a place behind the others of its lane.
     pub(super) fn wait(&mut self, operation: T, was_found: bool) {
-        let lane = if was_found { &mut self.waiting_found } else { &mut self.waiting };
-        lane.push_back(operation);
+        let lane = if was_found { &mut self.found } else { &mut self.new };
+        lane.waiting.push_back(operation);
     }
 
-    /// The next one that may begin now. To be asked again until there is none, whenever one waits or a slot came back.
+    /// The next one that may begin now. To be asked until there is none, whenever one waits or a slot came back.
     pub(super) fn next(&mut self) -> Option<(T, Slot)> {
-        if let Some(slot) = self.slot(false, !self.waiting.is_empty()) {
-            return self.waiting.pop_front().map(|operation| (operation, slot));
-        }
-        let slot = self.slot(true, !self.waiting_found.is_empty())?;
-        self.waiting_found.pop_front().map(|operation| (operation, slot))
-    }
-
-    fn slot(&self, was_found: bool, is_wanted: bool) -> Option<Slot> {
-        if !is_wanted {
-            return None;
-        }
-        let take = |slots: &Arc<Semaphore>| Arc::clone(slots).try_acquire_owned().ok();
-        let found = if was_found { Some(take(&self.found)?) } else { None };
-        Some(Slot { _found: found, _one: take(&self.all)? })
+        self.new.next().or_else(|| self.found.next())
     }
 
     /// How many have not begun.
     pub(super) fn waiting(&self) -> usize {
-        self.waiting.len() + self.waiting_found.len()
+        self.new.waiting.len() + self.found.waiting.len()
+    }
+}
+
+impl<T> Lane<T> {
+    fn new(most: usize) -> Self {
+        Self { slots: Arc::new(Semaphore::new(most)), waiting: VecDeque::new() }
+    }
+
+    fn next(&mut self) -> Option<(T, Slot)> {
+        let slot = Arc::clone(&self.slots).try_acquire_owned().ok()?;
+        self.waiting.pop_front().map(|operation| (operation, slot))
     }
 }
 
@@ -80,21 +74,18 @@ mod tests {
     }
 
     #[test]
-    fn what_was_found_leaves_room_for_what_is_new() {
-        let mut lanes = Lanes::new();
-        (0..1000).for_each(|n| lanes.wait(n, true));
-        let mut found = begun(&mut lanes);
-        assert_eq!(found.len(), MAX_FOUND);
-        (1000..2000).for_each(|n| lanes.wait(n, false));
-        let mut new = begun(&mut lanes);
-        assert_eq!(new.len(), MAX_CONCURRENT - MAX_FOUND);
-        assert_eq!(lanes.waiting(), 2000 - MAX_CONCURRENT);
-
-        // Each goes first that came first, the new ones before the others.
-        drop(found.remove(0));
-        assert_eq!(begun(&mut lanes).into_iter().map(|(n, _slot)| n).next(), Some(1000 + new.len()));
-        drop(new.drain(..));
-        assert!(begun(&mut lanes).iter().all(|(n, _slot)| *n >= 1000), "the new ones take what is free");
+    fn neither_lane_waits_for_the_other_one() {
+        for found_first in [true, false] {
+            let mut lanes = Lanes::new();
+            (0..1000).for_each(|n| lanes.wait(n, found_first));
+            let first = begun(&mut lanes);
+            (1000..2000).for_each(|n| lanes.wait(n, !found_first));
+            let second = begun(&mut lanes);
+            let most = if found_first { [MOST_FOUND, MOST_NEW] } else { [MOST_NEW, MOST_FOUND] };
+            assert_eq!([first.len(), second.len()], most);
+            assert!(second.iter().all(|(n, _slot)| *n >= 1000));
+            assert_eq!(lanes.waiting(), 2000 - MOST_FOUND - MOST_NEW);
+        }
     }
 
     #[test]
@@ -104,7 +95,7 @@ mod tests {
         let mut ended = Vec::new();
         while lanes.waiting() > 0 {
             let begun = begun(&mut lanes);
-            assert!((1..=MAX_FOUND).contains(&begun.len()), "{}", begun.len());
+            assert!((1..=MOST_FOUND).contains(&begun.len()), "{}", begun.len());
             ended.extend(begun.into_iter().map(|(n, _slot)| n));
         }
         assert_eq!(ended, (0..1000).collect::<Vec<_>>());

@@ -22,7 +22,8 @@ use crate::traces::Span;
 struct Job {
     branch: BranchId,
     operation: Operation,
-    span: Option<Span>,
+    /// The span that it is part of.
+    trace: Option<TraceParent>,
 }
 
 /// Whether it takes a connection beside the branch's own.
@@ -170,10 +171,10 @@ impl<R: Resource> Operations<R> {
         open: Option<R::Open>,
         trace: Option<TraceParent>,
     ) {
-        let span = span(&operation, &branch.xid, trace);
         let needs_slot = needs_slot(&operation);
-        let job = Job { branch, operation, span };
+        let job = Job { branch, operation, trace };
         if needs_slot {
+            assert!(open.is_none(), "{} would lose its open connection", job.branch);
             let was_found = self.found.contains(&job.branch.xid);
             self.lanes.wait(job, was_found);
             self.begin_what_may();
@@ -195,7 +196,8 @@ impl<R: Resource> Operations<R> {
         self.spawn(
             // Boxed: it takes five KiB, which would be copied each time that it is handed on until the runtime has it.
             Box::pin(async move {
-                let Job { branch, operation, span } = job;
+                let Job { branch, operation, trace } = job;
+                let span = span(&operation, &branch.xid, trace);
                 let (done, open) = run(&*resource, &name, &branch, operation, open).await;
                 // Before the end is told: what waits for the slot begins when it is.
                 drop(slot);

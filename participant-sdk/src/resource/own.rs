@@ -8,7 +8,7 @@ use std::ops::{Deref, DerefMut};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use deadpool::managed::{Manager, Metrics, Object, Pool, PoolError, QueueMode, RecycleResult, WeakPool};
+use deadpool::managed::{Manager, Metrics, Object, Pool, PoolError, RecycleResult, WeakPool};
 use futures::future::BoxFuture;
 use sqlx::pool::PoolConnection;
 use sqlx::{Connection, Database};
@@ -53,10 +53,8 @@ impl<C: Connection + 'static> OwnPool<C> {
     /// Nothing is opened yet. Call it where tokio runs.
     pub(super) fn new(options: C::Options, set_up: SetUp<C>, newest: Arc<Newest>) -> Self {
         let opener = Opener { options: Mutex::new(options), set_up, newest };
-        // The one that was given back last goes first: a session of the server that has just worked finds its caches warm, and
-        // those that are not needed rest until they are closed.
-        let pool = Pool::builder(opener).max_size(MOST).queue_mode(QueueMode::Lifo).build();
-        let pool = pool.expect("a pool without timeouts needs nothing");
+        let pool =
+            Pool::builder(opener).max_size(MOST).build().expect("a pool without timeouts needs nothing");
         tokio::spawn(close_what_is_over(pool.weak()));
         Self(pool)
     }
