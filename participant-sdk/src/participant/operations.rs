@@ -1,5 +1,5 @@
-//! Runs the store's operations, each in a task of its own: none of them waits for another one, the stream's reader waits for
-//! none of them, and none is cancelled when a handler is (participants.md, "What breaks atomicity first", 10).
+//! Runs the store's operations, each in a task of its own: none of them waits for another one but for a connection ([`super::lanes`]), the
+//! stream's reader waits for none of them, and none is cancelled when a handler is (participants.md, "What breaks atomicity first", 10).
 
 use std::collections::HashSet;
 use std::panic::AssertUnwindSafe;

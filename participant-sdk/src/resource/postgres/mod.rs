@@ -15,8 +15,8 @@
 //! whatever can be prepared (no temporary tables, LISTEN or NOTIFY together with writes), and neither COMMIT
 //! nor ROLLBACK; sqlx's own `begin()` makes a savepoint there. A COMMIT all the same can't be undone: it is found when the
 //! branch is prepared, and ends as a *hazard*, a heuristic outcome (one that the handler does not finish is not looked at).
-//! A NOTIFY in a branch that writes nothing is never published. The connection returns to the service's pool, as after any other use of it: what a plain
-//! `SET` or a session's advisory lock left behind is still there.
+//! A NOTIFY in a branch that writes nothing is never published. The connection returns to the service's pool, as after any other
+//! use of it: what a plain `SET` or a session's advisory lock left behind is still there.
 //!
 //! What an operator sees: a schema `lockstep` with three tables and two functions, prepared transactions whose names begin with
 //! `lockstep:`, up to 8 connections called `lockstep` beside the service's, and in the server's log an ERROR

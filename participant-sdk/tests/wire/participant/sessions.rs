@@ -136,6 +136,14 @@ async fn a_store_of_another_cluster_is_not_attached() {
     assert!(session.next().await.is_none());
 }
 
+/// The answer to a report: every branch of it is to be committed.
+fn all_to_commit(report: &v1::Report) -> Kind {
+    let answer = v1::BranchAnswer::Commit.into();
+    let commit = |xid: &v1::Xid| Answer { xid: Some(xid.clone()), answer, detail: String::new() };
+    let (answers, listing) = (report.prepared.iter().map(commit).collect(), report.listing);
+    Kind::ReportAnswer(v1::ReportAnswer { answers, position: position(), listing })
+}
+
 #[tokio::test]
 async fn a_broken_session_rolls_back_what_is_open_and_finishes_what_is_prepared() {
     let mut bank = Bank::attached().await;
@@ -158,13 +166,7 @@ async fn a_broken_session_rolls_back_what_is_open_and_finishes_what_is_prepared(
     let report = session.report().await;
     assert_eq!((report.prepared.as_slice(), report.complete), ([prepared.clone()].as_slice(), true));
     assert_eq!(report.oldest_held, gtrid(1).to_string());
-    let answer = Answer {
-        xid: Some(prepared.clone()),
-        answer: v1::BranchAnswer::Commit.into(),
-        detail: String::new(),
-    };
-    let (answers, listing) = (vec![answer], report.listing);
-    session.send(Kind::ReportAnswer(v1::ReportAnswer { answers, position: position(), listing })).await;
+    session.send(all_to_commit(&report)).await;
     assert_eq!(session.acknowledgement(&prepared).await, applied(v1::Applied::Committed));
     assert_eq!((bank.store.committed("alice").as_deref(), bank.store.committed("bob")), (Some("90"), None));
     assert!(bank.participant.is_attached());
@@ -209,10 +211,7 @@ async fn all_that_an_earlier_process_left_are_finished() {
         let mut session = bank.coordinator.hello().await;
         session.welcome().await;
         let report = session.report().await;
-        let answer = v1::BranchAnswer::Commit.into();
-        let commit = |xid: &v1::Xid| Answer { xid: Some(xid.clone()), answer, detail: String::new() };
-        let (answers, listing) = (report.prepared.iter().map(commit).collect(), report.listing);
-        session.send(Kind::ReportAnswer(v1::ReportAnswer { answers, position: position(), listing })).await;
+        session.send(all_to_commit(&report)).await;
         let mut acknowledged = BTreeSet::new();
         for _ in 0..report.prepared.len() {
             let Some(v1::participant_message::Kind::Acknowledge(said)) = session.next().await else {
