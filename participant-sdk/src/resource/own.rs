@@ -8,7 +8,7 @@ use std::ops::{Deref, DerefMut};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use deadpool::managed::{Manager, Metrics, Object, Pool, PoolError, RecycleResult, WeakPool};
+use deadpool::managed::{Manager, Metrics, Object, Pool, PoolError, RecycleError, RecycleResult, WeakPool};
 use futures::future::BoxFuture;
 use sqlx::pool::PoolConnection;
 use sqlx::{Connection, Database};
@@ -122,6 +122,10 @@ impl<C: Connection> Manager for Opener<C> {
     }
 
     async fn recycle(&self, connection: &mut C, metrics: &Metrics) -> RecycleResult<sqlx::Error> {
+        if metrics.age() >= LONGEST_USE {
+            // Here too: one that is lent all the time is never seen lying about.
+            return Err(RecycleError::message("it was used for as long as any is"));
+        }
         if metrics.last_used() > TRUSTED {
             connection.ping().await.inspect_err(|error| {
                 tracing::debug!("a connection that rested is dead, and another one is taken: {error}");
@@ -241,6 +245,17 @@ mod tests {
         close_if(idle_for(Duration::ZERO), pool.0.clone()).await;
         assert_eq!(pool.0.status().size, 0);
         let _again = pool.get().await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn one_that_was_used_for_long_is_not_lent_again() {
+        let pool = own_pool(&Arc::default());
+        let mut connection = pool.get().await.unwrap();
+        let mut metrics = Metrics::default();
+        assert!(pool.0.manager().recycle(&mut connection, &metrics).await.is_ok());
+        metrics.recycled = Some(metrics.created);
+        metrics.created = metrics.created.checked_sub(LONGEST_USE).unwrap();
+        assert!(pool.0.manager().recycle(&mut connection, &metrics).await.is_err());
     }
 
     #[tokio::test]
