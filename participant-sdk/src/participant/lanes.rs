@@ -11,21 +11,27 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 /// Operations for branches that were not found prepared, at a time. More would not make a database faster.
 const MOST_NEW: usize = 26;
-/// The same for those that were: a new transaction's commit must not stand behind thousands of them.
-///
-/// Fewer than the eight connections that a database has for all of these, whichever coordinator has asked.
-const MOST_FOUND: usize = 6;
+/// The same for those that were: all eight connections that a database has for all of these, whichever coordinator has asked.
+const MOST_FOUND: usize = 8;
+/// The same beside new ones: a new transaction's commit must not stand behind thousands of them.
+const MOST_FOUND_BESIDE_NEW: usize = 6;
+/// So many found ones have to begin, with no new one under way, before they take what is left free for new ones. Those come singly, and
+/// each would find every connection taken if they took it at once.
+const UNDISTURBED: usize = 64;
 
 /// Two lanes, each first come, first served. Neither waits for the other one, however long that is.
 #[derive(Debug)]
 pub(super) struct Lanes<T> {
     new: Lane<T>,
     found: Lane<T>,
+    /// Found ones that have begun since a new one was under way.
+    undisturbed: usize,
 }
 
 #[derive(Debug)]
 struct Lane<T> {
     slots: Arc<Semaphore>,
+    most: usize,
     waiting: VecDeque<T>,
 }
 
@@ -34,7 +40,7 @@ pub(super) type Slot = OwnedSemaphorePermit;
 
 impl<T> Lanes<T> {
     pub(super) fn new() -> Self {
-        Self { new: Lane::new(MOST_NEW), found: Lane::new(MOST_FOUND) }
+        Self { new: Lane::new(MOST_NEW), found: Lane::new(MOST_FOUND), undisturbed: 0 }
     }
 
     /// Takes a place behind the others of its lane.
@@ -45,7 +51,18 @@ impl<T> Lanes<T> {
 
     /// The next one that may begin now. To be asked until there is none, whenever one waits or a slot came back.
     pub(super) fn next(&mut self) -> Option<(T, Slot)> {
-        self.new.next().or_else(|| self.found.next())
+        let new = self.new.next();
+        if self.new.under_way() > 0 {
+            self.undisturbed = 0;
+        }
+        new.or_else(|| self.next_found())
+    }
+
+    fn next_found(&mut self) -> Option<(T, Slot)> {
+        let most = if self.undisturbed < UNDISTURBED { MOST_FOUND_BESIDE_NEW } else { MOST_FOUND };
+        let next = if self.found.under_way() < most { self.found.next() } else { None };
+        self.undisturbed += usize::from(next.is_some());
+        next
     }
 
     /// How many have not begun.
@@ -56,7 +73,12 @@ impl<T> Lanes<T> {
 
 impl<T> Lane<T> {
     fn new(most: usize) -> Self {
-        Self { slots: Arc::new(Semaphore::new(most)), waiting: VecDeque::new() }
+        Self { slots: Arc::new(Semaphore::new(most)), most, waiting: VecDeque::new() }
+    }
+
+    /// How many have a slot.
+    fn under_way(&self) -> usize {
+        self.most - self.slots.available_permits()
     }
 
     fn next(&mut self) -> Option<(T, Slot)> {
@@ -81,11 +103,36 @@ mod tests {
             let first = begun(&mut lanes);
             (1000..2000).for_each(|n| lanes.wait(n, !found_first));
             let second = begun(&mut lanes);
-            let most = if found_first { [MOST_FOUND, MOST_NEW] } else { [MOST_NEW, MOST_FOUND] };
+            let most = if found_first {
+                [MOST_FOUND_BESIDE_NEW, MOST_NEW]
+            } else {
+                [MOST_NEW, MOST_FOUND_BESIDE_NEW]
+            };
             assert_eq!([first.len(), second.len()], most);
             assert!(second.iter().all(|(n, _slot)| *n >= 1000));
-            assert_eq!(lanes.waiting(), 2000 - MOST_FOUND - MOST_NEW);
+            assert_eq!(lanes.waiting(), 2000 - MOST_FOUND_BESIDE_NEW - MOST_NEW);
         }
+    }
+
+    #[test]
+    fn found_ones_take_what_is_left_for_new_ones_when_there_are_none_for_a_while() {
+        let mut lanes = Lanes::new();
+        (0..1000).for_each(|n| lanes.wait(n, true));
+        let mut under_way = VecDeque::from(begun(&mut lanes));
+        for _ in MOST_FOUND_BESIDE_NEW..UNDISTURBED {
+            assert_eq!(under_way.len(), MOST_FOUND_BESIDE_NEW);
+            under_way.pop_front();
+            under_way.extend(begun(&mut lanes));
+        }
+        under_way.extend(begun(&mut lanes));
+        assert_eq!(under_way.len(), MOST_FOUND);
+
+        lanes.wait(1000, false);
+        let new = begun(&mut lanes);
+        assert_eq!(new.len(), 1);
+        under_way.pop_front();
+        drop(new);
+        assert!(begun(&mut lanes).is_empty(), "the next new one may come at once");
     }
 
     #[test]
