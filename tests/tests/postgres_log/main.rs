@@ -6,6 +6,7 @@
 
 #![allow(clippy::unwrap_used, reason = "a test panics where something is not as it should be")]
 
+mod costs;
 mod fencing;
 mod floors;
 mod nodes;

@@ -15,7 +15,7 @@ async fn a_start_without_permission_makes_no_schema() {
     let options = Options { migrate: false, ..leased(&database.url(), "a") };
     let refused = PostgresLog::open(&options).await.map(drop).unwrap_err();
     assert!(
-        matches!(&refused, OpenError::Schema { source: SchemaError::Missing { found: 0, needed: 3 }, .. }),
+        matches!(&refused, OpenError::Schema { source: SchemaError::Missing { found: 0, needed: 4 }, .. }),
         "{refused}"
     );
     assert!(refused.to_string().contains("lockstep migrate"), "{refused}");

@@ -7,6 +7,10 @@
 //! A decision is inserted plainly: one that is there already fails the whole statement, so that a batch is written whole or not
 //! at all, and what is there is then compared ([`super::writer`]). An end may come again, and may follow from a decision only:
 //! the statement checks both. Records of ends are complete by themselves, since what was decided is not read before.
+//!
+//! Most ends finish a decision that is on record: those are plain updates, of rows that nobody else changes. All others (no row, a row that has an
+//! end, which another node may be pruning) are inserted, and what that finds is changed: for it, the server logs a lock of the row as well, and
+//! goes by the order of the keys.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -206,10 +210,14 @@ pub(super) async fn append(
              FROM own, unnest($3::bytea[], $4::smallint[], $5::bytea[], $6::bigint[], $7::bytea[], $8::boolean[]) \
                  AS d (gtrid, kind, decision, ended_ms, ending, heuristic) \
              WHERE NOT EXISTS (SELECT FROM misfits) \
+         ), finished AS ( \
+             UPDATE lockstep_log.transactions AS t \
+             SET ended_ms = e.ended_ms, ending = e.ending, heuristic = e.heuristic FROM own, ends AS e \
+             WHERE t.gtrid = e.gtrid AND t.ended_ms IS NULL AND NOT EXISTS (SELECT FROM misfits) RETURNING t.gtrid \
          ), ended AS ( \
              INSERT INTO lockstep_log.transactions AS t (gtrid, ended_ms, ending, heuristic) \
              SELECT e.gtrid, e.ended_ms, e.ending, e.heuristic FROM own, ends AS e \
-             WHERE NOT EXISTS (SELECT FROM misfits) ORDER BY e.gtrid \
+             WHERE NOT EXISTS (SELECT FROM misfits) AND e.gtrid NOT IN (SELECT gtrid FROM finished) ORDER BY e.gtrid \
              ON CONFLICT (gtrid) DO UPDATE SET ended_ms = excluded.ended_ms, ending = excluded.ending, \
                  heuristic = excluded.heuristic \
              WHERE t.ended_ms IS NULL OR excluded.heuristic \
