@@ -6,7 +6,6 @@ use std::time::Duration;
 
 use lockstep_tests::harness::clock::now;
 use lockstep_tests::harness::coordinator::Coordinator;
-use lockstep_tests::harness::postgres::PostgresServer;
 use lockstep_tests::harness::process::Process;
 use lockstep_tests::harness::roles::Roles;
 use lockstep_tests::harness::{Failed, Result};
@@ -15,9 +14,10 @@ use tempfile::TempDir;
 use tokio::runtime::Runtime;
 
 use crate::driver::{self, BEGIN, DONE, END, READY, Seen};
-use crate::meter::{self, Counted, count};
+use crate::meter::{self, Counted, Memory, count};
 use crate::stage::wait_for_line;
 use crate::voter::GONE;
+use crate::wal;
 
 const WARM_UP: Duration = Duration::from_millis(500);
 /// Transactions that are held at the same time, to see what they weigh and whether others are slower for it.
@@ -32,8 +32,6 @@ const MOST_BRANCHES: usize = 64;
 const MANY: u64 = 1_000_000;
 /// The length of each run until then.
 const LONG_RUN: Duration = Duration::from_secs(15);
-/// Bytes of a page of memory.
-const PAGE_BYTES: f64 = 4096.0;
 
 /// One run.
 #[derive(Debug, Clone, Serialize)]
@@ -69,8 +67,8 @@ pub struct Measured {
     pub bytes_after_many: Option<f64>,
     /// Bytes that its log has grown by for each transaction with two branches, after a clean end.
     pub log_bytes: f64,
-    /// Bytes of write-ahead log, without images of pages, that each costs a log that is in PostgreSQL.
-    pub wal_bytes: f64,
+    /// What each costs a log that is in PostgreSQL, of write-ahead log without images of pages.
+    pub shared_log: Vec<wal::Records>,
 }
 
 /// What transactions cost that are open and do nothing.
@@ -114,7 +112,11 @@ impl Alone {
         Self::set_with(roles, &[])
     }
 
-    fn set_with(roles: &Roles, flags: &[&str]) -> Result<Self> {
+    /// The same with further flags of the coordinator.
+    ///
+    /// # Errors
+    /// As [`Alone::set`].
+    pub fn set_with(roles: &Roles, flags: &[&str]) -> Result<Self> {
         let directory = TempDir::with_prefix("lockstep-bench-").map_err(Failed::because("no directory"))?;
         let mut coordinator = Coordinator::start(roles, directory.path(), flags, None)?;
         coordinator.expect_it_serves()?;
@@ -242,12 +244,9 @@ impl Alone {
         Ok(self.memory()? - before)
     }
 
-    /// Bytes that the coordinator has in memory (proc(5): the second number is the resident set, in pages).
+    /// Bytes that the coordinator has in memory.
     fn memory(&self) -> Result<f64> {
-        let text = std::fs::read_to_string(format!("/proc/{}/statm", self.coordinator.id()));
-        let text = text.map_err(Failed::because("the coordinator's memory"))?;
-        let pages = text.split_whitespace().nth(1).and_then(|pages| pages.parse::<u32>().ok());
-        Ok(f64::from(pages.unwrap_or(0)) * PAGE_BYTES)
+        Memory::Now.of(self.coordinator.id())
     }
 
     /// Ends it cleanly: what is left of its log is what it has to keep.
@@ -307,8 +306,8 @@ pub fn run(roles: &Roles, quick: bool, told: impl Fn(&str)) -> Result<Measured> 
     let disk = (disk_before, meter::fdatasync_micros(alone.directory.path())?);
     drop(alone);
     let log_bytes = log_bytes(roles, measure)?;
-    let wal_bytes = wal_bytes(roles, measure)?;
-    Ok(Measured { disk, runs, growth, in_flight, bytes_after_many, log_bytes, wal_bytes })
+    let shared_log = wal::of_commits(roles, measure)?;
+    Ok(Measured { disk, runs, growth, in_flight, bytes_after_many, log_bytes, shared_log })
 }
 
 /// A log with nothing but commits of two branches in it, and one without, both after a clean end.
@@ -318,20 +317,3 @@ fn log_bytes(roles: &Roles, measure: Duration) -> Result<f64> {
     let run = alone.run(64, 2, 0, 2 * measure)?;
     Ok((alone.log_bytes()? - empty) / count(run.seen.all))
 }
-
-/// What the server of a shared log writes ahead for commits of two branches (`pg_walinspect`, since PostgreSQL 15).
-fn wal_bytes(roles: &Roles, measure: Duration) -> Result<f64> {
-    let server = PostgresServer::start_with(&[])?;
-    server.create_database(LOG)?;
-    server.psql(LOG, "CREATE EXTENSION pg_walinspect")?;
-    let alone = Alone::set_with(roles, &[&format!("--log={}", server.url(LOG)), "--migrate-log"])?;
-    let place = || server.psql(LOG, "SELECT pg_current_wal_flush_lsn()");
-    let before = place()?;
-    let all = alone.run(64, 2, 0, measure)?.seen.all;
-    let written = format!("SELECT sum(record_size) FROM pg_get_wal_stats('{before}', '{}')", place()?);
-    let written = server.psql(LOG, &written)?;
-    Ok(written.parse::<f64>().map_err(Failed::because("the write-ahead log"))? / count(all))
-}
-
-/// The database of a shared log.
-const LOG: &str = "log";

@@ -6,7 +6,7 @@
 //!
 //! - [`contender`]: who is compared. [`teller`]: the services. [`driver`]: the clients. [`peer`]: another coordinator, where it is installed.
 //! - [`stage`]: starts everything, and checks the books. [`meter`]: what a run has cost.
-//! - [`alone`]: the coordinator without databases. [`voter`]: participants that vote at once. [`grown`]: with a log that has grown.
+//! - [`alone`]: the coordinator without databases. [`wal`]: its log in PostgreSQL. [`voter`]: participants that vote at once. [`grown`]: with a log that has grown.
 //! - [`engine`]: the engine without the edge, in this process.
 //! - [`branch`]: a branch and its database, without a coordinator.
 //! - [`restart`]: what is in doubt when everything is killed.
@@ -28,6 +28,7 @@ pub mod statements;
 pub mod suite;
 pub mod teller;
 pub mod voter;
+pub mod wal;
 
 /// Generated from `proto/`: the tellers' calls, and those of the peer.
 #[allow(

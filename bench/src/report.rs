@@ -5,7 +5,7 @@ use comfy_table::{Table, presets};
 use crate::contender::Contender;
 use crate::meter::{count, median};
 use crate::suite::{Cell, Measured, Plan};
-use crate::{alone, branch, engine, grown, restart, statements};
+use crate::{alone, branch, engine, grown, restart, statements, wal};
 
 /// One line for each contender and number of clients.
 #[must_use]
@@ -169,7 +169,7 @@ pub fn alone(measured: &alone::Measured) -> String {
             number(run.counted.frames, 2),
         ]);
     }
-    let alone::Measured { disk, in_flight, log_bytes, wal_bytes, .. } = measured;
+    let alone::Measured { disk, in_flight, log_bytes, shared_log, .. } = measured;
     let (coordinator, others) = measured.further_branch();
     let held = in_flight.iter().map(|alone::InFlight { held, bytes, bytes_afterwards, meanwhile }| {
         format!(
@@ -186,24 +186,42 @@ pub fn alone(measured: &alone::Measured) -> String {
     format!(
         "{table}\n{held}{}; each further branch costs the coordinator \
          {coordinator:.0} us, and those around it {others:.0}{many}; {log_bytes:.0} bytes of log for each commit, \
-         and {wal_bytes:.0} of write-ahead log where that is in PostgreSQL",
+         and {:.0} of write-ahead log where that is in PostgreSQL:\n{}",
         forced(*disk),
+        shared_log.iter().map(|records| records.bytes).sum::<f64>(),
+        write_ahead(shared_log),
     )
+}
+
+fn write_ahead(log: &[wal::Records]) -> Table {
+    let mut table = Table::new();
+    table.load_style(presets::ASCII_MARKDOWN);
+    table.set_header(["record", "each commit has", "bytes"]);
+    for records in log {
+        table.add_row([records.kind.clone(), number(records.number, 2), number(records.bytes, 1)]);
+    }
+    table
 }
 
 /// What is in doubt at a restart.
 #[must_use]
 pub fn restart(measured: &restart::Measured) -> String {
-    let restart::Measured { disk, branches, bare, serves, recovered, normal, meanwhile, found, left } =
-        measured;
+    let restart::Measured { disk, branches, bare, serves, recovered, normal, .. } = measured;
+    let restart::Measured { meanwhile, found, left, .. } = measured;
+    let mean = |(before, after): &(f64, f64)| f64::midpoint(*before, *after);
+    let memory = measured.services_memory.iter().copied().fold(0.0, f64::max) / 1e6;
     format!(
         "{branches} branches in doubt: the coordinator served after {serves:.2} s, and all were committed after {recovered:.2} s, \
-         {:.2} times the {bare:.2} s of a bare loop\n\
-         {:.0} new transfers a second while they went from {found} to {left}, {:.2} of the {normal:.0} without; p50 {:.0} ms, p99 {:.0} ms, {} \
+         {:.2} times the mean of a bare loop, {:.2} s before and {:.2} s after; a service had {memory:.0} MB of memory at most\n\
+         {:.0} new transfers a second while they went from {found} to {left}, {:.2} of the {:.0} and {:.0} without; p50 {:.0} ms, p99 {:.0} ms, {} \
          refused for lack of room\n{}",
-        recovered / bare,
+        recovered / mean(bare),
+        bare.0,
+        bare.1,
         meanwhile.rate(),
-        meanwhile.rate() / normal,
+        meanwhile.rate() / mean(normal),
+        normal.0,
+        normal.1,
         count(meanwhile.p50) / 1000.0,
         count(meanwhile.p99) / 1000.0,
         meanwhile.refused,

@@ -44,14 +44,16 @@ pub struct Measured {
     pub disk: (f64, f64),
     /// Branches that were in doubt, on both servers together.
     pub branches: usize,
-    /// Seconds of the bare loop over as many.
-    pub bare: f64,
+    /// Seconds of the bare loop over as many, before and after.
+    pub bare: (f64, f64),
     /// Seconds from the coordinator's start until it served.
     pub serves: f64,
     /// Seconds from the same moment until all was committed and acknowledged.
     pub recovered: f64,
-    /// Transfers a second when nothing is in doubt.
-    pub normal: f64,
+    /// The most memory that each service had until then, in bytes.
+    pub services_memory: Vec<f64>,
+    /// Transfers a second when nothing is in doubt, before and after.
+    pub normal: (f64, f64),
     /// Between other accounts, after the same restart once more.
     pub meanwhile: Seen,
     /// Branches that were in doubt when these began.
@@ -68,9 +70,7 @@ pub fn run(roles: &Roles) -> Result<Measured> {
     let runtime = tokio::runtime::Runtime::new().map_err(Failed::because("no runtime"))?;
     let mut stage = Stage::set_with(roles, SETTINGS, OTHERS.end)?;
     let disk_before = meter::fdatasync_micros(stage.directory())?;
-    let bare = runtime.block_on(bare_loop(&stage))?;
-    let normal = stage.drive(Contender::Lockstep, NEW_CLIENTS, OTHERS, NEW)?.rate();
-    stage.look_at_books()?;
+    let before = undisturbed(&mut stage, &runtime)?;
 
     let branches = leave_in_doubt(&mut stage, &runtime)?;
     let begun = now();
@@ -79,6 +79,7 @@ pub fn run(roles: &Roles) -> Result<Measured> {
     stage.start_tellers()?;
     wait_for("everything to be committed", PATIENCE, || is_over(&stage, &runtime))?;
     let recovered = begun.elapsed().as_secs_f64();
+    let services_memory = stage.most_memory_of_tellers()?;
     stage.look_at_books()?;
 
     leave_in_doubt(&mut stage, &runtime)?;
@@ -88,8 +89,34 @@ pub fn run(roles: &Roles) -> Result<Measured> {
     let meanwhile = stage.drive(Contender::Lockstep, NEW_CLIENTS, OTHERS, NEW)?;
     let left = stage.prepared()?;
     stage.look_at_books()?;
+
+    let after = undisturbed(&mut stage, &runtime)?;
     let disk = (disk_before, meter::fdatasync_micros(stage.directory())?);
-    Ok(Measured { disk, branches, bare, serves, recovered, normal, meanwhile, found, left })
+    Ok(Measured {
+        disk,
+        branches,
+        bare: (before.bare, after.bare),
+        serves,
+        recovered,
+        services_memory,
+        normal: (before.normal, after.normal),
+        meanwhile,
+        found,
+        left,
+    })
+}
+
+/// What there is to compare with.
+struct Undisturbed {
+    bare: f64,
+    normal: f64,
+}
+
+fn undisturbed(stage: &mut Stage, runtime: &Runtime) -> Result<Undisturbed> {
+    let bare = runtime.block_on(bare_loop(stage))?;
+    let normal = stage.drive(Contender::Lockstep, NEW_CLIENTS, OTHERS, NEW)?.rate();
+    stage.look_at_books()?;
+    Ok(Undisturbed { bare, normal })
 }
 
 /// Whether all is committed. The servers are asked at the end only, since to count thousands of prepared transactions again and again takes a

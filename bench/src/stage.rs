@@ -16,7 +16,7 @@ use tempfile::TempDir;
 
 use crate::contender::Contender;
 use crate::driver::{self, ACCOUNTS, BEGIN, DONE, READY, Seen};
-use crate::meter::{self, ProcessorTime};
+use crate::meter::{self, Memory, ProcessorTime};
 use crate::peer;
 use crate::teller::SERVES;
 
@@ -238,6 +238,14 @@ impl Stage {
             text.parse::<usize>().map_err(Failed::because("a count"))
         };
         Ok(count(&self.servers[0])? + count(&self.servers[1])?)
+    }
+
+    /// The most memory that each teller ever had, in bytes.
+    ///
+    /// # Errors
+    /// If one has ended.
+    pub fn most_memory_of_tellers(&self) -> Result<Vec<f64>> {
+        self.tellers.iter().flatten().map(|teller| Memory::Most.of(teller.id())).collect()
     }
 
     /// SIGKILL for all of them.
