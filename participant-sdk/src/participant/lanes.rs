@@ -11,8 +11,9 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 /// Operations for branches that were not found prepared, at a time. More would not make a database faster.
 const MOST_NEW: usize = 26;
-/// The same for those that were: all eight connections that a database has for all of these, whichever coordinator has asked.
-const MOST_FOUND: usize = 8;
+/// The same for those that were. A database has eight connections for all of these, whichever coordinator has asked, and for what takes no
+/// slot: one is left for an operator's question, should the others hang.
+const MOST_FOUND: usize = 7;
 /// The same beside new ones: a new transaction's commit must not stand behind thousands of them.
 const MOST_FOUND_BESIDE_NEW: usize = 6;
 /// So many found ones have to begin, with no new one under way, before they take what is left free for new ones. Those come singly, and

@@ -8,7 +8,7 @@ use std::ops::{Deref, DerefMut};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use deadpool::managed::{Manager, Metrics, Object, Pool, PoolError, RecycleError, RecycleResult, WeakPool};
+use deadpool::managed::{Manager, Metrics, Object, Pool, PoolError, RecycleResult, WeakPool};
 use futures::future::BoxFuture;
 use sqlx::pool::PoolConnection;
 use sqlx::{Connection, Database};
@@ -24,8 +24,12 @@ const PATIENCE: Duration = Duration::from_secs(3);
 const FIRST_WAIT: Duration = Duration::from_millis(10);
 /// They go when nothing happens.
 const IDLE: Duration = Duration::from_secs(60);
-/// None is used for longer: a server that was demoted without ending its sessions is left behind some time.
+/// Then another one takes the place: a server that was demoted without ending its sessions is left behind some time.
 const LONGEST_USE: Duration = Duration::from_mins(30);
+/// How long that may take. Whoever is to have it waits.
+const REPLACED_WITHIN: Duration = Duration::from_secs(1);
+/// How much longer the old one is used where no other can be opened.
+const LONGER_USE: Duration = Duration::from_mins(1);
 /// One that was lent a moment ago is not tried before it is lent again: a round trip less for every commit.
 const TRUSTED: Duration = Duration::from_secs(1);
 /// How long an orderly goodbye may take.
@@ -35,10 +39,16 @@ const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
 pub(super) type SetUp<C> = for<'c> fn(&'c mut C) -> BoxFuture<'c, sqlx::Result<()>>;
 
 /// The pool. Cheap to clone.
-pub(super) struct OwnPool<C: Connection>(Pool<Opener<C>>);
+pub(super) struct OwnPool<C: Connection + 'static>(Pool<Opener<C>>);
 
 /// One of its connections. Dropping it gives it back.
 pub(super) type OwnConnection<C> = Object<Opener<C>>;
+
+/// A connection, and how long it is used.
+pub(super) struct Opened<C> {
+    connection: C,
+    until: Instant,
+}
 
 /// How its connections are opened, and tried.
 pub(super) struct Opener<C: Connection> {
@@ -55,7 +65,7 @@ impl<C: Connection + 'static> OwnPool<C> {
         let opener = Opener { options: Mutex::new(options), set_up, newest };
         let pool =
             Pool::builder(opener).max_size(MOST).build().expect("a pool without timeouts needs nothing");
-        tokio::spawn(close_what_is_over(pool.weak()));
+        tokio::spawn(close_what_is_idle(pool.weak()));
         Self(pool)
     }
 
@@ -96,38 +106,37 @@ fn is_passing(error: &sqlx::Error) -> bool {
     refused.map_or(matches!(error, sqlx::Error::Io(_)), |error| error.is_transient_in_connect_phase())
 }
 
-impl<C: Connection> Clone for OwnPool<C> {
+impl<C: Connection + 'static> Clone for OwnPool<C> {
     fn clone(&self) -> Self {
         Self(self.0.clone())
     }
 }
 
-impl<C: Connection> fmt::Debug for OwnPool<C> {
+impl<C: Connection + 'static> fmt::Debug for OwnPool<C> {
     /// Without the options, which have a password in them.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_tuple("OwnPool").field(&self.0.status()).finish()
     }
 }
 
-impl<C: Connection> Manager for Opener<C> {
-    type Type = C;
+impl<C: Connection + 'static> Manager for Opener<C> {
+    type Type = Opened<C>;
     type Error = sqlx::Error;
 
-    async fn create(&self) -> sqlx::Result<C> {
+    async fn create(&self) -> sqlx::Result<Opened<C>> {
         let options = self.options.lock().unwrap_or_else(PoisonError::into_inner).clone();
         let mut connection = C::connect_with(&options).await?;
         (self.set_up)(&mut connection).await?;
         self.newest.connected();
-        Ok(connection)
+        Ok(Opened { connection, until: Instant::now() + LONGEST_USE })
     }
 
-    async fn recycle(&self, connection: &mut C, metrics: &Metrics) -> RecycleResult<sqlx::Error> {
-        if metrics.age() >= LONGEST_USE {
-            // Here too: one that is lent all the time is never seen lying about.
-            return Err(RecycleError::message("it was used for as long as any is"));
+    async fn recycle(&self, opened: &mut Opened<C>, metrics: &Metrics) -> RecycleResult<sqlx::Error> {
+        if Instant::now() >= opened.until && self.replace(opened).await {
+            return Ok(());
         }
         if metrics.last_used() > TRUSTED {
-            connection.ping().await.inspect_err(|error| {
+            opened.connection.ping().await.inspect_err(|error| {
                 tracing::debug!("a connection that rested is dead, and another one is taken: {error}");
             })?;
         }
@@ -135,22 +144,40 @@ impl<C: Connection> Manager for Opener<C> {
     }
 }
 
+impl<C: Connection + 'static> Opener<C> {
+    /// Whether another one has taken the place of this one. It is not given up before that: a server that is full would let somebody else in.
+    async fn replace(&self, old: &mut Opened<C>) -> bool {
+        let why = match tokio::time::timeout(REPLACED_WITHIN, self.create()).await {
+            Ok(Ok(new)) => {
+                let old = std::mem::replace(old, new);
+                tokio::spawn(close(old.connection));
+                return true;
+            }
+            Ok(Err(error)) => error.to_string(),
+            Err(_elapsed) => format!("none was opened within {REPLACED_WITHIN:?}"),
+        };
+        tracing::debug!("a connection of the resource's own is used for longer than {LONGEST_USE:?}: {why}");
+        old.until += LONGER_USE;
+        false
+    }
+}
+
 /// Until the pool is gone.
-async fn close_what_is_over<C: Connection + 'static>(pool: WeakPool<Opener<C>>) {
+async fn close_what_is_idle<C: Connection + 'static>(pool: WeakPool<Opener<C>>) {
     loop {
         tokio::time::sleep(IDLE / 2).await;
         let Some(pool) = pool.upgrade() else { return };
-        close_if(|metrics| metrics.last_used() >= IDLE || metrics.age() >= LONGEST_USE, pool).await;
+        close_if(|metrics| metrics.last_used() >= IDLE, pool).await;
     }
 }
 
 /// Of those that nobody has now.
-async fn close_if<C: Connection>(is_over: impl Fn(Metrics) -> bool, pool: Pool<Opener<C>>) {
-    let idle = pool.retain(|_, metrics| !is_over(metrics)).removed;
+async fn close_if<C: Connection + 'static>(is_idle: impl Fn(Metrics) -> bool, pool: Pool<Opener<C>>) {
+    let idle = pool.retain(|_, metrics| !is_idle(metrics)).removed;
     // Nobody has to keep the pool for the goodbyes.
     drop(pool);
-    for connection in idle {
-        close(connection).await;
+    for opened in idle {
+        close(opened.connection).await;
     }
 }
 
@@ -170,7 +197,7 @@ impl<DB: Database> Held<DB> {
     fn take(self) -> DB::Connection {
         match self {
             Self::Service(connection) => connection.detach(),
-            Self::Own(connection) => Object::take(connection),
+            Self::Own(opened) => Object::take(opened).connection,
         }
     }
 
@@ -200,7 +227,7 @@ impl<DB: Database> Deref for Held<DB> {
     fn deref(&self) -> &DB::Connection {
         match self {
             Self::Service(connection) => connection,
-            Self::Own(connection) => connection,
+            Self::Own(opened) => &opened.connection,
         }
     }
 }
@@ -209,7 +236,7 @@ impl<DB: Database> DerefMut for Held<DB> {
     fn deref_mut(&mut self) -> &mut DB::Connection {
         match self {
             Self::Service(connection) => connection,
-            Self::Own(connection) => connection,
+            Self::Own(opened) => &mut opened.connection,
         }
     }
 }
@@ -247,15 +274,50 @@ mod tests {
         let _again = pool.get().await.unwrap();
     }
 
+    /// Whether what was written over its connections counts as lost with them: one was opened since.
+    async fn has_opened(newest: &Newest) -> bool {
+        let position = LogPosition {
+            epoch: Epoch::new(1).expect("1 is an epoch"),
+            incarnation: Incarnation::from_bytes([7; 16]),
+            sequence: 3,
+        };
+        newest.told(&position);
+        let turn = newest.turn(&position).await;
+        let has = turn.is_some();
+        if let Some(turn) = turn {
+            turn.written();
+        }
+        has
+    }
+
     #[tokio::test]
-    async fn one_that_was_used_for_long_is_not_lent_again() {
-        let pool = own_pool(&Arc::default());
-        let mut connection = pool.get().await.unwrap();
-        let mut metrics = Metrics::default();
-        assert!(pool.0.manager().recycle(&mut connection, &metrics).await.is_ok());
-        metrics.recycled = Some(metrics.created);
-        metrics.created = metrics.created.checked_sub(LONGEST_USE).unwrap();
-        assert!(pool.0.manager().recycle(&mut connection, &metrics).await.is_err());
+    async fn after_long_use_another_one_takes_the_place() {
+        let newest = Arc::new(Newest::default());
+        let pool = own_pool(&newest);
+        let mut first = pool.get().await.unwrap();
+        assert!(has_opened(&newest).await);
+        first.until = Instant::now();
+        drop(first);
+        let second = pool.get().await.unwrap();
+        assert!(has_opened(&newest).await && second.until > Instant::now());
+        assert_eq!(pool.0.status().size, 1);
+        drop(second);
+        let _third = pool.get().await.unwrap();
+        assert!(!has_opened(&newest).await, "it is the second one");
+    }
+
+    #[tokio::test]
+    async fn after_long_use_it_goes_on_where_no_other_can_be_opened() {
+        static OPENED: AtomicUsize = AtomicUsize::new(0);
+        let pool: OwnPool<SqliteConnection> =
+            OwnPool::new(in_memory(), |_| only_the_first(&OPENED), Arc::default());
+        let mut only = pool.get().await.unwrap();
+        only.until = Instant::now();
+        drop(only);
+        for _ in 0..2 {
+            assert!(pool.get().await.unwrap().until > Instant::now());
+        }
+        assert_eq!(OPENED.load(Ordering::Relaxed), 2, "it is not tried again at once");
     }
 
     #[tokio::test]
@@ -284,9 +346,9 @@ mod tests {
         }
     }
 
-    fn refuse_all_but_one(_: &mut SqliteConnection) -> BoxFuture<'_, sqlx::Result<()>> {
-        static OPENED: AtomicUsize = AtomicUsize::new(0);
-        let is_first = OPENED.fetch_add(1, Ordering::Relaxed) == 0;
+    /// A server that has room for one.
+    fn only_the_first(opened: &AtomicUsize) -> BoxFuture<'static, sqlx::Result<()>> {
+        let is_first = opened.fetch_add(1, Ordering::Relaxed) == 0;
         let refused = || sqlx::Error::Io(std::io::ErrorKind::ConnectionRefused.into());
         async move { if is_first { Ok(()) } else { Err(refused()) } }.boxed()
     }
@@ -294,7 +356,9 @@ mod tests {
     /// A server that is full: one that is lent comes back before it has room again.
     #[tokio::test]
     async fn one_that_comes_back_is_lent_where_no_other_can_be_opened() {
-        let pool: OwnPool<SqliteConnection> = OwnPool::new(in_memory(), refuse_all_but_one, Arc::default());
+        static OPENED: AtomicUsize = AtomicUsize::new(0);
+        let pool: OwnPool<SqliteConnection> =
+            OwnPool::new(in_memory(), |_| only_the_first(&OPENED), Arc::default());
         let only = pool.get().await.unwrap();
         let comes_back = async {
             tokio::time::sleep(Duration::from_millis(100)).await;
@@ -311,21 +375,13 @@ mod tests {
     #[tokio::test]
     async fn each_that_is_opened_is_heard_of() {
         let newest = Arc::new(Newest::default());
-        let position = LogPosition {
-            epoch: Epoch::new(1).unwrap(),
-            incarnation: Incarnation::from_bytes([7; 16]),
-            sequence: 3,
-        };
         let pool = own_pool(&newest);
         let first = pool.get().await.unwrap();
-        newest.told(&position);
-        newest.turn(&position).await.unwrap().written();
-        assert!(newest.turn(&position).await.is_none());
+        assert!(has_opened(&newest).await && !has_opened(&newest).await);
         let _second = pool.get().await.unwrap();
-        assert!(newest.turn(&position).await.is_some());
-        newest.turn(&position).await.unwrap().written();
+        assert!(has_opened(&newest).await);
         drop(first);
         let _first_again = pool.get().await.unwrap();
-        assert!(newest.turn(&position).await.is_none(), "it is no new one");
+        assert!(!has_opened(&newest).await, "it is no new one");
     }
 }
