@@ -92,7 +92,8 @@ impl PostgresLog {
     fn new(cluster: ClusterId, taken: Taken, connector: &Connector, options: &Options) -> Self {
         let Taken { own, beside } = taken;
         let name = own.session_name();
-        let line = |name: &str, patience| Line::new(connector.named(name).answering_within(patience));
+        let line =
+            |name: &str, patience| Line::new(connector.named(name).answering_within(patience).by_key());
         let writer = Writer::new(line(&name, options.patience), own, options.patience);
         Self {
             cluster,

@@ -11,6 +11,10 @@
 //! Most ends finish a decision that is on record: those are plain updates, of rows that nobody else changes. All others (no row, a row that has an
 //! end, which another node may be pruning) are inserted, and what that finds is changed: for it, the server logs a lock of the row as well, and
 //! goes by the order of the keys.
+//!
+//! The server has to find rows by their keys, however large the table was, or however few rows were unfinished, when it made its plan. So that
+//! update asks for rows without an ending and not for those of the index `unfinished`, which it could otherwise walk through; and
+//! [`super::connect`] sets up the sessions that write.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -213,7 +217,7 @@ pub(super) async fn append(
          ), finished AS ( \
              UPDATE lockstep_log.transactions AS t \
              SET ended_ms = e.ended_ms, ending = e.ending, heuristic = e.heuristic FROM own, ends AS e \
-             WHERE t.gtrid = e.gtrid AND t.ended_ms IS NULL AND NOT EXISTS (SELECT FROM misfits) RETURNING t.gtrid \
+             WHERE t.gtrid = e.gtrid AND t.ending IS NULL AND NOT EXISTS (SELECT FROM misfits) RETURNING t.gtrid \
          ), ended AS ( \
              INSERT INTO lockstep_log.transactions AS t (gtrid, ended_ms, ending, heuristic) \
              SELECT e.gtrid, e.ended_ms, e.ending, e.heuristic FROM own, ends AS e \

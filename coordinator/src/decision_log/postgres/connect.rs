@@ -25,6 +25,10 @@ const SET_UP: &str = "SET default_transaction_isolation = 'read committed'; \
      SET idle_in_transaction_session_timeout = '10s'; \
      SET tcp_keepalives_idle = 5; SET tcp_keepalives_interval = 2; SET tcp_keepalives_count = 3";
 
+/// What the sessions that write are set to besides: rows are found by their keys, whatever the server believes about the size of a table. It
+/// keeps the plan of a statement; one that was made when the log was small would read all of it for each batch.
+const BY_KEY: &str = "SET enable_seqscan = off; SET enable_hashjoin = off; SET enable_mergejoin = off";
+
 /// Why there is no answer to a statement.
 #[derive(Debug)]
 pub(super) enum Failure {
@@ -113,12 +117,18 @@ pub(super) struct Connector {
     /// How long a statement waits for a lock; zero: for ever. Less than its answer is waited for: a server's process that nobody listens
     /// to any more would wait on, and with each attempt there would be one more of them.
     lock_timeout: Duration,
+    by_key: bool,
 }
 
 impl Connector {
     /// To the database that these options name. `accepted`: settings that were told not to matter.
     pub(super) fn new(options: PgConnectOptions, accepted: Accepted) -> Self {
-        Self { options: options.disable_statement_logging(), accepted, lock_timeout: Duration::ZERO }
+        Self {
+            options: options.disable_statement_logging(),
+            accepted,
+            lock_timeout: Duration::ZERO,
+            by_key: false,
+        }
     }
 
     /// The same under this name, by which the server's list of sessions shows whose they are.
@@ -129,6 +139,11 @@ impl Connector {
     /// The same for statements whose answer is waited for so long.
     pub(super) fn answering_within(&self, patience: Duration) -> Self {
         Self { lock_timeout: patience / 2, ..self.clone() }
+    }
+
+    /// The same for statements that find rows by their keys.
+    pub(super) fn by_key(&self) -> Self {
+        Self { by_key: true, ..self.clone() }
     }
 
     /// Settings that were told not to matter.
@@ -151,6 +166,9 @@ impl Connector {
 
     async fn set_up(&self, connection: &mut PgConnection) -> Result<(), ConnectFailure> {
         run(connection, CONNECT_TIMEOUT, SET_UP).await?;
+        if self.by_key {
+            run(connection, CONNECT_TIMEOUT, BY_KEY).await?;
+        }
         durability::check(connection, CONNECT_TIMEOUT, self.accepted).await?;
         let timeout = sqlx::query("SELECT set_config('lock_timeout', $1, false)")
             .persistent(false)
