@@ -274,7 +274,7 @@ pub fn bytes(directory: &Path) -> Result<f64> {
 /// # Errors
 /// If something did not run.
 pub fn run(roles: &Roles, quick: bool, told: impl Fn(&str)) -> Result<Measured> {
-    let measure = Duration::from_millis(if quick { 1500 } else { 3000 });
+    let measure = Duration::from_millis(if quick { 300 } else { 3000 });
     let alone = Alone::set(roles)?;
     let disk_before = meter::fdatasync_micros(alone.directory.path())?;
     let mut runs = Vec::new();

@@ -23,9 +23,11 @@ const BATCH: usize = 1024;
 /// Transactions that have ended.
 const ENDED: usize = 10_000_000;
 /// The same, in a short run.
-const ENDED_QUICK: usize = 200_000;
+const ENDED_QUICK: usize = 50_000;
 /// Transactions that are decided and not told.
 const IN_DOUBT: usize = 100_000;
+/// The same, in a short run.
+const IN_DOUBT_QUICK: usize = 10_000;
 /// Branches of each.
 const BRANCHES: usize = 2;
 /// Clients of the coordinator.
@@ -102,11 +104,12 @@ pub fn run(roles: &Roles, quick: bool, told: impl Fn(&str)) -> Result<Measured> 
     let ended = ended(roles, if quick { ENDED_QUICK } else { ENDED })?;
     told(&format!("{} ended: {:.0} a second", ended.transactions, ended.rate));
 
-    let (serves, resolved) = resolve(roles)?;
-    told(&format!("{IN_DOUBT} in doubt: all told after {resolved:.1} s"));
-    let (meanwhile, left) = beside(roles)?;
+    let transactions = if quick { IN_DOUBT_QUICK } else { IN_DOUBT };
+    let (serves, resolved) = resolve(roles, transactions)?;
+    told(&format!("{transactions} in doubt: all told after {resolved:.1} s"));
+    let (meanwhile, left) = beside(roles, transactions)?;
     told(&format!("{meanwhile:.0} new ones a second meanwhile, {left} still in doubt"));
-    let in_doubt = InDoubt { transactions: IN_DOUBT, serves, resolved, meanwhile, left };
+    let in_doubt = InDoubt { transactions, serves, resolved, meanwhile, left };
 
     let directory = tempfile::tempdir().map_err(Failed::because("no directory"))?;
     let disk = (disk_before, meter::fdatasync_micros(directory.path())?);
@@ -124,8 +127,8 @@ fn ended(roles: &Roles, transactions: usize) -> Result<Ended> {
 }
 
 /// Seconds until it serves, and from then on until everybody was told.
-fn resolve(roles: &Roles) -> Result<(f64, f64)> {
-    let (grown, serves) = in_doubt(roles)?;
+fn resolve(roles: &Roles, transactions: usize) -> Result<(f64, f64)> {
+    let (grown, serves) = in_doubt(roles, transactions)?;
     let begun = now();
     let _voters = grown.voters(1, BRANCHES, &idle())?;
     let none = || Ok((grown.unresolved()? < 1.0).then_some(()));
@@ -134,20 +137,20 @@ fn resolve(roles: &Roles) -> Result<(f64, f64)> {
 }
 
 /// New transactions a second while others are being told, and how many of these were left.
-fn beside(roles: &Roles) -> Result<(f64, f64)> {
-    let (grown, _serves) = in_doubt(roles)?;
+fn beside(roles: &Roles, transactions: usize) -> Result<(f64, f64)> {
+    let (grown, _serves) = in_doubt(roles, transactions)?;
     let run = grown.run_with(CLIENTS, BRANCHES, &named(), (Duration::ZERO, BESIDE))?;
     Ok((run.seen.rate(), grown.unresolved()?))
 }
 
 /// A coordinator that was started with all of them, and how long that took.
-fn in_doubt(roles: &Roles) -> Result<(Alone, f64)> {
+fn in_doubt(roles: &Roles, transactions: usize) -> Result<(Alone, f64)> {
     let mut grown = Alone::set(roles)?;
     grown.stop()?;
-    fill(&grown.log(), IN_DOUBT, false)?;
+    fill(&grown.log(), transactions, false)?;
     let serves = grown.start_again()?;
     let found = grown.unresolved()?;
-    if (found - count(IN_DOUBT as u64)).abs() < 0.5 {
+    if (found - count(transactions as u64)).abs() < 0.5 {
         Ok((grown, serves))
     } else {
         Err(Failed::new(format!("{found} are in doubt")))

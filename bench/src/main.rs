@@ -1,5 +1,6 @@
 //! The benchmark's command line; what it does is in the library.
 
+use std::fs::OpenOptions;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
@@ -36,11 +37,7 @@ enum What {
     /// The instructions that a branch's statements cost PostgreSQL, counted by valgrind
     Statements(Measure),
     /// Thousands of transactions in doubt at a restart, against a bare loop of COMMIT PREPARED
-    Restart {
-        /// Where the measured numbers are written as JSON
-        #[arg(long, value_name = "FILE")]
-        json: Option<PathBuf>,
-    },
+    Restart(Measure),
     /// What a process of the benchmark plays
     #[command(hide = true)]
     Role {
@@ -52,10 +49,10 @@ enum What {
 #[derive(Debug, clap::Args)]
 struct Suite {
     /// Where the measured numbers are written as JSON
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", value_parser = writable)]
     json: Option<PathBuf>,
     /// Where the plots are written
-    #[arg(long, value_name = "DIRECTORY")]
+    #[arg(long, value_name = "DIRECTORY", value_parser = directory)]
     plots: Option<PathBuf>,
     /// Under three minutes: fewer turns, no 128 clients
     #[arg(long)]
@@ -83,7 +80,7 @@ struct Suite {
 #[derive(Debug, clap::Args)]
 struct Measure {
     /// Where the measured numbers are written as JSON
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", value_parser = writable)]
     json: Option<PathBuf>,
     /// Shorter runs
     #[arg(long)]
@@ -120,12 +117,24 @@ impl Measure {
         println!("{}", report::grown(&measured));
         write(self.json.as_deref(), &measured)
     }
+
+    fn restart(&self) -> Result<()> {
+        let measured = restart::run(&roles()?, self.quick)?;
+        println!("{}", report::restart(&measured));
+        write(self.json.as_deref(), &measured)
+    }
 }
 
-fn in_doubt(json: Option<&Path>) -> Result<()> {
-    let measured = restart::run(&roles()?)?;
-    println!("{}", report::restart(&measured));
-    write(json, &measured)
+/// A file that can be written: found out before anything is measured, and not after it. What is in it stays for now.
+fn writable(path: &str) -> std::io::Result<PathBuf> {
+    OpenOptions::new().write(true).create(true).truncate(false).open(path)?;
+    Ok(PathBuf::from(path))
+}
+
+/// A directory that is there.
+fn directory(path: &str) -> std::result::Result<PathBuf, String> {
+    let is_one = Path::new(path).is_dir();
+    if is_one { Ok(PathBuf::from(path)) } else { Err("it is no directory".to_owned()) }
 }
 
 /// As JSON, if somebody wants it.
@@ -161,8 +170,12 @@ impl Suite {
         }
         let seconds = self.seconds.unwrap_or(seconds);
         let measure = Duration::try_from_secs_f64(seconds).map_err(Failed::because("--seconds"))?;
+        let rounds = self.rounds.unwrap_or(rounds);
+        if rounds == 0 || measure.is_zero() {
+            return Err(Failed::new("at least one turn, of more than no seconds"));
+        }
         let (contenders, dtmrs) = self.contenders()?;
-        Ok(suite::Plan { contenders, clients, rounds: self.rounds.unwrap_or(rounds), measure, dtmrs })
+        Ok(suite::Plan { contenders, clients, rounds, measure, dtmrs })
     }
 
     /// Without dtmrs where it is not installed, unless it was asked for.
@@ -223,7 +236,7 @@ fn main() -> ExitCode {
         What::Log(measure) => measure.log().map(|()| ExitCode::SUCCESS),
         What::Branch(measure) => measure.branch().map(|()| ExitCode::SUCCESS),
         What::Statements(measure) => measure.statements().map(|()| ExitCode::SUCCESS),
-        What::Restart { json } => in_doubt(json.as_deref()).map(|()| ExitCode::SUCCESS),
+        What::Restart(measure) => measure.restart().map(|()| ExitCode::SUCCESS),
         What::Role { role } => play(role),
     };
     done.unwrap_or_else(|why| {

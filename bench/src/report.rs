@@ -213,7 +213,7 @@ pub fn restart(measured: &restart::Measured) -> String {
     format!(
         "{branches} branches in doubt: the coordinator served after {serves:.2} s, and all were committed after {recovered:.2} s, \
          {:.2} times the mean of a bare loop, {:.2} s before and {:.2} s after; a service had {memory:.0} MB of memory at most\n\
-         {:.0} new transfers a second while they went from {found} to {left}, {:.2} of the {:.0} and {:.0} without; p50 {:.0} ms, p99 {:.0} ms, {} \
+         {:.0} new transfers a second beside {found} in doubt, of which {left} were left: {:.2} of the mean of {:.0} and {:.0} without; p50 {:.0} ms, p99 {:.0} ms, {} \
          refused for lack of room\n{}",
         recovered / mean(bare),
         bare.0,

@@ -22,8 +22,10 @@ use crate::teller::{UPDATE, end, pool};
 const SETTINGS: &[(&str, &str)] = &[("max_prepared_transactions", "10500")];
 /// Each holds the row of an account of its own.
 const IN_DOUBT: usize = 10_000;
+/// The same, in a short run.
+const IN_DOUBT_QUICK: usize = 500;
 /// Accounts that none of them holds.
-const OTHERS: Range<usize> = IN_DOUBT..IN_DOUBT + 960;
+const OTHERS: usize = 960;
 /// Connections of the bare loop, over both servers.
 const CONNECTIONS: usize = 16;
 /// Clients that bring them about: each has so many accounts, and stops at the first one that it finds held.
@@ -56,7 +58,7 @@ pub struct Measured {
     pub normal: (f64, f64),
     /// Between other accounts, after the same restart once more.
     pub meanwhile: Seen,
-    /// Branches that were in doubt when these began.
+    /// Branches that were in doubt shortly before these began.
     pub found: usize,
     /// Branches that were still in doubt when they had ended.
     pub left: usize,
@@ -66,13 +68,15 @@ pub struct Measured {
 ///
 /// # Errors
 /// If something did not run, or the books are wrong.
-pub fn run(roles: &Roles) -> Result<Measured> {
+pub fn run(roles: &Roles, quick: bool) -> Result<Measured> {
     let runtime = tokio::runtime::Runtime::new().map_err(Failed::because("no runtime"))?;
-    let mut stage = Stage::set_with(roles, SETTINGS, OTHERS.end)?;
+    let held = if quick { IN_DOUBT_QUICK } else { IN_DOUBT };
+    let others = held..held + OTHERS;
+    let mut stage = Stage::set_with(roles, SETTINGS, others.end)?;
     let disk_before = meter::fdatasync_micros(stage.directory())?;
-    let before = undisturbed(&mut stage, &runtime)?;
+    let before = undisturbed(&mut stage, &runtime, &others)?;
 
-    let branches = leave_in_doubt(&mut stage, &runtime)?;
+    let branches = leave_in_doubt(&mut stage, &runtime, held)?;
     let begun = now();
     stage.start_coordinator_again()?;
     let serves = begun.elapsed().as_secs_f64();
@@ -82,15 +86,20 @@ pub fn run(roles: &Roles) -> Result<Measured> {
     let services_memory = stage.most_memory_of_tellers()?;
     stage.look_at_books()?;
 
-    leave_in_doubt(&mut stage, &runtime)?;
+    leave_in_doubt(&mut stage, &runtime, held)?;
     stage.start_coordinator_again()?;
     stage.start_tellers()?;
     let found = stage.prepared()?;
-    let meanwhile = stage.drive(Contender::Lockstep, NEW_CLIENTS, OTHERS, NEW)?;
+    let meanwhile = stage.drive(Contender::Lockstep, NEW_CLIENTS, others.clone(), NEW)?;
     let left = stage.prepared()?;
+    if left == 0 && !quick {
+        return Err(Failed::new(
+            "nothing was in doubt any more while new transfers were measured: begin with more",
+        ));
+    }
     stage.look_at_books()?;
 
-    let after = undisturbed(&mut stage, &runtime)?;
+    let after = undisturbed(&mut stage, &runtime, &others)?;
     let disk = (disk_before, meter::fdatasync_micros(stage.directory())?);
     Ok(Measured {
         disk,
@@ -112,9 +121,10 @@ struct Undisturbed {
     normal: f64,
 }
 
-fn undisturbed(stage: &mut Stage, runtime: &Runtime) -> Result<Undisturbed> {
-    let bare = runtime.block_on(bare_loop(stage))?;
-    let normal = stage.drive(Contender::Lockstep, NEW_CLIENTS, OTHERS, NEW)?.rate();
+/// The accounts below the `others` are those that will be held.
+fn undisturbed(stage: &mut Stage, runtime: &Runtime, others: &Range<usize>) -> Result<Undisturbed> {
+    let bare = runtime.block_on(bare_loop(stage, others.start))?;
+    let normal = stage.drive(Contender::Lockstep, NEW_CLIENTS, others.clone(), NEW)?.rate();
     stage.look_at_books()?;
     Ok(Undisturbed { bare, normal })
 }
@@ -128,13 +138,13 @@ fn is_over(stage: &Stage, runtime: &Runtime) -> Result<Option<()>> {
 }
 
 /// Thousands of transactions that are decided, of which no branch is committed, and nobody left to do it. How many branches.
-fn leave_in_doubt(stage: &mut Stage, runtime: &Runtime) -> Result<usize> {
+fn leave_in_doubt(stage: &mut Stage, runtime: &Runtime, transactions: usize) -> Result<usize> {
     let held = runtime.block_on(hold_up(stage))?;
-    let driver = stage.begin_driving(Contender::AtDecision, CLIENTS, 0..IN_DOUBT)?;
+    let driver = stage.begin_driving(Contender::AtDecision, CLIENTS, 0..transactions)?;
     // Those that are decided are prepared on both servers, and it stays so.
     let in_doubt = || {
         let decided = runtime.block_on(meter::unresolved(&stage.coordinator()))?;
-        Ok((decided >= count(IN_DOUBT as u64)).then_some(()))
+        Ok((decided >= count(transactions as u64)).then_some(()))
     };
     wait_for("so many to be decided", PATIENCE, in_doubt)?;
     stage.kill_tellers_and_coordinator()?;
@@ -148,9 +158,9 @@ fn leave_in_doubt(stage: &mut Stage, runtime: &Runtime) -> Result<usize> {
 }
 
 /// Prepares as many by hand, and commits them over a few connections: seconds of the latter.
-async fn bare_loop(stage: &Stage) -> Result<f64> {
+async fn bare_loop(stage: &Stage, transactions: usize) -> Result<f64> {
     let pools = [connect(stage, 0, CONNECTIONS / 2).await?, connect(stage, 1, CONNECTIONS / 2).await?];
-    let all = || (0..2 * IN_DOUBT).map(|n| (pools[n % 2].clone(), n % 2, n / 2));
+    let all = || (0..2 * transactions).map(|n| (pools[n % 2].clone(), n % 2, n / 2));
     let prepare = all().map(async |(pool, side, n)| {
         let mut connection = pool.acquire().await?;
         sqlx::raw_sql("BEGIN").execute(&mut *connection).await?;

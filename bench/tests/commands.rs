@@ -16,6 +16,15 @@ fn text(bytes: &[u8]) -> String {
     String::from_utf8(bytes.to_vec()).unwrap()
 }
 
+/// Runs it with `--quick`, and reads what it writes as JSON.
+fn measured(command: &str) -> (String, serde_json::Value) {
+    let directory = TempDir::new().unwrap();
+    let json = directory.path().join("measured.json");
+    let ran = bench(&[command, "--quick", "--json", json.to_str().unwrap()]);
+    assert!(ran.status.success(), "{}", text(&ran.stderr));
+    (text(&ran.stdout), serde_json::from_slice(&std::fs::read(json).unwrap()).unwrap())
+}
+
 #[test]
 fn a_suite_compares_checks_the_books_and_writes_what_it_has_measured() {
     let directory = TempDir::new().unwrap();
@@ -61,11 +70,7 @@ fn a_branch_and_its_database_are_measured() {
 /// may count otherwise, and then says by how much.
 #[test]
 fn the_statements_of_a_branch_are_counted() {
-    let directory = TempDir::new().unwrap();
-    let json = directory.path().join("statements.json");
-    let ran = bench(&["statements", "--quick", "--json", json.to_str().unwrap()]);
-    assert!(ran.status.success(), "{}", text(&ran.stderr));
-    let counted: serde_json::Value = serde_json::from_str(&std::fs::read_to_string(json).unwrap()).unwrap();
+    let (_said, counted) = measured("statements");
     let instructions = |what: &str| {
         let of = |row: &&serde_json::Value| row["what"].as_str().unwrap().contains(what);
         counted.as_array().unwrap().iter().find(of).unwrap()["instructions"].as_f64().unwrap()
@@ -80,8 +85,43 @@ fn the_statements_of_a_branch_are_counted() {
 }
 
 #[test]
-fn what_cannot_be_run_is_refused_in_words() {
-    let ran = bench(&["suite", "--clients", "100000"]);
-    assert_eq!(ran.status.code(), Some(1));
-    assert!(text(&ran.stderr).contains("1 to 256 clients"), "{}", text(&ran.stderr));
+fn the_coordinator_alone_is_measured() {
+    let (said, measured) = measured("coordinator");
+    assert!(said.contains("each further branch costs the coordinator"), "{said}");
+    let bytes = |records: &serde_json::Value| records["bytes"].as_f64().unwrap();
+    let written_ahead: f64 = measured["shared_log"].as_array().unwrap().iter().map(bytes).sum();
+    assert!((300.0..1000.0).contains(&written_ahead), "{measured:#}");
+    assert!(said.contains("Btree/INSERT_LEAF"), "{said}");
+}
+
+#[test]
+fn a_log_that_has_grown_is_measured() {
+    let (said, measured) = measured("log");
+    assert!(said.contains("10000 in doubt"), "{said}");
+    assert_eq!(measured["ended"]["transactions"], 50_000);
+}
+
+#[test]
+fn a_restart_with_branches_in_doubt_is_measured() {
+    let (said, measured) = measured("restart");
+    assert!(said.contains("times the mean of a bare loop"), "{said}");
+    assert!(measured["branches"].as_u64().unwrap() >= 1_000, "{measured:#}");
+    assert_eq!(measured["services_memory"].as_array().unwrap().len(), 2);
+}
+
+#[test]
+fn what_cannot_be_run_is_refused_in_words_before_anything_is_measured() {
+    for (arguments, code, says) in [
+        (&["suite", "--clients", "100000"][..], 1, "1 to 256 clients"),
+        (&["suite", "--rounds", "0"], 1, "at least one turn"),
+        (&["suite", "--seconds", "0"], 1, "at least one turn"),
+        (&["suite", "--seconds=-1"], 1, "--seconds"),
+        (&["suite", "--only", "dtmrs", "--dtmrs", "/nowhere"], 1, "no program at /nowhere"),
+        (&["suite", "--plots", "/nowhere"], 2, "it is no directory"),
+        (&["restart", "--json", "/nowhere/measured.json"], 2, "/nowhere/measured.json"),
+    ] {
+        let ran = bench(arguments);
+        assert_eq!(ran.status.code(), Some(code), "{arguments:?}");
+        assert!(text(&ran.stderr).contains(says), "{arguments:?}: {}", text(&ran.stderr));
+    }
 }
