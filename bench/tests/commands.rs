@@ -76,12 +76,18 @@ fn the_statements_of_a_branch_are_counted() {
         counted.as_array().unwrap().iter().find(of).unwrap()["instructions"].as_f64().unwrap()
     };
     let by_hand = instructions("by hand");
-    let [lockstep, without_evidence, without_position, without_functions] =
-        ["as Lockstep", "without the evidence", "without the position", "functions could not"]
-            .map(instructions);
+    let [lockstep, without_evidence, without_position, without_functions, key_alone] = [
+        "as Lockstep",
+        "without the evidence",
+        "without the position",
+        "functions could not",
+        "with the key alone",
+    ]
+    .map(instructions);
     assert!(lockstep < 5.0 * by_hand, "{counted:#}");
     assert!(without_evidence < lockstep && without_position < lockstep, "{counted:#}");
     assert!(without_functions > 1.2 * lockstep, "{counted:#}");
+    assert!(without_evidence < key_alone && key_alone < lockstep, "{counted:#}");
 }
 
 #[test]
