@@ -357,18 +357,37 @@ fn balances(server: &PostgresServer) -> Result<Vec<i64>> {
     text.lines().map(|line| line.parse().map_err(Failed::because("a balance"))).collect()
 }
 
-/// Waits for a line that begins so.
+/// Waits for a line that begins so, to its end: it may have been written in several pieces.
 ///
 /// # Errors
 /// If the process ends, or says nothing.
 pub fn wait_for_line(process: &mut Process, begins: &str) -> Result<String> {
     let what = format!("{} to say {begins:?}", process.name());
     let (line, _) = wait_for(&what, PATIENCE, || {
-        let line = process.output().lines().find(|line| line.starts_with(begins)).map(str::to_owned);
+        let line = whole_line(&process.output(), begins);
         if let (None, Some(how)) = (&line, process.try_reap()?) {
             return Err(Failed::new(format!("{} ended: {how:?}\n{}", process.name(), process.output())));
         }
         Ok(line)
     })?;
     Ok(line)
+}
+
+fn whole_line(output: &str, begins: &str) -> Option<String> {
+    let mut whole = output.split_inclusive('\n').filter_map(|line| line.strip_suffix('\n'));
+    whole.find(|line| line.starts_with(begins)).map(str::to_owned)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A run of ten minutes once ended because the last line of one of its drivers was read too early.
+    #[test]
+    fn a_line_without_its_end_is_not_there_yet() {
+        for begun in ["", "done ", "begun\ndone {\"all\": 1"] {
+            assert_eq!(whole_line(begun, DONE), None, "{begun:?}");
+        }
+        assert_eq!(whole_line("begun\ndone {}\nmore", DONE).as_deref(), Some("done {}"));
+    }
 }
