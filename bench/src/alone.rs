@@ -7,6 +7,7 @@ use std::time::Duration;
 use lockstep_tests::harness::clock::now;
 use lockstep_tests::harness::coordinator::Coordinator;
 use lockstep_tests::harness::process::Process;
+use lockstep_tests::harness::procfs::Memory;
 use lockstep_tests::harness::roles::Roles;
 use lockstep_tests::harness::{Failed, Result};
 use serde::Serialize;
@@ -14,7 +15,7 @@ use tempfile::TempDir;
 use tokio::runtime::Runtime;
 
 use crate::driver::{self, BEGIN, DONE, END, READY, Seen};
-use crate::meter::{self, Counted, Memory, count};
+use crate::meter::{self, Counted, count};
 use crate::stage::wait_for_line;
 use crate::voter::GONE;
 use crate::wal;
@@ -246,7 +247,7 @@ impl Alone {
 
     /// Bytes that the coordinator has in memory.
     fn memory(&self) -> Result<f64> {
-        Memory::Now.of(self.coordinator.id())
+        Ok(count(Memory::Now.of(self.coordinator.id())?))
     }
 
     /// Ends it cleanly: what is left of its log is what it has to keep.

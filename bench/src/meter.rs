@@ -38,34 +38,6 @@ impl ProcessorTime {
     }
 }
 
-/// What a process has of the machine's memory (proc(5), `status`).
-#[derive(Debug, Clone, Copy)]
-pub enum Memory {
-    /// Bytes at this moment.
-    Now,
-    /// The most bytes that it ever had.
-    Most,
-}
-
-impl Memory {
-    /// In bytes.
-    ///
-    /// # Errors
-    /// If the process is gone.
-    pub fn of(self, process: u32) -> Result<f64> {
-        let field = match self {
-            Self::Now => "VmRSS:",
-            Self::Most => "VmHWM:",
-        };
-        let status = fs::read_to_string(format!("/proc/{process}/status"));
-        let status = status.map_err(Failed::because(format!("the memory of process {process}")))?;
-        let line = status.lines().find_map(|line| line.strip_prefix(field));
-        let kilobytes = line.and_then(|line| line.trim().strip_suffix(" kB")?.parse::<u64>().ok());
-        let ended = || Failed::new(format!("process {process} has no memory: it has ended"));
-        kilobytes.map(|kilobytes| count(kilobytes) * 1024.0).ok_or_else(ended)
-    }
-}
-
 /// What these processes have used. With `with_reaped`, also what their children had that have ended.
 fn processor_time(processes: impl IntoIterator<Item = i32>, with_reaped: bool) -> Duration {
     let fields = if with_reaped { 4 } else { 2 };
@@ -234,8 +206,9 @@ pub fn median(values: &[f64]) -> f64 {
 
 /// The same number, to divide by.
 #[must_use]
+#[expect(clippy::cast_precision_loss, reason = "exact up to 2^53, and nothing here counts so far")]
 pub fn count(of: u64) -> f64 {
-    u32::try_from(of).map_or(f64::NAN, f64::from)
+    of as f64
 }
 
 fn number<T: std::str::FromStr>(text: &str) -> Result<T>

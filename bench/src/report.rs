@@ -209,7 +209,7 @@ pub fn restart(measured: &restart::Measured) -> String {
     let restart::Measured { disk, branches, bare, serves, recovered, normal, .. } = measured;
     let restart::Measured { meanwhile, found, left, .. } = measured;
     let mean = |(before, after): &(f64, f64)| f64::midpoint(*before, *after);
-    let memory = measured.services_memory.iter().copied().fold(0.0, f64::max) / 1e6;
+    let memory = count(measured.services_memory.iter().copied().max().unwrap_or(0)) / 1e6;
     format!(
         "{branches} branches in doubt: the coordinator served after {serves:.2} s, and all were committed after {recovered:.2} s, \
          {:.2} times the mean of a bare loop, {:.2} s before and {:.2} s after; a service had {memory:.0} MB of memory at most\n\

@@ -53,7 +53,7 @@ pub struct Measured {
     /// Seconds from the same moment until all was committed and acknowledged.
     pub recovered: f64,
     /// The most memory that each service had until then, in bytes.
-    pub services_memory: Vec<f64>,
+    pub services_memory: Vec<u64>,
     /// Transfers a second when nothing is in doubt, before and after.
     pub normal: (f64, f64),
     /// Between other accounts, after the same restart once more.

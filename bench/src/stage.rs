@@ -10,13 +10,14 @@ use lockstep_tests::harness::coordinator::Coordinator;
 use lockstep_tests::harness::ports::Port;
 use lockstep_tests::harness::postgres::PostgresServer;
 use lockstep_tests::harness::process::Process;
+use lockstep_tests::harness::procfs::Memory;
 use lockstep_tests::harness::roles::Roles;
 use lockstep_tests::harness::{Failed, Result};
 use tempfile::TempDir;
 
 use crate::contender::Contender;
 use crate::driver::{self, ACCOUNTS, BEGIN, DONE, READY, Seen};
-use crate::meter::{self, Memory, ProcessorTime};
+use crate::meter::{self, ProcessorTime};
 use crate::peer;
 use crate::teller::SERVES;
 
@@ -244,7 +245,7 @@ impl Stage {
     ///
     /// # Errors
     /// If one has ended.
-    pub fn most_memory_of_tellers(&self) -> Result<Vec<f64>> {
+    pub fn most_memory_of_tellers(&self) -> Result<Vec<u64>> {
         self.tellers.iter().flatten().map(|teller| Memory::Most.of(teller.id())).collect()
     }
 
@@ -364,8 +365,10 @@ fn balances(server: &PostgresServer) -> Result<Vec<i64>> {
 pub fn wait_for_line(process: &mut Process, begins: &str) -> Result<String> {
     let what = format!("{} to say {begins:?}", process.name());
     let (line, _) = wait_for(&what, PATIENCE, || {
+        // In this order: what one that has ended has written is all there.
+        let ended = process.try_reap()?;
         let line = whole_line(&process.output(), begins);
-        if let (None, Some(how)) = (&line, process.try_reap()?) {
+        if let (None, Some(how)) = (&line, ended) {
             return Err(Failed::new(format!("{} ended: {how:?}\n{}", process.name(), process.output())));
         }
         Ok(line)

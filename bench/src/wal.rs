@@ -45,7 +45,8 @@ pub fn of_commits(roles: &Roles, measure: Duration) -> Result<Vec<Records>> {
          WHERE count > 0 ORDER BY record_size DESC",
         place()?
     );
-    let (mut kinds, mut others) = (Vec::new(), none("others"));
+    let mut kinds = Vec::new();
+    let mut others = Records { kind: "others".to_owned(), number: 0.0, bytes: 0.0 };
     for line in server.psql(LOG, &written)?.lines() {
         let records = records(line, count(all))?;
         if records.bytes >= LEAST_BYTES {
@@ -59,10 +60,6 @@ pub fn of_commits(roles: &Roles, measure: Duration) -> Result<Vec<Records>> {
     Ok(kinds)
 }
 
-fn none(kind: &str) -> Records {
-    Records { kind: kind.to_owned(), number: 0.0, bytes: 0.0 }
-}
-
 /// A line of three fields.
 fn records(line: &str, commits: f64) -> Result<Records> {
     let mut fields = line.split('|');
@@ -71,5 +68,5 @@ fn records(line: &str, commits: f64) -> Result<Records> {
         let all = fields.next().unwrap_or_default().parse::<f64>();
         all.map(|all| all / commits).map_err(Failed::because("the write-ahead log"))
     };
-    Ok(Records { number: each()?, bytes: each()?, ..none(kind) })
+    Ok(Records { kind: kind.to_owned(), number: each()?, bytes: each()? })
 }

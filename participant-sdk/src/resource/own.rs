@@ -167,13 +167,13 @@ async fn close_what_is_idle<C: Connection + 'static>(pool: WeakPool<Opener<C>>) 
     loop {
         tokio::time::sleep(IDLE / 2).await;
         let Some(pool) = pool.upgrade() else { return };
-        close_if(|metrics| metrics.last_used() >= IDLE, pool).await;
+        close_idle(pool, IDLE).await;
     }
 }
 
 /// Of those that nobody has now.
-async fn close_if<C: Connection + 'static>(is_idle: impl Fn(Metrics) -> bool, pool: Pool<Opener<C>>) {
-    let idle = pool.retain(|_, metrics| !is_idle(metrics)).removed;
+async fn close_idle<C: Connection + 'static>(pool: Pool<Opener<C>>, longest: Duration) {
+    let idle = pool.retain(|_, metrics| metrics.last_used() < longest).removed;
     // Nobody has to keep the pool for the goodbyes.
     drop(pool);
     for opened in idle {
@@ -266,10 +266,9 @@ mod tests {
         drop(pool.get().await.unwrap());
         drop(pool.get().await.unwrap());
         assert_eq!(pool.0.status().size, 1);
-        let idle_for = |time| move |metrics: Metrics| metrics.last_used() >= time;
-        close_if(idle_for(IDLE), pool.0.clone()).await;
+        close_idle(pool.0.clone(), IDLE).await;
         assert_eq!(pool.0.status().size, 1, "it was used just now");
-        close_if(idle_for(Duration::ZERO), pool.0.clone()).await;
+        close_idle(pool.0.clone(), Duration::ZERO).await;
         assert_eq!(pool.0.status().size, 0);
         let _again = pool.get().await.unwrap();
     }

@@ -1,4 +1,4 @@
-//! Processes as the kernel sees them: who is whose child, who is alive, and who stands still.
+//! Processes as the kernel sees them: who is whose child, who is alive, who stands still, and what they weigh.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -73,4 +73,32 @@ fn status_in(directory: &Path) -> io::Result<(char, i32)> {
     let state = fields.next().and_then(|field| field.chars().next()).ok_or_else(unreadable)?;
     let parent = fields.next().and_then(|field| field.parse().ok()).ok_or_else(unreadable)?;
     Ok((state, parent))
+}
+
+/// What a process has of the machine's memory.
+#[derive(Debug, Clone, Copy)]
+pub enum Memory {
+    /// At this moment.
+    Now,
+    /// The most that it ever had.
+    Most,
+}
+
+impl Memory {
+    /// In bytes. The kernel counts in KiB (proc(5), `status`).
+    ///
+    /// # Errors
+    /// If the process is gone.
+    pub fn of(self, process: u32) -> Result<u64> {
+        let field = match self {
+            Self::Now => "VmRSS:",
+            Self::Most => "VmHWM:",
+        };
+        let status = fs::read_to_string(format!("/proc/{process}/status"));
+        let status = status.map_err(Failed::because(format!("the memory of process {process}")))?;
+        let line = status.lines().find_map(|line| line.strip_prefix(field));
+        let kibibytes = line.and_then(|line| line.trim().strip_suffix(" kB")?.parse::<u64>().ok());
+        let ended = || Failed::new(format!("process {process} has no memory: it has ended"));
+        kibibytes.map(|kibibytes| kibibytes * 1024).ok_or_else(ended)
+    }
 }

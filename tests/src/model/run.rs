@@ -15,6 +15,7 @@ use super::happening::Happening;
 use super::properties::PROPERTIES;
 use super::world::World;
 use crate::harness::clock;
+use crate::harness::procfs::Memory;
 
 /// A world as stateright sees it.
 #[derive(Debug, Clone)]
@@ -180,7 +181,7 @@ impl Report {
             violations: worlds.iter().map(|tried| tried.violations.len()).sum(),
             worlds,
             seconds: tenths(took),
-            peak_mb: peak_mb(),
+            peak_mb: Memory::Most.of(std::process::id()).expect("this process runs") / (1024 * 1024),
         }
     }
 
@@ -223,12 +224,4 @@ impl Report {
         );
         [table.to_string()].into_iter().chain(violations).chain([sum]).collect::<Vec<_>>().join("\n")
     }
-}
-
-/// As the kernel counts it.
-fn peak_mb() -> u64 {
-    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
-    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
-    let kilobytes = line.and_then(|line| line.trim().trim_end_matches(" kB").parse::<u64>().ok());
-    kilobytes.unwrap_or(0) / 1024
 }

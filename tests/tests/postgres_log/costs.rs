@@ -15,11 +15,12 @@ const IN_ONE: u8 = 20;
 /// share of the batch.
 const MOST_BYTES: f64 = 580.0;
 
-/// Nothing else of this server writes, and nothing tells it how large the log has become.
-fn quiet_server() -> PostgresServer {
+/// A log on a server where nothing else writes, and nothing tells how large the log has become.
+async fn quiet() -> (PostgresServer, PostgresLog) {
     let server = PostgresServer::start_with(&[("autovacuum", "off"), ("checkpoint_timeout", "1h")]).unwrap();
     server.create_database("log").unwrap();
-    server
+    let log = open(&leased(&server.url("log"), "a")).await;
+    (server, log)
 }
 
 /// A batch of decisions, which nobody else's are like.
@@ -39,7 +40,7 @@ async fn commit_batches(log: &PostgresLog, numbers: std::ops::Range<u64>) {
 }
 
 /// What the sessions of a log that is closed have told of a table or an index, once they have.
-fn told<T: std::str::FromStr<Err: std::fmt::Debug>>(server: &PostgresServer, updates: u64, sql: &str) -> T {
+fn told(server: &PostgresServer, updates: u64, sql: &str) -> u64 {
     let all = format!("SELECT n_tup_upd = {updates} FROM pg_stat_user_tables WHERE relname = 'transactions'");
     wait_for("the sessions to tell", LONG, || Ok((server.psql("log", &all)? == "t").then_some(()))).unwrap();
     server.psql("log", sql).unwrap().parse().unwrap()
@@ -47,9 +48,8 @@ fn told<T: std::str::FromStr<Err: std::fmt::Debug>>(server: &PostgresServer, upd
 
 #[tokio::test]
 async fn a_commit_writes_little_ahead() {
-    let server = quiet_server();
+    let (server, log) = quiet().await;
     server.psql("log", "CREATE EXTENSION pg_walinspect").unwrap();
-    let log = open(&leased(&server.url("log"), "a")).await;
     let place = || server.psql("log", "SELECT pg_current_wal_insert_lsn()").unwrap();
     let before = place();
     commit_batches(&log, 0..100).await;
@@ -65,22 +65,20 @@ async fn a_commit_writes_little_ahead() {
 /// A plan that was made for a small table is kept while the table grows.
 #[tokio::test]
 async fn no_batch_reads_the_whole_log() {
-    let server = quiet_server();
-    let log = open(&leased(&server.url("log"), "a")).await;
+    let (server, log) = quiet().await;
     commit_batches(&log, 0..2).await;
     server.psql("log", "ANALYZE lockstep_log.transactions").unwrap();
     let rows = "SELECT seq_tup_read FROM pg_stat_user_tables WHERE relname = 'transactions'";
     let before: u64 = server.psql("log", rows).unwrap().parse().unwrap();
     commit_batches(&log, 2..100).await;
     log.close().await;
-    assert_eq!(told::<u64>(&server, 100 * u64::from(IN_ONE), rows), before);
+    assert_eq!(told(&server, 100 * u64::from(IN_ONE), rows), before);
 }
 
 /// A plan that was made when nothing was unfinished, and what a restart finds thousands of.
 #[tokio::test]
 async fn no_batch_reads_all_that_is_unfinished() {
-    let server = quiet_server();
-    let log = open(&leased(&server.url("log"), "a")).await;
+    let (server, log) = quiet().await;
     commit_batches(&log, 0..100).await;
     server.psql("log", "VACUUM ANALYZE lockstep_log.transactions").unwrap();
     for number in 100..200 {
@@ -91,5 +89,5 @@ async fn no_batch_reads_all_that_is_unfinished() {
     log.close().await;
     let read =
         "SELECT coalesce(sum(idx_tup_read), 0) FROM pg_stat_user_indexes WHERE indexrelname = 'unfinished'";
-    assert_eq!(told::<u64>(&server, 120 * u64::from(IN_ONE), read), 0);
+    assert_eq!(told(&server, 120 * u64::from(IN_ONE), read), 0);
 }

@@ -117,6 +117,7 @@ pub(super) struct Connector {
     /// How long a statement waits for a lock; zero: for ever. Less than its answer is waited for: a server's process that nobody listens
     /// to any more would wait on, and with each attempt there would be one more of them.
     lock_timeout: Duration,
+    /// Its sessions find rows by their keys ([`BY_KEY`]).
     by_key: bool,
 }
 

@@ -65,7 +65,8 @@ use super::{
 ///
 /// Branches use connections of that pool, so it bounds how many are open at once. Everything else (finishing
 /// prepared branches, listing them, pruning) uses up to 8 connections of its own, opened when needed: a pool
-/// full of branches that wait for their decision must not keep the decisions out.
+/// full of branches that wait for their decision must not keep the decisions out. Each is replaced after half an hour of use: for a moment
+/// there are both.
 #[derive(Debug)]
 pub struct MySql {
     pool: MySqlPool,

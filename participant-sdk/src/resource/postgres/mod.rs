@@ -60,7 +60,8 @@ use super::{
 /// server, one of them may still find all slots taken at prepare: it then votes rollback, and says so.
 /// Everything else (finishing
 /// prepared branches, listing them, pruning) uses up to 8 connections of its own, opened when needed: a pool
-/// full of branches that wait for their decision must not keep the decisions out.
+/// full of branches that wait for their decision must not keep the decisions out. Each is replaced after half an hour of use: for a moment
+/// there are both.
 #[derive(Debug)]
 pub struct Postgres {
     pool: PgPool,
