@@ -15,7 +15,7 @@ const MOST_NEW: usize = 26;
 /// slot: one is left for an operator's question, should the others hang.
 const MOST_FOUND: usize = 7;
 /// The same beside new ones: a new transaction's commit must not stand behind thousands of them.
-const MOST_FOUND_BESIDE_NEW: usize = 6;
+const MOST_FOUND_BESIDE_NEW: usize = 4;
 /// So many found ones have to begin, with no new one under way, before they take what is left free for new ones. Those come singly, and
 /// each would find every connection taken if they took it at once.
 const UNDISTURBED: usize = 64;
