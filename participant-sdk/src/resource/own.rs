@@ -38,6 +38,9 @@ const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
 /// Sets up a connection that was opened, before anything else is done with it.
 pub(super) type SetUp<C> = for<'c> fn(&'c mut C) -> BoxFuture<'c, sqlx::Result<()>>;
 
+/// Whether what kept a connection from being opened may be over in a moment. Most is for a person to mend, such as a password.
+pub(super) type IsPassing = fn(&sqlx::Error) -> bool;
+
 /// The pool. Cheap to clone.
 pub(super) struct OwnPool<C: Connection + 'static>(Pool<Opener<C>>);
 
@@ -55,14 +58,20 @@ pub(super) struct Opener<C: Connection> {
     /// They may change: a password.
     options: Mutex<C::Options>,
     set_up: SetUp<C>,
+    is_passing: IsPassing,
     /// Hears of each connection before it is used.
     newest: Arc<Newest>,
 }
 
 impl<C: Connection + 'static> OwnPool<C> {
     /// Nothing is opened yet. Call it where tokio runs.
-    pub(super) fn new(options: C::Options, set_up: SetUp<C>, newest: Arc<Newest>) -> Self {
-        let opener = Opener { options: Mutex::new(options), set_up, newest };
+    pub(super) fn new(
+        options: C::Options,
+        set_up: SetUp<C>,
+        is_passing: IsPassing,
+        newest: Arc<Newest>,
+    ) -> Self {
+        let opener = Opener { options: Mutex::new(options), set_up, is_passing, newest };
         let pool =
             Pool::builder(opener).max_size(MOST).build().expect("a pool without timeouts needs nothing");
         tokio::spawn(close_what_is_idle(pool.weak()));
@@ -91,19 +100,13 @@ impl<C: Connection + 'static> OwnPool<C> {
                 }
             };
             // A server that is full, or starts, may take one a moment later; and one that is lent comes back sooner.
-            if !is_passing(&error) || Instant::now() + wait >= deadline {
+            if !(self.0.manager().is_passing)(&error) || Instant::now() + wait >= deadline {
                 return Err(error.to_string());
             }
             tokio::time::sleep(wait).await;
             wait *= 2;
         }
     }
-}
-
-/// Whether it may be over in a moment. Most are for a person to mend, such as a password.
-fn is_passing(error: &sqlx::Error) -> bool {
-    let refused = error.as_database_error();
-    refused.map_or(matches!(error, sqlx::Error::Io(_)), |error| error.is_transient_in_connect_phase())
 }
 
 impl<C: Connection + 'static> Clone for OwnPool<C> {
@@ -257,7 +260,7 @@ mod tests {
     }
 
     fn own_pool(newest: &Arc<Newest>) -> OwnPool<SqliteConnection> {
-        OwnPool::new(in_memory(), |_| async { Ok(()) }.boxed(), Arc::clone(newest))
+        OwnPool::new(in_memory(), |_| async { Ok(()) }.boxed(), |_| false, Arc::clone(newest))
     }
 
     #[tokio::test]
@@ -309,7 +312,7 @@ mod tests {
     async fn after_long_use_it_goes_on_where_no_other_can_be_opened() {
         static OPENED: AtomicUsize = AtomicUsize::new(0);
         let pool: OwnPool<SqliteConnection> =
-            OwnPool::new(in_memory(), |_| only_the_first(&OPENED), Arc::default());
+            OwnPool::new(in_memory(), |_| only_the_first(&OPENED), |_| false, Arc::default());
         let mut only = pool.get().await.unwrap();
         only.until = Instant::now();
         drop(only);
@@ -338,6 +341,7 @@ mod tests {
         let pool: OwnPool<SqliteConnection> = OwnPool::new(
             in_memory(),
             |_| async { Err(sqlx::Error::Protocol("refused".to_owned())) }.boxed(),
+            |_| false,
             Arc::default(),
         );
         for _ in 0..2 * MOST {
@@ -357,7 +361,7 @@ mod tests {
     async fn one_that_comes_back_is_lent_where_no_other_can_be_opened() {
         static OPENED: AtomicUsize = AtomicUsize::new(0);
         let pool: OwnPool<SqliteConnection> =
-            OwnPool::new(in_memory(), |_| only_the_first(&OPENED), Arc::default());
+            OwnPool::new(in_memory(), |_| only_the_first(&OPENED), |_| true, Arc::default());
         let only = pool.get().await.unwrap();
         let comes_back = async {
             tokio::time::sleep(Duration::from_millis(100)).await;

@@ -1,6 +1,7 @@
 //! A server that crashes, and one that takes no writes.
 
 use lockstep::resource::{Fate, Resource as _, ResourceError};
+use sqlx::Connection as _;
 
 use super::*;
 
@@ -194,4 +195,32 @@ async fn after_a_failover_a_branch_that_is_back_is_committed_again_and_a_lost_on
     assert_eq!(Site::attached(&url, 5, site.cluster).await.attachment.seen, seen([position(2)]));
     assert_eq!(after.commit(&is_lost).await, Ok(Fate::RolledBack));
     assert_eq!(after.amount(2).await, 100);
+}
+
+/// What is decided has to get through as soon as one of those leaves who have filled the server.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_full_server_is_asked_again_until_somebody_leaves() {
+    let server = server(&[("max-connections", "12")]);
+    server.create_database("ours").unwrap();
+    let url = server.url("ours");
+    let mut crowd = Vec::new();
+    let full = loop {
+        match MySqlConnection::connect(&url).await {
+            Ok(one) => crowd.push(one),
+            Err(full) => break full.to_string(),
+        }
+    };
+    assert!(full.contains("Too many connections"), "{full}");
+    let resource = MySql::new(pool(&url, 5));
+    let (cluster, name) = (ClusterId::from_random(rand::random()), name(NAME));
+    let (prepared, ()) = tokio::join!(resource.prepared(cluster, &name), async {
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        crowd.pop().unwrap().close().await.unwrap();
+    });
+    assert_eq!(prepared, Ok(Vec::new()));
+
+    // That one has taken the place.
+    let other = MySql::new(pool(&url, 5));
+    let told = other.prepared(cluster, &name).await.unwrap_err();
+    assert!(told.0.contains("Too many connections"), "{told}");
 }

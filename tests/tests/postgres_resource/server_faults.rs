@@ -235,3 +235,30 @@ async fn a_commit_that_waits_for_a_standby_is_neither_answered_nor_cancelled() {
     assert_eq!(resolved(async || site.rollback(&branch).await).await, Fate::Committed);
     assert_eq!(site.amount(1).await, 99);
 }
+
+/// What is decided has to get through as soon as one of those leaves who have filled the server.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_full_server_is_asked_again_until_somebody_leaves() {
+    let server = server(&[("max_connections", "12")]);
+    let url = server.url("postgres");
+    let mut crowd = Vec::new();
+    let full = loop {
+        match PgConnection::connect(&url).await {
+            Ok(one) => crowd.push(one),
+            Err(full) => break full.to_string(),
+        }
+    };
+    assert!(full.contains("too many clients"), "{full}");
+    let resource = Postgres::new(pool(&url, 5));
+    let (cluster, name) = (ClusterId::from_random(rand::random()), name(NAME));
+    let (prepared, ()) = tokio::join!(resource.prepared(cluster, &name), async {
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        crowd.pop().unwrap().close().await.unwrap();
+    });
+    assert_eq!(prepared, Ok(Vec::new()));
+
+    // That one has taken the place.
+    let other = Postgres::new(pool(&url, 5));
+    let told = other.prepared(cluster, &name).await.unwrap_err();
+    assert!(told.0.contains("too many clients"), "{told}");
+}

@@ -38,6 +38,9 @@ pub(super) const OWN_ANSWER_TIMEOUT: Duration = Duration::from_secs(15);
 /// (1053), killed (1927 MariaDB), idle for too long (4031 MySQL).
 const SESSION_ENDED: &[u16] = &[1053, 1927, 4031];
 
+/// What a server that is full says: `ER_CON_COUNT_ERROR`, and `ER_TOO_MANY_USER_CONNECTIONS`.
+const TAKES_NO_MORE: &[u16] = &[1040, 1203];
+
 /// Why there is no answer to a statement.
 #[derive(Debug)]
 pub(super) enum Failure {
@@ -77,12 +80,18 @@ pub(super) fn text(row: &MySqlRow, column: &str) -> sqlx::Result<String> {
 
 /// The pool for what must never wait for a branch. `options`: those of the service's own pool. `newest` hears of each connection.
 pub(super) fn own_pool(options: MySqlConnectOptions, newest: Arc<Newest>) -> OwnPool {
-    OwnPool::new(options, |connection| set_up(connection).boxed(), newest)
+    OwnPool::new(options, |connection| set_up(connection).boxed(), is_passing, newest)
 }
 
 async fn set_up(connection: &mut MySqlConnection) -> sqlx::Result<()> {
     let sql = sql::set_up_own_connection(OWN_LOCK_TIMEOUT, OWN_STATEMENT_TIMEOUT);
     sqlx::raw_sql(sql).execute(connection).await.map(drop)
+}
+
+/// It takes no more connections now, at all or from this user, or was not there.
+fn is_passing(error: &sqlx::Error) -> bool {
+    let refused = error.as_database_error().and_then(|error| error.try_downcast_ref::<MySqlDatabaseError>());
+    refused.map_or(matches!(error, sqlx::Error::Io(_)), |error| TAKES_NO_MORE.contains(&error.number()))
 }
 
 /// A connection of a pool, for one purpose. Dropping it returns it to the pool if it is clean, and closes it if

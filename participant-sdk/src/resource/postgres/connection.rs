@@ -53,12 +53,18 @@ pub(super) struct Reply {
 
 /// The pool for what must never wait for a branch. `options`: those of the service's own pool. `newest` hears of each connection.
 pub(super) fn own_pool(options: PgConnectOptions, newest: Arc<Newest>) -> OwnPool {
-    OwnPool::new(options, |connection| set_up(connection).boxed(), newest)
+    OwnPool::new(options, |connection| set_up(connection).boxed(), is_passing, newest)
 }
 
 async fn set_up(connection: &mut PgConnection) -> sqlx::Result<()> {
     let sql = sql::set_up_own_connection(OWN_LOCK_TIMEOUT, OWN_STATEMENT_TIMEOUT);
     sqlx::raw_sql(sql).execute(connection).await.map(drop)
+}
+
+/// It takes no more connections now, starts, or was not there at all.
+fn is_passing(error: &sqlx::Error) -> bool {
+    let refused = error.as_database_error();
+    refused.map_or(matches!(error, sqlx::Error::Io(_)), |error| error.is_transient_in_connect_phase())
 }
 
 /// A connection of a pool, for one purpose. Dropping it returns it to the pool if it is clean, and closes it if
