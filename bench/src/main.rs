@@ -6,6 +6,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use bench::contender::Contender;
+use bench::peer::store::Place;
 use bench::{
     alone, branch, driver, engine, grown, peer, plot, report, restart, stage, statements, suite, teller,
     voter,
@@ -66,9 +67,10 @@ struct Suite {
     /// The program `dtmrs`; otherwise the one on PATH, if there is one
     #[arg(long, value_name = "FILE")]
     dtmrs: Option<PathBuf>,
-    /// Where dtmrs stores its transactions; otherwise in a database on the first server
-    #[arg(long, value_name = "URL")]
-    dtmrs_store: Option<String>,
+    /// Where dtmrs keeps its transactions: `redis`, one of its own, which is started; `postgres`, a database on the first server; or an
+    /// address. Otherwise in Redis if there is a `redis-server` on PATH, and in PostgreSQL if not
+    #[arg(long, value_name = "STORE")]
+    dtmrs_store: Option<Place>,
     /// Turns of every contender that have to count, for each number of clients
     #[arg(long)]
     rounds: Option<usize>,

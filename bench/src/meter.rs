@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 use tokio::runtime::Runtime;
 
 /// Forced writes in a probe of the disk.
-const PROBES: usize = 200;
+const PROBES: usize = 2000;
 /// Bytes of each: a page of PostgreSQL's log.
 const PROBE_BYTES: usize = 8192;
 /// By how much the disk may change during a turn.

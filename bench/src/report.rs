@@ -109,6 +109,8 @@ pub fn statements(counted: &[statements::Counted]) -> String {
 #[must_use]
 pub fn summary(measured: &Measured, plan: &Plan) -> String {
     let mut lines = vec![course(measured)];
+    let places = plan.dtmrs.iter().map(|dtmrs| dtmrs.place.title());
+    lines.extend(places.map(|place| format!("(f) keeps its transactions in {place}")));
     let [us, peer] = [Contender::Lockstep, Contender::Dtmrs];
     if plan.contenders.contains(&us) && plan.contenders.contains(&peer) {
         lines.extend(plan.clients.iter().map(|clients| {

@@ -18,7 +18,7 @@ use tempfile::TempDir;
 use crate::contender::Contender;
 use crate::driver::{self, ACCOUNTS, BEGIN, DONE, READY, Seen};
 use crate::meter::{self, ProcessorTime};
-use crate::peer;
+use crate::peer::{self, store::Place};
 use crate::teller::SERVES;
 
 /// How long anything may take to start or to settle.
@@ -115,12 +115,14 @@ impl Stage {
         self.coordinator.url()
     }
 
-    /// dtmrs, with a database of its own on the first server.
+    /// dtmrs, with its store.
     ///
     /// # Errors
     /// If it does not start.
     pub fn start_dtmrs(&mut self, installed: &peer::Installed) -> Result<()> {
-        self.servers[0].create_database(peer::DATABASE)?;
+        if installed.place == Place::Postgres {
+            self.servers[0].create_database(peer::DATABASE)?;
+        }
         let store = self.servers[0].url(peer::DATABASE);
         self.dtmrs = Some(peer::Server::start(installed, &store, self.directory.path())?);
         Ok(())
@@ -280,11 +282,13 @@ impl Stage {
         Ok(ProcessorTime(parts.into_iter().collect()))
     }
 
-    /// Of the contender's own one.
+    /// Of the contender's own one, with its log.
     fn coordinator_time(&self, contender: Contender) -> Duration {
         let dtmrs = self.dtmrs.as_ref().filter(|_| contender == Contender::Dtmrs);
-        let process = dtmrs.map_or_else(|| self.coordinator.id(), peer::Server::id);
-        meter::processor_time_of(process)
+        dtmrs.map_or_else(
+            || meter::processor_time_of(self.coordinator.id()),
+            |dtmrs| dtmrs.ids().map(meter::processor_time_of).sum(),
+        )
     }
 
     /// How often the servers have forced their logs. Ends tellers and dtmrs, and starts them again: a backend tells it when it ends.
