@@ -21,7 +21,7 @@ const CLEAR: &str = "DELETE FROM lockstep.evidence\nDELETE FROM lockstep.positio
 
 /// Leaves the evidence table its key alone.
 const STRIP: &str = "DROP INDEX lockstep.evidence_by_deadline, lockstep.evidence_by_gtrid, lockstep.evidence_by_position\n\
-    ALTER TABLE lockstep.evidence DROP CONSTRAINT branch_ended_by_its_service, DROP CONSTRAINT evidence_kind_is_known, \
+    ALTER TABLE lockstep.evidence DROP CONSTRAINT branch_ended_by_its_service, \
     DROP CONSTRAINT branch_read_only_and_not_prepared, DROP CONSTRAINT branch_too_late_to_prepare\n";
 
 /// What one branch costs the server.

@@ -206,3 +206,26 @@ async fn the_evidence_of_a_prepared_branch_is_not_forgotten() {
     assert_eq!(site.commit(&branch).await, Ok(Fate::Committed));
     assert_eq!(site.evidence(&branch).await.as_deref(), Some("branch"));
 }
+
+/// Neither committed nor rolled back: somebody has to look.
+#[tokio::test]
+async fn evidence_of_a_kind_that_there_is_not_is_no_outcome() {
+    let site = Site::new().await;
+    let branch = site.prepared(1).await;
+    assert_eq!(site.commit(&branch).await, Ok(Fate::Committed));
+    sqlx::query("UPDATE lockstep.evidence SET kind = 'commit' WHERE xid = $1")
+        .bind(branch.to_string())
+        .execute(&site.pool)
+        .await
+        .unwrap();
+    for asked in [site.commit(&branch).await, site.rollback(&branch).await] {
+        let why = asked.unwrap_err().to_string();
+        assert!(why.contains(r#""commit", which Lockstep did not write"#), "{why}");
+    }
+    site.age(&[&branch], "2 hours").await;
+    let old = site.resource.old_evidence(site.cluster, HOUR, 100).await;
+    // It is noticed first.
+    assert_eq!(old, Ok(Vec::new()));
+    site.age(&[&branch], "2 hours").await;
+    assert!(site.resource.old_evidence(site.cluster, HOUR, 100).await.is_err());
+}

@@ -104,6 +104,6 @@ fn branch(row: &PgRow) -> Result<BranchId, Unresolved> {
     xid.parse().map_err(|_malformed| damaged(xid))
 }
 
-fn damaged(what: &str) -> Unresolved {
+pub(super) fn damaged(what: &str) -> Unresolved {
     Unresolved(format!("lockstep.evidence holds {what:?}, which Lockstep did not write"))
 }

@@ -101,10 +101,10 @@ async fn fence(mut lease: Lease, branch: &BranchId, position: &LogPosition) -> R
     let fence = sql::fence(branch, position, LONGEST_LIFETIME);
     let reply = lease.run(fence, OWN_ANSWER_TIMEOUT).await.map_err(unresolved)?;
     fail_point!("postgres-after-fence");
-    let kind = reply.rows.first().and_then(|row| row.try_get::<String, _>("kind").ok());
     // Pruned between the two statements.
     let gone = || Unresolved(format!("the evidence of {branch} has just gone"));
-    kind.and_then(|kind| evidence::fate_of(&kind)).ok_or_else(gone)
+    let kind = reply.rows.first().ok_or_else(gone)?.try_get::<&str, _>("kind").map_err(unreadable)?;
+    evidence::fate_of(kind).ok_or_else(|| evidence::damaged(kind))
 }
 
 /// Keeps for good that a branch can be brought to neither end: whoever asks about it later is answered from this row.
