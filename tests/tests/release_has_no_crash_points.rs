@@ -1,9 +1,10 @@
 //! The program that users run has neither crash points nor bugs to put back in it: nothing in its environment can make it kill itself, and
 //! nothing at all can make it forget a rule.
 //!
-//! Their names are texts in a program that has them. So the real release binary is built, the way the documentation says, and
-//! searched. The same search finds every name of the coordinator's in this test's own program, which has the coordinator in it
-//! and was built with all of them: it can find them.
+//! Their names are texts in a program that has them. So the program is built with the features that users get, and searched. It is not
+//! optimised, which would take minutes, and names away if anything: what is compiled depends on features, and no source asks whether it is.
+//! The same search finds every name of the coordinator's in this test's own program, which has the coordinator in it and was built with
+//! all of them: it can find them.
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails there")]
 
@@ -16,10 +17,9 @@ fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap()
 }
 
-/// The names of the crash points and bugs in a folder of sources. From the sources and not from a table: a table would be in this
-/// program.
-fn names(folder: &str) -> BTreeSet<String> {
-    let mut names = BTreeSet::new();
+/// The sources in a folder.
+fn sources(folder: &str) -> Vec<String> {
+    let mut texts = Vec::new();
     let mut folders = vec![root().join(folder)];
     while let Some(folder) = folders.pop() {
         for entry in fs::read_dir(folder).unwrap() {
@@ -27,12 +27,21 @@ fn names(folder: &str) -> BTreeSet<String> {
             if path.is_dir() {
                 folders.push(path);
             } else if path.extension().is_some_and(|extension| extension == "rs") {
-                let text = fs::read_to_string(&path).unwrap();
-                for before in ["fail_point!(\"", "mutated(\""] {
-                    let found = text.split(before).skip(1).filter_map(|rest| rest.split_once('"'));
-                    names.extend(found.map(|(name, _)| name.to_owned()));
-                }
+                texts.push(fs::read_to_string(&path).unwrap());
             }
+        }
+    }
+    texts
+}
+
+/// The names of the crash points and bugs in a folder of sources. From the sources and not from a table: a table would be in this
+/// program.
+fn names(folder: &str) -> BTreeSet<String> {
+    let mut names = BTreeSet::new();
+    for text in sources(folder) {
+        for before in ["fail_point!(\"", "mutated(\""] {
+            let found = text.split(before).skip(1).filter_map(|rest| rest.split_once('"'));
+            names.extend(found.map(|(name, _)| name.to_owned()));
         }
     }
     names
@@ -47,10 +56,10 @@ fn found_in(program: &Path, names: &BTreeSet<String>) -> BTreeSet<String> {
     names.iter().filter(|name| text.contains(name.as_str())).cloned().collect()
 }
 
-/// `cargo build --release -p lockstep-coordinator --bin lockstep`, into the workspace's own target directory.
-fn build_release() -> PathBuf {
+/// `cargo build -p lockstep-coordinator --bin lockstep`, into the workspace's own target directory. Alone: no test's features are in it.
+fn build() -> PathBuf {
     let mut cargo = Command::new(env!("CARGO"));
-    cargo.args(["build", "--release", "--locked", "-p", "lockstep-coordinator", "--bin", "lockstep"]);
+    cargo.args(["build", "--locked", "-p", "lockstep-coordinator", "--bin", "lockstep"]);
     cargo.arg("--message-format=json-render-diagnostics").current_dir(root());
     // Set for the test's own build and not meant for this one.
     for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("CARGO_PKG_"))
@@ -77,7 +86,11 @@ fn the_release_program_has_no_crash_point_and_no_bug_in_it() {
     let here = found_in(&std::env::current_exe().unwrap(), &of_the_coordinator);
     assert_eq!(here, of_the_coordinator, "the search finds what is there");
 
-    let released = build_release();
+    let released = build();
+    for folder in ["coordinator/src", "participant-sdk/src", "proto/src"] {
+        let asks = |text: &String| text.contains("debug_assertions");
+        assert!(!sources(folder).iter().any(asks), "{folder}: a release is no longer what is built here");
+    }
     let mut all = of_the_coordinator;
     all.extend(names("participant-sdk/src"));
     assert_eq!(found_in(&released, &all), BTreeSet::new(), "these are in {}", released.display());
