@@ -12,8 +12,9 @@ use lockstep_tests::harness::{Failed, Result};
 use serde::{Deserialize, Serialize};
 use tokio::runtime::Runtime;
 
-/// Forced writes in a probe of the disk.
-const PROBES: usize = 2000;
+/// How long the disk is probed, and with how many forced writes at least: medians of less differ by a third on a disk that does not change.
+const PROBED: Duration = Duration::from_millis(500);
+const PROBES: usize = 200;
 /// Bytes of each: a page of PostgreSQL's log.
 const PROBE_BYTES: usize = 8192;
 /// By how much the disk may change during a turn.
@@ -181,8 +182,9 @@ pub fn fdatasync_micros(directory: &Path) -> Result<f64> {
     let path = directory.join("probe");
     let mut file = File::create(&path).map_err(cannot())?;
     let page = [b'x'; PROBE_BYTES];
-    let mut took = Vec::with_capacity(PROBES);
-    for _ in 0..PROBES {
+    let mut took = Vec::new();
+    let probing = now();
+    while took.len() < PROBES || probing.elapsed() < PROBED {
         file.write_all(&page).map_err(cannot())?;
         let begun = now();
         file.sync_data().map_err(cannot())?;

@@ -58,7 +58,12 @@ fn row(measured: &Measured, contender: Contender, clients: usize) -> Vec<String>
         number(middle(&|cell| count(cell.seen.p50) / 1000.0), 2),
         number(middle(&|cell| count(cell.seen.p99) / 1000.0), 2),
         number(forced.map_or(f64::NAN, |forced| forced.databases), 2),
-        number(middle(&|cell| cell.counted.forces), 2),
+        // Lockstep's counts; what a peer's store forces is not known, unless it is one of the databases.
+        if contender == Contender::Dtmrs {
+            "-".to_owned()
+        } else {
+            number(middle(&|cell| cell.counted.forces), 2)
+        },
         number(middle(&|cell| cell.processor.values().sum()), 0),
         part("clients"),
         part("tellers"),
@@ -109,9 +114,9 @@ pub fn statements(counted: &[statements::Counted]) -> String {
 #[must_use]
 pub fn summary(measured: &Measured, plan: &Plan) -> String {
     let mut lines = vec![course(measured)];
-    let places = plan.dtmrs.iter().map(|dtmrs| dtmrs.place.title());
-    lines.extend(places.map(|place| format!("(f) keeps its transactions in {place}")));
     let [us, peer] = [Contender::Lockstep, Contender::Dtmrs];
+    let places = plan.dtmrs.iter().filter(|_| plan.contenders.contains(&peer));
+    lines.extend(places.map(|dtmrs| format!("(f) keeps its transactions in {}", dtmrs.place.title())));
     if plan.contenders.contains(&us) && plan.contenders.contains(&peer) {
         lines.extend(plan.clients.iter().map(|clients| {
             let rate = measured.ratio(us, peer, *clients, |cell| cell.seen.rate());

@@ -4,7 +4,8 @@
 //! What it does for a transfer, from its sources (crates dtmrs-server: `api.rs`, `driver.rs`; dtmrs-store: `lib.rs`; dtmrs-xa):
 //!
 //! - The application begins (`Prepare`), registers each branch with what has to be called for commit and for rollback, has them prepared by
-//!   their services, and submits. Each of these four calls is a commit of its store. `Submit` is answered when the decision is stored.
+//!   their services, and submits. Each of these calls but the services' is a commit of its store, and a registration
+//!   two writes where that is Redis, one after the other. `Submit` is answered when the decision is stored.
 //! - Then it calls one branch after the other, and stores after each that it has ended; then that the transaction has. Three more commits.
 //! - Nobody is told that it has: the application asks, with `Query`. So a transfer counts here when `Query` says that it succeeded, and
 //!   `Pace` sees to it that asking costs little.

@@ -31,6 +31,8 @@ const FIRST_QUESTION: Duration = Duration::from_millis(100);
 const LONGEST_QUESTION: Duration = Duration::from_secs(10);
 /// How long running operations may still take when the participant is going away.
 const LAST_OPERATIONS: Duration = Duration::from_secs(5);
+/// What is taken before what it led to is written: what has happened together goes into one frame, and not into one each.
+const TOGETHER: usize = 64;
 /// Joins that may wait to be looked at.
 pub(super) const JOINS: usize = 1024;
 
@@ -176,6 +178,7 @@ impl<R: Resource> Driver<R> {
         while !self.session.is_detached() {
             let woken = self.next().await;
             self.take(woken);
+            self.take_what_else_is_there();
             self.link.write();
         }
         self.joins.close();
@@ -200,6 +203,25 @@ impl<R: Resource> Driver<R> {
             frame = self.link.next(reads) => frame.map_or(Woken::Writable, Woken::Frame),
             Ok(epochs) = self.told_seals.recv() => Woken::Sealed(epochs),
             () = sleep_until(wake) => Woken::Time,
+        }
+    }
+
+    fn take_what_else_is_there(&mut self) {
+        for _ in 0..TOGETHER {
+            // What comes after that is not for the session.
+            if self.session.is_detached() {
+                return;
+            }
+            let woken = if let Ok(report) = self.reports.try_recv() {
+                Woken::Report(report)
+            } else if let Ok(release) = self.releases.try_recv() {
+                Woken::Release(release)
+            } else if let Ok(join) = self.joins.try_recv() {
+                Woken::Join(Some(join))
+            } else {
+                return;
+            };
+            self.take(woken);
         }
     }
 

@@ -1,6 +1,7 @@
 //! A server that crashes, and one that takes no writes.
 
 use lockstep::resource::{Fate, Resource as _, ResourceError};
+use lockstep_tests::harness::clock::now;
 use sqlx::Connection as _;
 
 use super::*;
@@ -197,30 +198,52 @@ async fn after_a_failover_a_branch_that_is_back_is_committed_again_and_a_lost_on
     assert_eq!(after.amount(2).await, 100);
 }
 
-/// What is decided has to get through as soon as one of those leaves who have filled the server.
+/// What is decided has to get through as soon as one of those leaves who have filled the server, or used up what their account may have.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_full_server_is_asked_again_until_somebody_leaves() {
     let server = server(&[("max-connections", "12")]);
     server.create_database("ours").unwrap();
-    let url = server.url("ours");
-    let mut crowd = Vec::new();
-    let full = loop {
-        match MySqlConnection::connect(&url).await {
-            Ok(one) => crowd.push(one),
-            Err(full) => break full.to_string(),
-        }
-    };
-    assert!(full.contains("Too many connections"), "{full}");
-    let resource = MySql::new(pool(&url, 5));
-    let (cluster, name) = (ClusterId::from_random(rand::random()), name(NAME));
-    let (prepared, ()) = tokio::join!(resource.prepared(cluster, &name), async {
-        tokio::time::sleep(Duration::from_millis(300)).await;
-        crowd.pop().unwrap().close().await.unwrap();
-    });
-    assert_eq!(prepared, Ok(Vec::new()));
+    let everybody = server.url("ours");
+    let mut admin = MySqlConnection::connect(&everybody).await.unwrap();
+    let limited = "CREATE USER limited WITH MAX_USER_CONNECTIONS 3; GRANT ALL ON *.* TO limited";
+    sqlx::raw_sql(limited).execute(&mut admin).await.unwrap();
+    admin.close().await.unwrap();
+    let as_user = |user| everybody.parse::<MySqlConnectOptions>().unwrap().username(user);
+    let unlimited = everybody.parse::<MySqlConnectOptions>().unwrap();
+    for (options, says) in [(as_user("limited"), "max_user_connections"), (unlimited, "Too many connections")]
+    {
+        let mut crowd = Vec::new();
+        let full = loop {
+            match MySqlConnection::connect_with(&options).await {
+                Ok(one) => crowd.push(one),
+                Err(full) => break full.to_string(),
+            }
+        };
+        assert!(full.contains(says), "{full}");
+        let resource = MySql::new(MySqlPoolOptions::new().connect_lazy_with(options.clone()));
+        let (cluster, name) = (ClusterId::from_random(rand::random()), name(NAME));
+        let (prepared, ()) = tokio::join!(resource.prepared(cluster, &name), async {
+            tokio::time::sleep(Duration::from_millis(300)).await;
+            crowd.pop().unwrap().close().await.unwrap();
+        });
+        assert_eq!(prepared, Ok(Vec::new()));
 
-    // That one has taken the place.
-    let other = MySql::new(pool(&url, 5));
-    let told = other.prepared(cluster, &name).await.unwrap_err();
-    assert!(told.0.contains("Too many connections"), "{told}");
+        // That one has taken the place.
+        let other = MySql::new(MySqlPoolOptions::new().connect_lazy_with(options));
+        let told = other.prepared(cluster, &name).await.unwrap_err();
+        assert!(told.0.contains(says), "{told}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_account_that_may_not_come_in_is_told_at_once() {
+    let server = server(&[]);
+    let options =
+        server.url("mysql").parse::<MySqlConnectOptions>().unwrap().username("nobody").password("x");
+    let resource = MySql::new(MySqlPoolOptions::new().connect_lazy_with(options));
+    let cluster = ClusterId::from_random(rand::random());
+    let started = now();
+    let told = resource.prepared(cluster, &name(NAME)).await.unwrap_err();
+    assert!(told.0.contains("Access denied"), "{told}");
+    assert!(started.elapsed() < Duration::from_secs(2), "{:?}", started.elapsed());
 }

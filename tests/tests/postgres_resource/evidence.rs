@@ -222,10 +222,10 @@ async fn evidence_of_a_kind_that_there_is_not_is_no_outcome() {
         let why = asked.unwrap_err().to_string();
         assert!(why.contains(r#""commit", which Lockstep did not write"#), "{why}");
     }
-    site.age(&[&branch], "2 hours").await;
-    let old = site.resource.old_evidence(site.cluster, HOUR, 100).await;
-    // It is noticed first.
-    assert_eq!(old, Ok(Vec::new()));
-    site.age(&[&branch], "2 hours").await;
-    assert!(site.resource.old_evidence(site.cluster, HOUR, 100).await.is_err());
+    // It is never pruned, and keeps nothing else from it.
+    let other = site.committed(1, 1_000, position(1)).await;
+    for expected in [Vec::new(), vec![EvidenceRow { branch: other.clone(), fate: Fate::Committed }]] {
+        site.age(&[&branch, &other], "2 hours").await;
+        assert_eq!(site.resource.old_evidence(site.cluster, HOUR, 1).await, Ok(expected));
+    }
 }

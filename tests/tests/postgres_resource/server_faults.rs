@@ -1,6 +1,7 @@
 //! A server that crashes, and one that is a standby.
 
 use lockstep::resource::{Fate, Resource as _, ResourceError};
+use lockstep_tests::harness::clock::now;
 use sqlx::Connection as _;
 
 use super::*;
@@ -261,4 +262,15 @@ async fn a_full_server_is_asked_again_until_somebody_leaves() {
     let other = Postgres::new(pool(&url, 5));
     let told = other.prepared(cluster, &name).await.unwrap_err();
     assert!(told.0.contains("too many clients"), "{told}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_role_that_does_not_exist_is_told_at_once() {
+    let server = server(&[]);
+    let resource = Postgres::new(pool(&server.url_as("nobody", "postgres"), 5));
+    let cluster = ClusterId::from_random(rand::random());
+    let started = now();
+    let told = resource.prepared(cluster, &name(NAME)).await.unwrap_err();
+    assert!(told.0.contains("nobody"), "{told}");
+    assert!(started.elapsed() < Duration::from_secs(2), "{:?}", started.elapsed());
 }

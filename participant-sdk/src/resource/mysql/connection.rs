@@ -38,8 +38,9 @@ pub(super) const OWN_ANSWER_TIMEOUT: Duration = Duration::from_secs(15);
 /// (1053), killed (1927 MariaDB), idle for too long (4031 MySQL).
 const SESSION_ENDED: &[u16] = &[1053, 1927, 4031];
 
-/// What a server that is full says: `ER_CON_COUNT_ERROR`, and `ER_TOO_MANY_USER_CONNECTIONS`.
-const TAKES_NO_MORE: &[u16] = &[1040, 1203];
+/// What a server that is full says: `ER_CON_COUNT_ERROR`, `ER_TOO_MANY_USER_CONNECTIONS`, and `ER_USER_LIMIT_REACHED`, which names the limit: there
+/// are others for each hour.
+const TAKES_NO_MORE: &[(u16, &str)] = &[(1040, ""), (1203, ""), (1226, "'max_user_connections'")];
 
 /// Why there is no answer to a statement.
 #[derive(Debug)]
@@ -91,7 +92,12 @@ async fn set_up(connection: &mut MySqlConnection) -> sqlx::Result<()> {
 /// It takes no more connections now, at all or from this user, or was not there.
 fn is_passing(error: &sqlx::Error) -> bool {
     let refused = error.as_database_error().and_then(|error| error.try_downcast_ref::<MySqlDatabaseError>());
-    refused.map_or(matches!(error, sqlx::Error::Io(_)), |error| TAKES_NO_MORE.contains(&error.number()))
+    let takes_no_more = |error: &MySqlDatabaseError| {
+        TAKES_NO_MORE
+            .iter()
+            .any(|(number, limit)| error.number() == *number && error.message().contains(limit))
+    };
+    refused.map_or(matches!(error, sqlx::Error::Io(_)), takes_no_more)
 }
 
 /// A connection of a pool, for one purpose. Dropping it returns it to the pool if it is clean, and closes it if

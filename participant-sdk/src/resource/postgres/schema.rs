@@ -19,8 +19,8 @@ use super::sql::{self, Form, RAISED, Subject};
 pub(crate) const CREATE_TABLES: &[&str] = &[
     ONE_AT_A_TIME,
     "CREATE SCHEMA IF NOT EXISTS lockstep",
-    // Which kinds there are is checked where they are read, and not here: the server reads the expression of a CHECK anew for each row, which for a list of
-    // three is 34 thousand instructions of a branch's 820 (`bench statements`).
+    // Which kinds there are is checked where they are read, and not here: the server reads the expression of a CHECK anew for each statement, which for a
+    // list of three is 34 of a branch's 820 thousand instructions.
     // COLLATE "C": a new version of the operating system's collations can't break the key.
     "CREATE TABLE IF NOT EXISTS lockstep.evidence (\
      xid text COLLATE \"C\" CONSTRAINT evidence_pkey PRIMARY KEY, \
