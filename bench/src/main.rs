@@ -184,7 +184,10 @@ impl Suite {
     fn contenders(&self) -> Result<(Vec<Contender>, Option<peer::Installed>)> {
         let dtmrs = peer::Installed::find(self.dtmrs.as_deref(), self.dtmrs_store.clone())?;
         let mut contenders = self.only.clone().unwrap_or_else(|| Contender::ALL.to_vec());
-        if dtmrs.is_some() || !contenders.contains(&Contender::Dtmrs) {
+        if !contenders.contains(&Contender::Dtmrs) {
+            return Ok((contenders, None));
+        }
+        if dtmrs.is_some() {
             return Ok((contenders, dtmrs));
         }
         if self.only.is_some() {

@@ -12,8 +12,9 @@ use lockstep_tests::harness::{Failed, Result};
 use serde::{Deserialize, Serialize};
 use tokio::runtime::Runtime;
 
-/// How long the disk is probed, and with how many forced writes at least: medians of less differ by a third on a disk that does not change.
+/// How long the disk is probed: medians of less differ by a third on a disk that does not change.
 const PROBED: Duration = Duration::from_millis(500);
+/// Forced writes in a probe, at least.
 const PROBES: usize = 200;
 /// Bytes of each: a page of PostgreSQL's log.
 const PROBE_BYTES: usize = 8192;

@@ -115,8 +115,8 @@ pub fn statements(counted: &[statements::Counted]) -> String {
 pub fn summary(measured: &Measured, plan: &Plan) -> String {
     let mut lines = vec![course(measured)];
     let [us, peer] = [Contender::Lockstep, Contender::Dtmrs];
-    let places = plan.dtmrs.iter().filter(|_| plan.contenders.contains(&peer));
-    lines.extend(places.map(|dtmrs| format!("(f) keeps its transactions in {}", dtmrs.place.title())));
+    let places = plan.dtmrs.iter().map(|dtmrs| dtmrs.place.title());
+    lines.extend(places.map(|place| format!("(f) keeps its transactions in {place}")));
     if plan.contenders.contains(&us) && plan.contenders.contains(&peer) {
         lines.extend(plan.clients.iter().map(|clients| {
             let rate = measured.ratio(us, peer, *clients, |cell| cell.seen.rate());

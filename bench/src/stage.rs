@@ -18,7 +18,7 @@ use tempfile::TempDir;
 use crate::contender::Contender;
 use crate::driver::{self, ACCOUNTS, BEGIN, DONE, READY, Seen};
 use crate::meter::{self, ProcessorTime};
-use crate::peer::{self, store::Place};
+use crate::peer;
 use crate::teller::SERVES;
 
 /// How long anything may take to start or to settle.
@@ -120,11 +120,11 @@ impl Stage {
     /// # Errors
     /// If it does not start.
     pub fn start_dtmrs(&mut self, installed: &peer::Installed) -> Result<()> {
-        if installed.place == Place::Postgres {
+        let database = || {
             self.servers[0].create_database(peer::DATABASE)?;
-        }
-        let store = self.servers[0].url(peer::DATABASE);
-        self.dtmrs = Some(peer::Server::start(installed, &store, self.directory.path())?);
+            Ok(self.servers[0].url(peer::DATABASE))
+        };
+        self.dtmrs = Some(peer::Server::start(installed, database, self.directory.path())?);
         Ok(())
     }
 

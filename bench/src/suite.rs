@@ -96,7 +96,7 @@ pub struct Measured {
 pub fn run(roles: &Roles, plan: &Plan, told: impl Fn(&str)) -> Result<Measured> {
     let runtime = meter::runtime()?;
     let mut stage = Stage::set(roles)?;
-    if let Some(dtmrs) = plan.dtmrs.as_ref().filter(|_| plan.contenders.contains(&Contender::Dtmrs)) {
+    if let Some(dtmrs) = &plan.dtmrs {
         stage.start_dtmrs(dtmrs)?;
     }
     let mut measured = Measured { turns: Vec::new(), forced: Vec::new(), transfers: 0 };

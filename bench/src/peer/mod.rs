@@ -91,6 +91,18 @@ fn with_the_parent(program: &Path) -> Command {
     command
 }
 
+/// Starts a process, and waits until it takes connections at this port.
+fn serving(name: &str, command: Command, log: &Path, port: u16) -> Result<Process> {
+    let mut process = Process::start(name, command, log)?;
+    wait_for(&format!("{name} to serve"), PATIENCE, || {
+        if process.try_reap()?.is_some() {
+            return Err(Failed::new(format!("{name} ended:\n{}", process.output())));
+        }
+        Ok(TcpStream::connect((Ipv4Addr::LOCALHOST, port)).ok())
+    })?;
+    Ok(process)
+}
+
 /// Its server, a process.
 pub struct Server {
     program: PathBuf,
@@ -105,18 +117,22 @@ pub struct Server {
 }
 
 impl Server {
-    /// Starts it, and the Redis that it has for itself. `database`: where its transactions are if they are to be in one of ours.
+    /// Starts it, and the Redis that it has for itself. `database` makes one of ours, if its transactions are to be there, and says where it is.
     ///
     /// # Errors
-    /// If one of them does not serve.
-    pub fn start(installed: &Installed, database: &str, directory: &Path) -> Result<Self> {
+    /// If one of them does not serve, or can't be made.
+    pub fn start(
+        installed: &Installed,
+        database: impl FnOnce() -> Result<String>,
+        directory: &Path,
+    ) -> Result<Self> {
         let Installed { program, place } = installed.clone();
         let (store, redis) = match place {
             Place::Redis => {
                 let redis = Redis::start(directory)?;
                 (redis.url(), Some(redis))
             }
-            Place::Postgres => (database.to_owned(), None),
+            Place::Postgres => (database()?, None),
             Place::At(store) => (store, None),
         };
         let (ports, log) = ([Port::reserve()?, Port::reserve()?], directory.join("dtmrs.log"));
@@ -134,14 +150,8 @@ impl Server {
         let [grpc, http] = self.ports.each_ref().map(Port::number);
         command.env("DTMRS_GRPC_ADDR", address(grpc)).env("DTMRS_ADDR", address(http));
         command.env("DTMRS_DB", &self.store).envs(SETTINGS.iter().copied());
-        let mut process = Process::start("dtmrs", command, &self.log)?;
-        wait_for("dtmrs to serve", PATIENCE, || {
-            if process.try_reap()?.is_some() {
-                return Err(Failed::new(format!("dtmrs ended:\n{}\n{STORES}", process.output())));
-            }
-            Ok(TcpStream::connect((Ipv4Addr::LOCALHOST, grpc)).ok())
-        })?;
-        self.process = Some(process);
+        let started = serving("dtmrs", command, &self.log, grpc);
+        self.process = Some(started.map_err(|why| Failed::new(format!("{why}\n{STORES}")))?);
         Ok(())
     }
 

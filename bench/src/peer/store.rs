@@ -6,17 +6,15 @@
 
 use std::convert::Infallible;
 use std::fs;
-use std::net::{Ipv4Addr, TcpStream};
+use std::net::Ipv4Addr;
 use std::path::Path;
-use std::process::Command;
 use std::str::FromStr;
 
-use lockstep_tests::harness::clock::wait_for;
 use lockstep_tests::harness::ports::Port;
 use lockstep_tests::harness::process::Process;
 use lockstep_tests::harness::{Failed, Result};
 
-use super::{PATIENCE, on_path, with_the_parent};
+use super::{on_path, serving, with_the_parent};
 
 const REDIS: &str = "redis-server";
 /// What it is configured with, beside its places. Each command that writes is forced before it is answered, together with those that came in the same
@@ -85,16 +83,10 @@ impl Redis {
         let program = on_path(REDIS).ok_or_else(|| Failed::new(format!("there is no {REDIS} on PATH")))?;
         let (port, data) = (Port::reserve()?, directory.join("redis"));
         fs::create_dir(&data).map_err(Failed::because(data.display().to_string()))?;
-        let mut command: Command = with_the_parent(&program);
+        let mut command = with_the_parent(&program);
         command.args(["--port", &port.number().to_string()]).arg("--dir").arg(&data);
         command.args(SETTINGS.iter().flat_map(|(name, value)| [name, value]));
-        let mut process = Process::start(REDIS, command, &directory.join("redis.log"))?;
-        wait_for("Redis to serve", PATIENCE, || {
-            if process.try_reap()?.is_some() {
-                return Err(Failed::new(format!("{REDIS} ended:\n{}", process.output())));
-            }
-            Ok(TcpStream::connect((Ipv4Addr::LOCALHOST, port.number())).ok())
-        })?;
+        let process = serving(REDIS, command, &directory.join("redis.log"), port.number())?;
         Ok(Self { port, process })
     }
 

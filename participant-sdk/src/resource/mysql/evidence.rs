@@ -125,6 +125,6 @@ fn branch(row: &MySqlRow) -> Result<BranchId, Unresolved> {
     xid.parse().map_err(|_malformed| damaged(&xid))
 }
 
-fn damaged(what: &str) -> Unresolved {
+pub(super) fn damaged(what: &str) -> Unresolved {
     Unresolved(format!("lockstep_evidence holds {what:?}, which Lockstep did not write"))
 }

@@ -222,7 +222,8 @@ async fn fence(
     let kind = reply.rows.first().map(|row| text(row, "kind")).transpose().map_err(unreadable)?;
     // Pruned between the two statements.
     let gone = || Unresolved(format!("the evidence of {branch} has just gone"));
-    kind.and_then(|kind| evidence::fate_of(&kind)).ok_or_else(gone)
+    let kind = kind.ok_or_else(gone)?;
+    evidence::fate_of(&kind).ok_or_else(|| evidence::damaged(&kind))
 }
 
 /// Keeps for good that a branch can be brought to neither end: whoever asks about it later is answered from this row.

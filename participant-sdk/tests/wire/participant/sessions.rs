@@ -316,3 +316,13 @@ async fn two_participants_in_one_process_are_two_participants() {
         branch.unwrap().finish().await.unwrap();
     }
 }
+
+/// A frame costs both sides more than what is in it.
+#[tokio::test]
+async fn what_happens_together_goes_into_one_frame() {
+    let mut bank = Bank::attached().await;
+    let contexts: Vec<Context> = (1..=20).map(context).collect();
+    let joins = contexts.iter().map(|context| bank.participant.join(context));
+    let _branches = futures::future::join_all(joins).await;
+    assert_eq!(bank.session.frame().await.unwrap().len(), contexts.len());
+}

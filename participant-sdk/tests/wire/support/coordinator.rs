@@ -209,10 +209,16 @@ impl Session {
     /// The next message, or `None` once the participant has ended its half of the stream.
     pub(crate) async fn next(&mut self) -> Option<Kind> {
         while self.waiting.is_empty() {
-            let frame = soon("a frame", self.incoming.message()).await.ok()??;
-            self.waiting.extend(frame.messages.into_iter().map(|message| message.kind.unwrap()));
+            let frame = self.frame().await?;
+            self.waiting.extend(frame);
         }
         self.waiting.pop_front()
+    }
+
+    /// The messages of the next frame, or `None` once the participant has ended its half of the stream.
+    pub(crate) async fn frame(&mut self) -> Option<Vec<Kind>> {
+        let frame = soon("a frame", self.incoming.message()).await.ok()??;
+        Some(frame.messages.into_iter().map(|message| message.kind.unwrap()).collect())
     }
 
     pub(crate) async fn enlist(&mut self) -> v1::Xid {
