@@ -1,5 +1,7 @@
 //! What a suite has measured, as a table.
 
+use std::collections::BTreeMap;
+
 use comfy_table::{Table, presets};
 
 use crate::contender::Contender;
@@ -220,11 +222,14 @@ pub fn restart(measured: &restart::Measured) -> String {
     format!(
         "{branches} branches in doubt: the coordinator served after {serves:.2} s, and all were committed after {recovered:.2} s, \
          {:.2} times the mean of a bare loop, {:.2} s before and {:.2} s after; a service had {memory:.0} MB of memory at most\n\
+         processor time for a branch, us: {}; of the bare loop: {}\n\
          {:.0} new transfers a second beside {found} in doubt, of which {left} were left: {:.2} of the mean of {:.0} and {:.0} without; p50 {:.0} ms, p99 {:.0} ms, {} \
          refused for lack of room\n{}",
         recovered / mean(bare),
         bare.0,
         bare.1,
+        parts(&measured.processor),
+        parts(&measured.bare_processor),
         meanwhile.rate(),
         meanwhile.rate() / mean(normal),
         normal.0,
@@ -234,6 +239,13 @@ pub fn restart(measured: &restart::Measured) -> String {
         meanwhile.refused,
         forced(*disk),
     )
+}
+
+/// What each part took, and all of them.
+fn parts(processor: &BTreeMap<String, f64>) -> String {
+    let parts = processor.iter().map(|(part, micros)| format!("{part} {micros:.0}"));
+    let all = processor.values().sum::<f64>();
+    format!("{} = {all:.0}", parts.collect::<Vec<_>>().join(" + "))
 }
 
 /// The engine alone.

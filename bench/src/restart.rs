@@ -1,6 +1,7 @@
 //! What is in doubt at a restart: thousands of transactions that are decided, and prepared on two PostgreSQL servers, when coordinator and
 //! services are killed. How long until all are committed, against a bare loop of COMMIT PREPARED.
 
+use std::collections::BTreeMap;
 use std::ops::Range;
 use std::time::Duration;
 
@@ -14,7 +15,7 @@ use tokio::runtime::Runtime;
 
 use crate::contender::Contender;
 use crate::driver::Seen;
-use crate::meter::{self, count};
+use crate::meter::{self, ProcessorTime, count};
 use crate::stage::Stage;
 use crate::teller::{UPDATE, end, pool};
 
@@ -52,6 +53,10 @@ pub struct Measured {
     pub serves: f64,
     /// Seconds from the same moment until all was committed and acknowledged.
     pub recovered: f64,
+    /// Microseconds of processor time for each branch of the bare loop before, by part.
+    pub bare_processor: BTreeMap<String, f64>,
+    /// The same until all was committed, from the coordinator's start.
+    pub processor: BTreeMap<String, f64>,
     /// The most memory that each service had until then, in bytes.
     pub services_memory: Vec<u64>,
     /// Transfers a second when nothing is in doubt, before and after.
@@ -77,12 +82,14 @@ pub fn run(roles: &Roles, quick: bool) -> Result<Measured> {
     let before = undisturbed(&mut stage, &runtime, &others)?;
 
     let branches = leave_in_doubt(&mut stage, &runtime, held)?;
+    let spent = Spent::until_now(&stage)?;
     let begun = now();
     stage.start_coordinator_again()?;
     let serves = begun.elapsed().as_secs_f64();
     stage.start_tellers()?;
     wait_for("everything to be committed", PATIENCE, || is_over(&stage, &runtime))?;
     let recovered = begun.elapsed().as_secs_f64();
+    let processor = spent.each_since(&stage, branches)?;
     let services_memory = stage.most_memory_of_tellers()?;
     stage.look_at_books()?;
 
@@ -107,6 +114,8 @@ pub fn run(roles: &Roles, quick: bool) -> Result<Measured> {
         bare: (before.bare, after.bare),
         serves,
         recovered,
+        bare_processor: before.processor,
+        processor,
         services_memory,
         normal: (before.normal, after.normal),
         meanwhile,
@@ -115,18 +124,36 @@ pub fn run(roles: &Roles, quick: bool) -> Result<Measured> {
     })
 }
 
+/// Processor time that was used before something began. This process is a part of its own: it runs the bare loop, and looks whether all is
+/// over.
+struct Spent(ProcessorTime);
+
+impl Spent {
+    fn until_now(stage: &Stage) -> Result<Self> {
+        let mut time = stage.processor_time()?;
+        time.0.insert("bench", meter::own_processor_time());
+        Ok(Self(time))
+    }
+
+    /// Since then, for each of so many branches.
+    fn each_since(&self, stage: &Stage, branches: usize) -> Result<BTreeMap<String, f64>> {
+        Ok(Self::until_now(stage)?.0.each(&self.0, branches as u64))
+    }
+}
+
 /// What there is to compare with.
 struct Undisturbed {
     bare: f64,
+    processor: BTreeMap<String, f64>,
     normal: f64,
 }
 
 /// The accounts below the `others` are those that will be held.
 fn undisturbed(stage: &mut Stage, runtime: &Runtime, others: &Range<usize>) -> Result<Undisturbed> {
-    let bare = runtime.block_on(bare_loop(stage, others.start))?;
+    let (bare, processor) = runtime.block_on(bare_loop(stage, others.start))?;
     let normal = stage.drive(Contender::Lockstep, NEW_CLIENTS, others.clone(), NEW)?.rate();
     stage.look_at_books()?;
-    Ok(Undisturbed { bare, normal })
+    Ok(Undisturbed { bare, processor, normal })
 }
 
 /// Whether all is committed. The servers are asked at the end only, since to count thousands of prepared transactions again and again takes a
@@ -154,11 +181,13 @@ fn leave_in_doubt(stage: &mut Stage, runtime: &Runtime, transactions: usize) -> 
             pool.close().await;
         }
     });
+    // A hundred sessions of the dead, each of which the kernel takes milliseconds to clear away; the bare loop has nothing like it.
+    stage.wait_for_backends_to_end()?;
     stage.prepared()
 }
 
-/// Prepares as many by hand, and commits them over a few connections: seconds of the latter.
-async fn bare_loop(stage: &Stage, transactions: usize) -> Result<f64> {
+/// Prepares as many by hand, and commits them over a few connections: seconds of the latter, and what it took of the processor.
+async fn bare_loop(stage: &Stage, transactions: usize) -> Result<(f64, BTreeMap<String, f64>)> {
     let pools = [connect(stage, 0, CONNECTIONS / 2).await?, connect(stage, 1, CONNECTIONS / 2).await?];
     let all = || (0..2 * transactions).map(|n| (pools[n % 2].clone(), n % 2, n / 2));
     let prepare = all().map(async |(pool, side, n)| {
@@ -170,13 +199,15 @@ async fn bare_loop(stage: &Stage, transactions: usize) -> Result<f64> {
         end(&mut connection, "PREPARE TRANSACTION", &format!("bare-{n}")).await
     });
     finish(prepare).await?;
+    let spent = Spent::until_now(stage)?;
     let begun = now();
     let commit = all().map(async |(pool, _, n)| {
         let mut connection = pool.acquire().await?;
         end(&mut connection, "COMMIT PREPARED", &format!("bare-{n}")).await
     });
     finish(commit).await?;
-    Ok(begun.elapsed().as_secs_f64())
+    let took = begun.elapsed().as_secs_f64();
+    Ok((took, spent.each_since(stage, 2 * transactions)?))
 }
 
 async fn finish(all: impl Iterator<Item = impl Future<Output = sqlx::Result<()>>>) -> Result<()> {

@@ -162,10 +162,10 @@ impl Stage {
         measure: Duration,
     ) -> Result<Ran> {
         let mut driver = self.driver(contender, clients, 0..ACCOUNTS, (warm_up, measure))?;
-        let before = self.processor_time(&driver, contender)?;
+        let before = self.processor_time_with(&driver, contender)?;
         driver.tell(BEGIN);
         let line = wait_for_line(&mut driver, DONE)?;
-        let after = self.processor_time(&driver, contender)?;
+        let after = self.processor_time_with(&driver, contender)?;
         let seen = driver::ended(driver, &line).map_err(Failed::because(contender.title()))?;
         self.check_books(contender, seen.all)?;
         Ok(Ran { seen, processor_time: (before, after) })
@@ -270,25 +270,29 @@ impl Stage {
         self.coordinator.expect_it_serves()
     }
 
-    fn processor_time(&self, driver: &Process, contender: Contender) -> Result<ProcessorTime> {
+    /// Of the databases, and of the tellers and the coordinator that run now.
+    ///
+    /// # Errors
+    /// If a server does not run.
+    pub fn processor_time(&self) -> Result<ProcessorTime> {
         let databases = self.servers.iter().map(meter::processor_time_of_server).sum::<Result<_>>()?;
         let of = |process: &Process| meter::processor_time_of(process.id());
         let parts = [
-            ("clients", of(driver)),
             ("databases", databases),
             ("tellers", self.tellers.iter().flatten().map(of).sum()),
-            ("coordinator", self.coordinator_time(contender)),
+            ("coordinator", meter::processor_time_of(self.coordinator.id())),
         ];
         Ok(ProcessorTime(parts.into_iter().collect()))
     }
 
-    /// Of the contender's own one, with its log.
-    fn coordinator_time(&self, contender: Contender) -> Duration {
-        let dtmrs = self.dtmrs.as_ref().filter(|_| contender == Contender::Dtmrs);
-        dtmrs.map_or_else(
-            || meter::processor_time_of(self.coordinator.id()),
-            |dtmrs| dtmrs.ids().map(meter::processor_time_of).sum(),
-        )
+    /// The same in a run of this contender, whose coordinator counts, with its clients.
+    fn processor_time_with(&self, driver: &Process, contender: Contender) -> Result<ProcessorTime> {
+        let mut time = self.processor_time()?;
+        time.0.insert("clients", meter::processor_time_of(driver.id()));
+        if let (Some(dtmrs), Contender::Dtmrs) = (&self.dtmrs, contender) {
+            time.0.insert("coordinator", dtmrs.ids().map(meter::processor_time_of).sum());
+        }
+        Ok(time)
     }
 
     /// How often the servers have forced their logs. Ends tellers and dtmrs, and starts them again: a backend tells it when it ends.
@@ -298,16 +302,25 @@ impl Stage {
     pub fn forced_writes(&mut self) -> Result<u64> {
         self.tellers = None;
         self.dtmrs.iter_mut().for_each(peer::Server::end);
+        self.wait_for_backends_to_end()?;
+        let counts = self.servers.each_ref().map(meter::forced_writes);
+        self.start_tellers()?;
+        self.dtmrs.iter_mut().try_for_each(peer::Server::start_again)?;
+        counts.into_iter().sum()
+    }
+
+    /// Waits until the servers have ended the sessions of everybody who is gone.
+    ///
+    /// # Errors
+    /// If there are still some after a while.
+    pub fn wait_for_backends_to_end(&self) -> Result<()> {
         for server in &self.servers {
             wait_for("the backends to end", PATIENCE, || {
                 let sql = "SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'client backend'";
                 Ok((server.psql("postgres", sql)? == "1").then_some(()))
             })?;
         }
-        let counts = self.servers.each_ref().map(meter::forced_writes);
-        self.start_tellers()?;
-        self.dtmrs.iter_mut().try_for_each(peer::Server::start_again)?;
-        counts.into_iter().sum()
+        Ok(())
     }
 
     /// As [`Stage::look_at_books`], and what was given is as much as was acknowledged.

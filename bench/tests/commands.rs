@@ -113,6 +113,10 @@ fn a_restart_with_branches_in_doubt_is_measured() {
     assert!(said.contains("times the mean of a bare loop"), "{said}");
     assert!(measured["branches"].as_u64().unwrap() >= 1_000, "{measured:#}");
     assert_eq!(measured["services_memory"].as_array().unwrap().len(), 2);
+    let micros = |when: &str, part: &str| measured[when][part].as_f64().unwrap();
+    assert!(["bench", "databases"].iter().all(|part| micros("bare_processor", part) > 0.0), "{measured:#}");
+    let works = ["databases", "tellers", "coordinator"];
+    assert!(works.iter().all(|part| micros("processor", part) > 0.0), "{measured:#}");
 }
 
 #[test]
