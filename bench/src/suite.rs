@@ -87,6 +87,8 @@ pub struct Measured {
     pub forced: Vec<Forced>,
     /// Transfers after which the books were right.
     pub transfers: u64,
+    /// Where dtmrs kept its transactions, if it took part.
+    pub dtmrs_store: Option<String>,
 }
 
 /// Runs it all. `told` hears of each run.
@@ -99,7 +101,8 @@ pub fn run(roles: &Roles, plan: &Plan, told: impl Fn(&str)) -> Result<Measured> 
     if let Some(dtmrs) = &plan.dtmrs {
         stage.start_dtmrs(dtmrs)?;
     }
-    let mut measured = Measured { turns: Vec::new(), forced: Vec::new(), transfers: 0 };
+    let dtmrs_store = plan.dtmrs.as_ref().map(|dtmrs| dtmrs.place.title().to_owned());
+    let mut measured = Measured { turns: Vec::new(), forced: Vec::new(), transfers: 0, dtmrs_store };
     // Plans, caches and files that grow: nobody's cost.
     for contender in &plan.contenders {
         stage.run(*contender, 8, WARM_UP, WARM_UP)?;

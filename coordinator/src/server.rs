@@ -14,6 +14,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use lockstep_proto::limits::{CONNECTION_WINDOW, MAX_OPEN_CALLS};
 use tokio::net::TcpListener;
 use tokio::sync::mpsc;
 use tokio::task::{JoinError, JoinHandle, JoinSet};
@@ -182,6 +183,8 @@ async fn live(
         .http2_keepalive_interval(Some(PING_EVERY))
         .http2_keepalive_timeout(Some(PING_TIMEOUT))
         .tcp_nodelay(true)
+        .max_concurrent_streams(MAX_OPEN_CALLS)
+        .initial_connection_window_size(CONNECTION_WINDOW)
         // For /metrics and the probes; gRPC is HTTP/2.
         .accept_http1(true)
         .add_routes(Services::new(parts.shared.clone(), config.default_timeout).router());

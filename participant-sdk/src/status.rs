@@ -40,9 +40,11 @@ pub(crate) fn is_transient(status: &Status) -> bool {
         | Code::Cancelled
         | Code::Aborted
         | Code::DeadlineExceeded => true,
-        // Overload is the caller's to slow down for; the others are verdicts on the call.
-        Code::ResourceExhausted
-        | Code::Ok
+        // A coordinator's overload is the caller's to slow down for. Without a reason it is HTTP/2's: a peer has closed the connection because too
+        // much was going on over it.
+        Code::ResourceExhausted => reason(status).is_none(),
+        // Verdicts on the call.
+        Code::Ok
         | Code::InvalidArgument
         | Code::NotFound
         | Code::AlreadyExists
@@ -52,5 +54,23 @@ pub(crate) fn is_transient(status: &Status) -> bool {
         | Code::Unimplemented
         | Code::DataLoss
         | Code::Unauthenticated => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashMap;
+
+    use tonic_types::ErrorDetails;
+
+    use super::*;
+
+    #[test]
+    fn a_coordinator_that_is_full_has_said_so_and_a_connection_that_was_closed_may_be_opened_again() {
+        let of_a_coordinator =
+            ErrorDetails::with_error_info("TRANSACTION_LIMIT", REASON_DOMAIN, HashMap::new());
+        let full = Status::with_error_details(Code::ResourceExhausted, "too many", of_a_coordinator);
+        assert!(!is_transient(&full));
+        assert!(is_transient(&Status::resource_exhausted("h2 protocol error: too_many_data_frames")));
     }
 }

@@ -4,9 +4,9 @@
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails there")]
 
+mod sources;
+
 use std::collections::BTreeSet;
-use std::fs;
-use std::path::Path;
 use std::sync::{LazyLock, Mutex, MutexGuard, PoisonError};
 
 use lockstep_tests::crashes::matrix::{Cell, cells};
@@ -15,6 +15,8 @@ use lockstep_tests::crashes::run::run;
 use lockstep_tests::crashes::stage::Stage;
 use lockstep_tests::harness::roles::Roles;
 use lockstep_tests::trial::verdict::Verdict;
+
+use crate::sources::sources;
 
 /// What the cells leave open is chosen from this.
 const SEED: u64 = 1;
@@ -76,10 +78,14 @@ fn a_coordinator_may_die_at_each_of_its_crash_points() {
 /// The table is written by hand, so that a point that was removed, renamed or added by mistake is noticed here.
 #[test]
 fn the_table_of_crash_points_is_what_the_sources_have() {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
     let mut in_sources = BTreeSet::new();
-    for folder in ["coordinator/src", "participant-sdk/src", "proto/src"] {
-        collect(&root.join(folder), &mut in_sources);
+    for (path, text) in ["coordinator", "participant-sdk", "proto"].into_iter().flat_map(sources) {
+        for rest in text.split("fail_point!(").skip(1) {
+            let name = rest.trim_start().strip_prefix('"').and_then(|rest| rest.split_once('"'));
+            let (name, _) =
+                name.unwrap_or_else(|| panic!("{}: a crash point without a name", path.display()));
+            assert!(in_sources.insert(name.to_owned()), "{}: {name} is there twice", path.display());
+        }
     }
     let in_table: BTreeSet<String> = POINTS.iter().map(|point| point.name.to_owned()).collect();
     let missing: Vec<_> = in_sources.difference(&in_table).collect();
@@ -87,22 +93,4 @@ fn the_table_of_crash_points_is_what_the_sources_have() {
     assert!(missing.is_empty(), "in the sources and not in tests/src/crashes/points.rs: {missing:?}");
     assert!(gone.is_empty(), "in tests/src/crashes/points.rs and not in the sources: {gone:?}");
     assert!(in_table.len() >= 20, "only {} crash points", in_table.len());
-}
-
-/// The names in `fail_point!("…")` of all files in this folder.
-fn collect(folder: &Path, names: &mut BTreeSet<String>) {
-    for entry in fs::read_dir(folder).unwrap() {
-        let path = entry.unwrap().path();
-        if path.is_dir() {
-            collect(&path, names);
-        } else if path.extension().is_some_and(|extension| extension == "rs") {
-            let text = fs::read_to_string(&path).unwrap();
-            for rest in text.split("fail_point!(").skip(1) {
-                let name = rest.trim_start().strip_prefix('"').and_then(|rest| rest.split_once('"'));
-                let (name, _) =
-                    name.unwrap_or_else(|| panic!("{}: a crash point without a name", path.display()));
-                assert!(names.insert(name.to_owned()), "{}: {name} is there twice", path.display());
-            }
-        }
-    }
 }

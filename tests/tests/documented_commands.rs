@@ -11,12 +11,17 @@ use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use lockstep::Client;
-use lockstep_tests::harness::coordinator::Coordinator;
+use lockstep_tests::harness::clock::wait_for;
+use lockstep_tests::harness::coordinator::{Coordinator, LAST_OF_BANNER};
 use lockstep_tests::harness::mariadb::MariaDbServer;
 use lockstep_tests::harness::postgres::PostgresServer;
+use lockstep_tests::harness::process::{Process, Reaped};
 use lockstep_tests::harness::roles::Roles;
+use rustix::process::Signal;
 use tempfile::TempDir;
 
+/// How long a coordinator may take to start, and to end.
+const PATIENCE: Duration = Duration::from_secs(30);
 const PROVE: &str = env!("CARGO_BIN_EXE_prove");
 /// The transaction that the pages show.
 const SHOWN: &str = "12.0192f0c19f447a018e4f5a6b7c8d9e0f";
@@ -59,13 +64,19 @@ impl Place {
         self.dir.path().join(name).display().to_string()
     }
 
-    /// A shell runs it. The exit code, and everything that it said.
-    fn run(&self, line: &str) -> (i32, String) {
+    /// A shell with a line of ours.
+    fn shell(&self, line: &str) -> Command {
         let path = format!("{}:{}", self.path("bin"), std::env::var("PATH").unwrap());
         let mut shell = Command::new("bash");
         shell.args(["-c", line]).env("PATH", path).env("LOCKSTEP_SERVER", &self.server).env("USER", "kim");
         shell.env("LOCKSTEP_DATA_DIR", self.path("offline")).env("LOCKSTEP_LISTEN", "127.0.0.1:0");
         shell.current_dir(self.dir.path());
+        shell
+    }
+
+    /// A shell runs it. The exit code, and everything that it said.
+    fn run(&self, line: &str) -> (i32, String) {
+        let mut shell = self.shell(line);
         shell.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut child = shell.spawn().unwrap();
         // A role ends when its standard input does.
@@ -76,16 +87,27 @@ impl Place {
         (ran.status.code().unwrap(), String::from_utf8_lossy(&said).into_owned())
     }
 
+    /// The same for a coordinator, which serves until it is told to stop: here, as soon as it serves.
+    fn serve(&self, line: &str) -> (i32, String) {
+        let log = self.dir.path().join("serving.log");
+        // The shell becomes the program: the signal is for that.
+        let mut serving = Process::start("bash", self.shell(&format!("exec env {line}")), &log).unwrap();
+        wait_for("the coordinator's banner", PATIENCE, || {
+            let over = serving.try_reap()?.is_some() || serving.output().contains(LAST_OF_BANNER);
+            Ok(over.then_some(()))
+        })
+        .unwrap();
+        serving.signal(Signal::TERM).unwrap();
+        let Reaped::Exit(code) = serving.wait(PATIENCE).unwrap() else { return (-1, serving.output()) };
+        (code, serving.output())
+    }
+
     /// The same command with the names of this place.
     fn here(&self, line: &str) -> String {
         let mut line = line.replace(SHOWN, &self.gtrid).replace(SHORTENED, &self.gtrid);
         line = line.replace("7c1f09ae", &self.cluster).replace(" …", "");
         for (name, here) in &self.names {
             line = line.replace(name, here);
-        }
-        if line.contains("lockstep serve") {
-            // It serves until it is told to stop, and then drains.
-            line = line.replace("lockstep serve", "timeout --foreground --preserve-status 5 lockstep serve");
         }
         line
     }
@@ -109,7 +131,8 @@ fn every_command_that_a_page_shows_works_as_it_stands_there() {
     for (page, text) in pages() {
         for line in shown(&page, &text) {
             let here = place.here(&line);
-            let (code, said) = place.run(&here);
+            let serves = line.contains("lockstep serve");
+            let (code, said) = if serves { place.serve(&here) } else { place.run(&here) };
             commands += 1;
             let unfit = line.contains("lockstep doctor") && code == 10;
             let refused = line.contains("tx rollback") && code == REFUSED;

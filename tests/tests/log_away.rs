@@ -33,10 +33,37 @@ fn json(ran: &Ran) -> Value {
     serde_json::from_str(&ran.stdout).unwrap_or_else(|error| panic!("{error}: {ran:?}"))
 }
 
-/// What every command tells of it then.
+fn run(coordinator: &Coordinator, arguments: &[&str]) -> Ran {
+    coordinator.run(&[arguments, &[SOON]].concat()).unwrap()
+}
+
+/// What every command tells of it then. All are asked at once: each of them waits for the log first.
 fn expect_it_is_told(coordinator: &Coordinator, gtrid: &str) {
-    let run = |arguments: &[&str]| coordinator.run(&[arguments, &[SOON]].concat()).unwrap();
-    let status = run(&["status", "--exit-code", "--json"]);
+    let (beginning, _) = gtrid.split_at(20);
+    // What is not live cannot be told, and nothing can be done that is not put on record.
+    let never = ["tx", "show", "1.0192f0c19f447a018e4f5a6b7c8d9e0f"];
+    let rollback = ["tx", "rollback", gtrid, "--dry-run"];
+    std::thread::scope(|scope| {
+        scope.spawn(|| expect_status(coordinator));
+        scope.spawn(|| expect_health(coordinator));
+        for id in [gtrid, beginning] {
+            scope.spawn(move || expect_show(coordinator, gtrid, id));
+        }
+        scope.spawn(|| {
+            let text = run(coordinator, &["tx", "show", gtrid]);
+            assert!(text.stdout.contains("from the coordinator's memory"), "{text:?}");
+        });
+        for command in [&never[..], &rollback] {
+            scope.spawn(move || {
+                let ran = run(coordinator, command);
+                assert!(ran.code == 1 && ran.stderr.contains("LS0307"), "{command:?}: {ran:?}");
+            });
+        }
+    });
+}
+
+fn expect_status(coordinator: &Coordinator) {
+    let status = run(coordinator, &["status", "--exit-code", "--json"]);
     assert_eq!(status.code, 6, "{status:?}");
     let status = json(&status);
     assert!(
@@ -47,34 +74,27 @@ fn expect_it_is_told(coordinator: &Coordinator, gtrid: &str) {
         assert!(status[unknown].is_null(), "{unknown}: {status}");
     }
     assert_eq!(status["transactions_in_flight"], 1, "{status}");
-    let text = run(&["status"]);
+    let text = run(coordinator, &["status"]);
     assert_eq!(text.code, 0, "{text:?}");
     assert!(text.stdout.contains("heuristic ?") && text.stdout.contains("cannot be read"), "{text:?}");
+}
 
-    let health = run(&["health"]);
+fn expect_health(coordinator: &Coordinator) {
+    let health = run(coordinator, &["health"]);
     assert_eq!(health.code, 6, "{health:?}");
     assert!(health.stdout.contains("fails log the decision log cannot be read"), "{health:?}");
+}
 
-    let (beginning, _) = gtrid.split_at(20);
-    for id in [gtrid, beginning] {
-        let shown = run(&["tx", "show", id, "--json"]);
-        assert_eq!(shown.code, 0, "{shown:?}");
-        let shown = json(&shown);
-        assert!(shown["log_unavailable"].as_str().unwrap().contains("cannot be read"), "{shown}");
-        assert_eq!(
-            (&shown["transaction"]["gtrid"], &shown["transaction"]["state"]),
-            (&gtrid.into(), &"active".into())
-        );
-        assert_eq!(shown["databases"][0]["error"], "", "its database is asked all the same: {shown}");
-    }
-    let text = run(&["tx", "show", gtrid]);
-    assert!(text.stdout.contains("from the coordinator's memory"), "{text:?}");
-    // What is not live cannot be told, and nothing can be done that is not put on record.
-    let never = "1.0192f0c19f447a018e4f5a6b7c8d9e0f";
-    for command in [&["tx", "show", never][..], &["tx", "rollback", gtrid, "--dry-run"]] {
-        let ran = run(command);
-        assert!(ran.code == 1 && ran.stderr.contains("LS0307"), "{command:?}: {ran:?}");
-    }
+fn expect_show(coordinator: &Coordinator, gtrid: &str, id: &str) {
+    let shown = run(coordinator, &["tx", "show", id, "--json"]);
+    assert_eq!(shown.code, 0, "{shown:?}");
+    let shown = json(&shown);
+    assert!(shown["log_unavailable"].as_str().unwrap().contains("cannot be read"), "{shown}");
+    assert_eq!(
+        (&shown["transaction"]["gtrid"], &shown["transaction"]["state"]),
+        (&gtrid.into(), &"active".into())
+    );
+    assert_eq!(shown["databases"][0]["error"], "", "its database is asked all the same: {shown}");
 }
 
 #[test]

@@ -5,23 +5,16 @@
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails there")]
 
+mod sources;
+
 use std::collections::BTreeSet;
 use std::fs;
-use std::path::{Path, PathBuf};
 
 use lockstep_tests::model::bounds::FAILOVER;
 use lockstep_tests::museum::catalogue::{BUGS, Bug, Layer};
 use lockstep_tests::museum::run::{Effort, run};
 
-fn root() -> &'static Path {
-    Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap()
-}
-
-fn sources(folder: PathBuf) -> Vec<PathBuf> {
-    let entries = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
-    let sources = entries.flat_map(|path| if path.is_dir() { sources(path) } else { vec![path] });
-    sources.filter(|path| path.extension().is_some_and(|extension| extension == "rs")).collect()
-}
+use crate::sources::{root, sources};
 
 /// The one test of this program that puts bugs back: they are there for the whole process.
 #[test]
@@ -39,10 +32,8 @@ fn a_share_of_the_bugs_is_found_as_it_is_meant() {
 
 #[test]
 fn every_bug_in_the_catalogue_is_in_the_code_and_no_other() {
-    let folders = ["proto/src", "coordinator/src", "participant-sdk/src"];
     let mut in_the_code = BTreeSet::new();
-    for path in folders.into_iter().flat_map(|folder| sources(root().join(folder))) {
-        let text = fs::read_to_string(&path).unwrap();
+    for (_path, text) in ["proto", "coordinator", "participant-sdk"].into_iter().flat_map(sources) {
         let code = text.lines().filter(|line| !line.trim_start().starts_with("//"));
         let names =
             code.flat_map(|line| line.split("mutated(\"").skip(1).map(str::to_owned).collect::<Vec<_>>());

@@ -8,37 +8,20 @@
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails there")]
 
+mod sources;
+
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-fn root() -> &'static Path {
-    Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap()
-}
+use crate::sources::{root, sources};
 
-/// The sources in a folder.
-fn sources(folder: &str) -> Vec<String> {
-    let mut texts = Vec::new();
-    let mut folders = vec![root().join(folder)];
-    while let Some(folder) = folders.pop() {
-        for entry in fs::read_dir(folder).unwrap() {
-            let path = entry.unwrap().path();
-            if path.is_dir() {
-                folders.push(path);
-            } else if path.extension().is_some_and(|extension| extension == "rs") {
-                texts.push(fs::read_to_string(&path).unwrap());
-            }
-        }
-    }
-    texts
-}
-
-/// The names of the crash points and bugs in a folder of sources. From the sources and not from a table: a table would be in this
+/// The names of the crash points and bugs in the sources of a crate. From the sources and not from a table: a table would be in this
 /// program.
-fn names(folder: &str) -> BTreeSet<String> {
+fn names(of: &str) -> BTreeSet<String> {
     let mut names = BTreeSet::new();
-    for text in sources(folder) {
+    for (_path, text) in sources(of) {
         for before in ["fail_point!(\"", "mutated(\""] {
             let found = text.split(before).skip(1).filter_map(|rest| rest.split_once('"'));
             names.extend(found.map(|(name, _)| name.to_owned()));
@@ -83,18 +66,18 @@ fn the_release_program_has_no_crash_point_and_no_bug_in_it() {
     // So that the coordinator is in this program.
     let coordinator: fn(Vec<String>) -> std::process::ExitCode = lockstep_coordinator::run;
     std::hint::black_box(coordinator);
-    let of_the_coordinator = names("coordinator/src");
+    let of_the_coordinator = names("coordinator");
     assert!(of_the_coordinator.len() > 10, "{of_the_coordinator:?}");
     let here = found_in(&std::env::current_exe().unwrap(), &of_the_coordinator);
     assert_eq!(here, of_the_coordinator, "the search finds what is there");
 
-    for folder in ["coordinator/src", "participant-sdk/src", "proto/src"] {
-        let asks = |text: &String| text.contains("debug_assertions");
-        assert!(!sources(folder).iter().any(asks), "{folder}: a release is no longer what is built here");
+    for (path, text) in ["coordinator", "participant-sdk", "proto"].into_iter().flat_map(sources) {
+        let asks = text.contains("debug_assertions");
+        assert!(!asks, "{}: a release is no longer what is built here", path.display());
     }
     let released = build();
     let mut all = of_the_coordinator;
-    all.extend(names("participant-sdk/src"));
+    all.extend(names("participant-sdk"));
     assert_eq!(found_in(&released, &all), BTreeSet::new(), "these are in {}", released.display());
     // It is the program, and not something else without names in it.
     let version = Command::new(&released).arg("--version").output().unwrap();

@@ -11,6 +11,7 @@ use std::collections::HashMap;
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
+use lockstep_proto::limits::CONNECTION_WINDOW;
 use lockstep_proto::v1;
 use lockstep_proto::v1::coordinator_service_client::CoordinatorServiceClient;
 use lockstep_proto::{ClusterId, Gtrid, TRACE_PARENT_HEADER, TraceParent};
@@ -242,6 +243,7 @@ pub(crate) fn lazy_channel(address: &str) -> Result<Channel, ConnectError> {
         .http2_keep_alive_interval(KEEPALIVE_INTERVAL)
         .keep_alive_timeout(KEEPALIVE_TIMEOUT)
         .keep_alive_while_idle(true)
+        .initial_connection_window_size(CONNECTION_WINDOW)
         .tcp_nodelay(true)
         .connect_lazy())
 }

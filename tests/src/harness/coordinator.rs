@@ -16,7 +16,7 @@ use super::{Failed, Result};
 /// How long a coordinator may take to start or to drain.
 const PATIENCE: Duration = Duration::from_secs(30);
 /// What the last line of the banner begins with: everything is bound and recovered when it is there.
-const LAST_OF_BANNER: &str = "lockstep recovered";
+pub const LAST_OF_BANNER: &str = "lockstep recovered";
 
 /// How a coordinator is started, each time: its port and its directory stay the same over restarts.
 #[derive(Debug, Clone)]
