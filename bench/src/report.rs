@@ -215,23 +215,34 @@ fn write_ahead(log: &[wal::Records]) -> Table {
 /// What is in doubt at a restart.
 #[must_use]
 pub fn restart(measured: &restart::Measured) -> String {
-    let restart::Measured { disk, branches, bare, serves, recovered, normal, .. } = measured;
+    let restart::Measured { disk, branches, bare, at_once, afterwards, normal, .. } = measured;
     let restart::Measured { meanwhile, found, left, .. } = measured;
-    let mean = |(before, after): &(f64, f64)| f64::midpoint(*before, *after);
-    let memory = count(measured.services_memory.iter().copied().max().unwrap_or(0)) / 1e6;
+    let loops = f64::midpoint(bare.0.seconds, bare.1.seconds);
+    let recovery = |recovery: &restart::Recovery| {
+        let restart::Recovery { serves, committed, services_memory } = recovery;
+        let memory = count(services_memory.iter().copied().max().unwrap_or(0)) / 1e6;
+        format!(
+            "serves after {serves:.2} s, all committed after {:.2} s, {:.2} times the bare loop's mean; us for a branch: {}; a service had {memory:.0} MB at most",
+            committed.seconds,
+            committed.seconds / loops,
+            parts(&committed.processor),
+        )
+    };
     format!(
-        "{branches} branches in doubt: the coordinator served after {serves:.2} s, and all were committed after {recovered:.2} s, \
-         {:.2} times the mean of a bare loop, {:.2} s before and {:.2} s after; a service had {memory:.0} MB of memory at most\n\
-         processor time for a branch, us: {}; of the bare loop: {}\n\
+        "{branches} branches in doubt\n\
+         a bare loop of COMMIT PREPARED: {:.2} s before and {:.2} s after; us for a branch: {}; and {}\n\
+         started again at once, while the servers end the sessions of the dead: {}\n\
+         started again when they have ended them: {}\n\
          {:.0} new transfers a second beside {found} in doubt, of which {left} were left: {:.2} of the mean of {:.0} and {:.0} without; p50 {:.0} ms, p99 {:.0} ms, {} \
          refused for lack of room\n{}",
-        recovered / mean(bare),
-        bare.0,
-        bare.1,
-        parts(&measured.processor),
-        parts(&measured.bare_processor),
+        bare.0.seconds,
+        bare.1.seconds,
+        parts(&bare.0.processor),
+        parts(&bare.1.processor),
+        recovery(at_once),
+        recovery(afterwards),
         meanwhile.rate(),
-        meanwhile.rate() / mean(normal),
+        meanwhile.rate() / f64::midpoint(normal.0, normal.1),
         normal.0,
         normal.1,
         count(meanwhile.p50) / 1000.0,

@@ -1,5 +1,6 @@
 //! What is in doubt at a restart: thousands of transactions that are decided, and prepared on two PostgreSQL servers, when coordinator and
-//! services are killed. How long until all are committed, against a bare loop of COMMIT PREPARED.
+//! services are killed. How long until all are committed, against a bare loop of COMMIT PREPARED: when all is started again at once, and when
+//! the servers have ended the sessions of the dead first, which they would have to do after any crash of a client.
 
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -35,8 +36,8 @@ const CLIENTS: usize = 50;
 const NEW_CLIENTS: usize = 32;
 /// How long they are measured, at once: meanwhile, some of those in doubt have to be left.
 const NEW: (Duration, Duration) = (Duration::ZERO, Duration::from_secs(3));
-/// Between two looks at what is left.
-const LOOK: Duration = Duration::from_millis(20);
+/// Between two looks at what is left: each costs the coordinator a page of metrics.
+const LOOK: Duration = Duration::from_millis(50);
 /// How long anything may take.
 const PATIENCE: Duration = Duration::from_mins(5);
 
@@ -47,18 +48,12 @@ pub struct Measured {
     pub disk: (f64, f64),
     /// Branches that were in doubt, on both servers together.
     pub branches: usize,
-    /// Seconds of the bare loop over as many, before and after.
-    pub bare: (f64, f64),
-    /// Seconds from the coordinator's start until it served.
-    pub serves: f64,
-    /// Seconds from the same moment until all was committed and acknowledged.
-    pub recovered: f64,
-    /// Microseconds of processor time for each branch of the bare loop before, by part.
-    pub bare_processor: BTreeMap<String, f64>,
-    /// The same until all was committed, from the coordinator's start.
-    pub processor: BTreeMap<String, f64>,
-    /// The most memory that each service had until then, in bytes.
-    pub services_memory: Vec<u64>,
+    /// The bare loop over as many, before and after.
+    pub bare: (Committed, Committed),
+    /// All is started again at once, while the servers still end the sessions of the dead.
+    pub at_once: Recovery,
+    /// The same when they have.
+    pub afterwards: Recovery,
     /// Transfers a second when nothing is in doubt, before and after.
     pub normal: (f64, f64),
     /// Between other accounts, after the same restart once more.
@@ -67,6 +62,27 @@ pub struct Measured {
     pub found: usize,
     /// Branches that were still in doubt when they had ended.
     pub left: usize,
+}
+
+/// Everything that was in doubt is committed.
+#[derive(Debug, Clone, Serialize)]
+pub struct Committed {
+    /// Seconds.
+    pub seconds: f64,
+    /// Microseconds of processor time for each branch, by part. This process is a part of its own: it runs the bare loop, and looks whether
+    /// all is over.
+    pub processor: BTreeMap<String, f64>,
+}
+
+/// After a restart.
+#[derive(Debug, Clone, Serialize)]
+pub struct Recovery {
+    /// Seconds from the coordinator's start until it served.
+    pub serves: f64,
+    /// From the same moment until all was committed and acknowledged.
+    pub committed: Committed,
+    /// The most memory that each service had until then, in bytes.
+    pub services_memory: Vec<u64>,
 }
 
 /// Measures it.
@@ -82,18 +98,13 @@ pub fn run(roles: &Roles, quick: bool) -> Result<Measured> {
     let before = undisturbed(&mut stage, &runtime, &others)?;
 
     let branches = leave_in_doubt(&mut stage, &runtime, held)?;
-    let spent = Spent::until_now(&stage)?;
-    let begun = now();
-    stage.start_coordinator_again()?;
-    let serves = begun.elapsed().as_secs_f64();
-    stage.start_tellers()?;
-    wait_for("everything to be committed", PATIENCE, || is_over(&stage, &runtime))?;
-    let recovered = begun.elapsed().as_secs_f64();
-    let processor = spent.each_since(&stage, branches)?;
-    let services_memory = stage.most_memory_of_tellers()?;
-    stage.look_at_books()?;
+    let at_once = recover(&mut stage, &runtime, branches)?;
+    let again = leave_in_doubt(&mut stage, &runtime, held)?;
+    stage.wait_for_backends_to_end()?;
+    let afterwards = recover(&mut stage, &runtime, again)?;
 
     leave_in_doubt(&mut stage, &runtime, held)?;
+    stage.wait_for_backends_to_end()?;
     stage.start_coordinator_again()?;
     stage.start_tellers()?;
     let found = stage.prepared()?;
@@ -112,11 +123,8 @@ pub fn run(roles: &Roles, quick: bool) -> Result<Measured> {
         disk,
         branches,
         bare: (before.bare, after.bare),
-        serves,
-        recovered,
-        bare_processor: before.processor,
-        processor,
-        services_memory,
+        at_once,
+        afterwards,
         normal: (before.normal, after.normal),
         meanwhile,
         found,
@@ -124,8 +132,22 @@ pub fn run(roles: &Roles, quick: bool) -> Result<Measured> {
     })
 }
 
-/// Processor time that was used before something began. This process is a part of its own: it runs the bare loop, and looks whether all is
-/// over.
+/// Starts all again, and waits until all is committed.
+fn recover(stage: &mut Stage, runtime: &Runtime, branches: usize) -> Result<Recovery> {
+    let spent = Spent::until_now(stage)?;
+    let begun = now();
+    stage.start_coordinator_again()?;
+    let serves = begun.elapsed().as_secs_f64();
+    stage.start_tellers()?;
+    wait_for("everything to be committed", PATIENCE, || is_over(stage, runtime))?;
+    let seconds = begun.elapsed().as_secs_f64();
+    let committed = Committed { seconds, processor: spent.each_since(stage, branches)? };
+    let services_memory = stage.most_memory_of_tellers()?;
+    stage.look_at_books()?;
+    Ok(Recovery { serves, committed, services_memory })
+}
+
+/// Processor time that was used before something began.
 struct Spent(ProcessorTime);
 
 impl Spent {
@@ -143,17 +165,16 @@ impl Spent {
 
 /// What there is to compare with.
 struct Undisturbed {
-    bare: f64,
-    processor: BTreeMap<String, f64>,
+    bare: Committed,
     normal: f64,
 }
 
 /// The accounts below the `others` are those that will be held.
 fn undisturbed(stage: &mut Stage, runtime: &Runtime, others: &Range<usize>) -> Result<Undisturbed> {
-    let (bare, processor) = runtime.block_on(bare_loop(stage, others.start))?;
+    let bare = runtime.block_on(bare_loop(stage, others.start))?;
     let normal = stage.drive(Contender::Lockstep, NEW_CLIENTS, others.clone(), NEW)?.rate();
     stage.look_at_books()?;
-    Ok(Undisturbed { bare, processor, normal })
+    Ok(Undisturbed { bare, normal })
 }
 
 /// Whether all is committed. The servers are asked at the end only, since to count thousands of prepared transactions again and again takes a
@@ -181,13 +202,11 @@ fn leave_in_doubt(stage: &mut Stage, runtime: &Runtime, transactions: usize) -> 
             pool.close().await;
         }
     });
-    // A hundred sessions of the dead, each of which the kernel takes milliseconds to clear away; the bare loop has nothing like it.
-    stage.wait_for_backends_to_end()?;
     stage.prepared()
 }
 
-/// Prepares as many by hand, and commits them over a few connections: seconds of the latter, and what it took of the processor.
-async fn bare_loop(stage: &Stage, transactions: usize) -> Result<(f64, BTreeMap<String, f64>)> {
+/// Prepares as many by hand, and commits them over a few connections: the latter counts.
+async fn bare_loop(stage: &Stage, transactions: usize) -> Result<Committed> {
     let pools = [connect(stage, 0, CONNECTIONS / 2).await?, connect(stage, 1, CONNECTIONS / 2).await?];
     let all = || (0..2 * transactions).map(|n| (pools[n % 2].clone(), n % 2, n / 2));
     let prepare = all().map(async |(pool, side, n)| {
@@ -206,8 +225,8 @@ async fn bare_loop(stage: &Stage, transactions: usize) -> Result<(f64, BTreeMap<
         end(&mut connection, "COMMIT PREPARED", &format!("bare-{n}")).await
     });
     finish(commit).await?;
-    let took = begun.elapsed().as_secs_f64();
-    Ok((took, spent.each_since(stage, 2 * transactions)?))
+    let seconds = begun.elapsed().as_secs_f64();
+    Ok(Committed { seconds, processor: spent.each_since(stage, 2 * transactions)? })
 }
 
 async fn finish(all: impl Iterator<Item = impl Future<Output = sqlx::Result<()>>>) -> Result<()> {

@@ -309,15 +309,20 @@ impl Stage {
         counts.into_iter().sum()
     }
 
-    /// Waits until the servers have ended the sessions of everybody who is gone.
+    /// Waits until the servers have ended the sessions of everybody who is gone, and the kernel has cleared their processes away.
     ///
     /// # Errors
     /// If there are still some after a while.
     pub fn wait_for_backends_to_end(&self) -> Result<()> {
         for server in &self.servers {
+            let sql = "SELECT pid FROM pg_stat_activity WHERE backend_type <> 'client backend'";
             wait_for("the backends to end", PATIENCE, || {
-                let sql = "SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'client backend'";
-                Ok((server.psql("postgres", sql)? == "1").then_some(()))
+                let own = server.psql("postgres", sql)?;
+                let own: Vec<&str> = own.lines().collect();
+                let processes = server.processes()?;
+                let (_postmaster, others) =
+                    processes.split_last().expect("a server that runs has a postmaster");
+                Ok(others.iter().all(|pid| own.contains(&pid.to_string().as_str())).then_some(()))
             })?;
         }
         Ok(())

@@ -184,6 +184,8 @@ async fn live(
         .http2_keepalive_timeout(Some(PING_TIMEOUT))
         .tcp_nodelay(true)
         .max_concurrent_streams(MAX_OPEN_CALLS)
+        // Calls that were given up before they were looked at. With more of them than so many, 20 unless it is said, the connection is closed.
+        .http2_max_pending_accept_reset_streams(Some(MAX_OPEN_CALLS as usize))
         .initial_connection_window_size(CONNECTION_WINDOW)
         // For /metrics and the probes; gRPC is HTTP/2.
         .accept_http1(true)

@@ -40,8 +40,8 @@ pub(crate) fn is_transient(status: &Status) -> bool {
         | Code::Cancelled
         | Code::Aborted
         | Code::DeadlineExceeded => true,
-        // A coordinator's overload is the caller's to slow down for. Without a reason it is HTTP/2's: a peer has closed the connection because too
-        // much was going on over it.
+        // A coordinator's overload is the caller's to slow down for. Without its reason it is not a coordinator's: HTTP/2 has closed a connection on
+        // which too much was going on, or a proxy has too much to do.
         Code::ResourceExhausted => reason(status).is_none(),
         // Verdicts on the call.
         Code::Ok

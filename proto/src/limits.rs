@@ -22,12 +22,13 @@ pub const DEFAULT_TIMEOUT: Duration = Duration::from_secs(30);
 pub const MAX_FRAME_MESSAGES: usize = 1024;
 /// Bytes of one gRPC message, in both directions: a full frame of the largest messages fits.
 pub const MAX_FRAME_BYTES: usize = 4 * 1024 * 1024;
-/// Calls that one connection to a coordinator may have open at the same time. An HTTP/2 client keeps further ones back until others have
-/// ended. Many, because a commit is open until its branches have applied it, and a database that is away must not keep others from beginning.
+/// Calls that one connection to a coordinator may have open at the same time. No error: an HTTP/2 client keeps further ones back until others
+/// have ended. Many, because a commit waits a while for its branches, and a database that is away must not keep others from beginning.
 pub const MAX_OPEN_CALLS: u32 = 65_536;
-/// Bytes that may be unread on one connection, each way: HTTP/2's window. Throughput needs a hundredth of it, but h2 (since 0.4.19)
-/// closes a connection, with every call on it, when small frames that nobody has read yet take more than half of the window,
-/// 256 bytes for each of them. A coordinator that was stopped for a moment finds one for each open call.
+/// Bytes that may be unread on one connection, each way: HTTP/2's window, which a sender does not exceed. Throughput needs a hundredth of it, but h2
+/// (since 0.4.19) closes a connection, with every call on it, when more than half of the window is taken by small frames that nobody has read
+/// yet, or that came for a call that is gone: 256 bytes for each, less what is in it. A coordinator that was stopped for a moment finds
+/// one for each open call. What came for a call that is gone counts as long as the connection lasts, which is some 150,000 of them.
 pub const CONNECTION_WINDOW: u32 = 64 * 1024 * 1024;
 const _: () = assert!(CONNECTION_WINDOW / 2 >= 2 * MAX_OPEN_CALLS * 256, "a call's, and as many on streams");
 /// Branches in one report, and rows in one reconciliation.

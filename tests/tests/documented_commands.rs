@@ -1,6 +1,7 @@
-//! Every command that README.md and the pages of docs/ show is run by a shell, as it stands there: against a running coordinator, a log
-//! that nobody has, and real databases. Only names are other ones. (The runbook's are followed in their situations: `operators.rs`; those of
-//! the error pages too: `error_pages`. demo.md shows what the demo's acts run: its own tests compare them.)
+//! Every command that README.md and the pages of docs/ show is run by a shell, as it stands there (a coordinator with `exec env` before it): against
+//! a running coordinator, a log that nobody has, and real databases. Only names are other ones. (The runbook's are followed in their
+//! situations: `operators.rs`; those of the error pages too: `error_pages`. demo.md shows what the demo's acts run: its own tests compare
+//! them.)
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails there")]
 
@@ -92,14 +93,16 @@ impl Place {
         let log = self.dir.path().join("serving.log");
         // The shell becomes the program: the signal is for that.
         let mut serving = Process::start("bash", self.shell(&format!("exec env {line}")), &log).unwrap();
-        wait_for("the coordinator's banner", PATIENCE, || {
-            let over = serving.try_reap()?.is_some() || serving.output().contains(LAST_OF_BANNER);
-            Ok(over.then_some(()))
+        let (serves, _) = wait_for("the coordinator's banner", PATIENCE, || {
+            let serves = serving.output().lines().any(|line| line.starts_with(LAST_OF_BANNER));
+            Ok((serves || serving.try_reap()?.is_some()).then_some(serves))
         })
         .unwrap();
         serving.signal(Signal::TERM).unwrap();
-        let Reaped::Exit(code) = serving.wait(PATIENCE).unwrap() else { return (-1, serving.output()) };
-        (code, serving.output())
+        match serving.wait(PATIENCE).unwrap() {
+            Reaped::Exit(code) if serves => (code, serving.output()),
+            Reaped::Exit(_) | Reaped::Signal(_) => (-1, serving.output()),
+        }
     }
 
     /// The same command with the names of this place.

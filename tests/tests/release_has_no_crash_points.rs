@@ -3,7 +3,7 @@
 //!
 //! Their names are texts in a program that has them. So the program is built with the features that users get, and searched. It is not
 //! optimised, which would take minutes, and names away if anything: what is compiled depends on features, and no source asks whether it is.
-//! The same search finds every name of the coordinator's in this test's own program, which has the coordinator in it and was built with
+//! The same search finds every name of the coordinator's and the protocol's in this test's own program, which has the coordinator in it and was built with
 //! all of them: it can find them.
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails there")]
@@ -17,13 +17,15 @@ use std::process::Command;
 
 use crate::sources::{root, sources};
 
-/// The names of the crash points and bugs in the sources of a crate. From the sources and not from a table: a table would be in this
-/// program.
+/// The names of the crash points and bugs in the sources of a crate, its comments left out. From the sources and not from a table: a table
+/// would be in this program.
 fn names(of: &str) -> BTreeSet<String> {
     let mut names = BTreeSet::new();
     for (_path, text) in sources(of) {
+        let code =
+            text.lines().filter(|line| !line.trim_start().starts_with("//")).collect::<Vec<_>>().join("\n");
         for before in ["fail_point!(\"", "mutated(\""] {
-            let found = text.split(before).skip(1).filter_map(|rest| rest.split_once('"'));
+            let found = code.split(before).skip(1).filter_map(|rest| rest.split_once('"'));
             names.extend(found.map(|(name, _)| name.to_owned()));
         }
     }
@@ -66,19 +68,23 @@ fn the_release_program_has_no_crash_point_and_no_bug_in_it() {
     // So that the coordinator is in this program.
     let coordinator: fn(Vec<String>) -> std::process::ExitCode = lockstep_coordinator::run;
     std::hint::black_box(coordinator);
-    let of_the_coordinator = names("coordinator");
-    assert!(of_the_coordinator.len() > 10, "{of_the_coordinator:?}");
-    let here = found_in(&std::env::current_exe().unwrap(), &of_the_coordinator);
-    assert_eq!(here, of_the_coordinator, "the search finds what is there");
+    let [of_the_coordinator, of_the_sdk, of_both] = ["coordinator", "participant-sdk", "proto"].map(names);
+    assert!(of_the_coordinator.len() > 10 && of_the_sdk.len() > 10 && !of_both.is_empty());
+    let in_here: BTreeSet<_> = &of_the_coordinator | &of_both;
+    let found = found_in(&std::env::current_exe().unwrap(), &in_here);
+    assert_eq!(found, in_here, "the search finds what is there");
 
     for (path, text) in ["coordinator", "participant-sdk", "proto"].into_iter().flat_map(sources) {
         let asks = text.contains("debug_assertions");
         assert!(!asks, "{}: a release is no longer what is built here", path.display());
     }
     let released = build();
-    let mut all = of_the_coordinator;
-    all.extend(names("participant-sdk"));
-    assert_eq!(found_in(&released, &all), BTreeSet::new(), "these are in {}", released.display());
+    assert_eq!(
+        found_in(&released, &(&in_here | &of_the_sdk)),
+        BTreeSet::new(),
+        "these are in {}",
+        released.display()
+    );
     // It is the program, and not something else without names in it.
     let version = Command::new(&released).arg("--version").output().unwrap();
     assert_eq!(

@@ -149,7 +149,7 @@ impl Client {
         });
         let (response, _who) = answer.await.map_err(|status| {
             let detail = sentence(&status);
-            if is_transient(&status) || status.code() == Code::ResourceExhausted {
+            if is_transient(&status) {
                 InquireError::Unavailable { gtrid, detail }
             } else {
                 InquireError::Refused { gtrid, detail }
@@ -244,6 +244,8 @@ pub(crate) fn lazy_channel(address: &str) -> Result<Channel, ConnectError> {
         .keep_alive_timeout(KEEPALIVE_TIMEOUT)
         .keep_alive_while_idle(true)
         .initial_connection_window_size(CONNECTION_WINDOW)
+        // Answers to calls that were given up meanwhile: each is an error of the stream, of which a connection otherwise bears 1,024 in all its life.
+        .http2_max_local_error_reset_streams(None)
         .tcp_nodelay(true)
         .connect_lazy())
 }

@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use lockstep_proto::v1;
-use tonic::{Code, Status};
+use tonic::Status;
 
 use super::stream::{Incoming, Outgoing, Overflow};
 use crate::clock;
@@ -143,9 +143,5 @@ impl Attempts {
 
 /// Whether a new attempt may do better than the one that ended with this status.
 pub(super) fn judged(status: &Status) -> Closing {
-    if is_transient(status) || status.code() == Code::ResourceExhausted {
-        Closing::Broken(sentence(status))
-    } else {
-        Closing::Refused(sentence(status))
-    }
+    if is_transient(status) { Closing::Broken(sentence(status)) } else { Closing::Refused(sentence(status)) }
 }
