@@ -70,9 +70,18 @@ pub fn own_processor_time() -> Duration {
 /// # Errors
 /// If it does not run.
 pub fn processor_time_of_server(server: &PostgresServer) -> Result<Duration> {
-    let processes: Vec<i32> = server.processes()?.iter().map(|pid| pid.as_raw_nonzero().get()).collect();
-    let (postmaster, backends) = processes.split_last().expect("a server that runs has a postmaster");
-    Ok(processor_time([*postmaster], true) + backends.iter().copied().map(of_single_thread).sum::<Duration>())
+    let mut processes = server.processes()?;
+    loop {
+        let pids: Vec<i32> = processes.iter().map(|pid| pid.as_raw_nonzero().get()).collect();
+        let (postmaster, backends) = pids.split_last().expect("a server that runs has a postmaster");
+        let all = processor_time([*postmaster], true)
+            + backends.iter().copied().map(of_single_thread).sum::<Duration>();
+        // One that has ended in between is counted twice or not at all, with all of its life.
+        let then = std::mem::replace(&mut processes, server.processes()?);
+        if processes == then {
+            return Ok(all);
+        }
+    }
 }
 
 /// To the nanosecond, where the kernel has that. Its usual count leaves out up to two hundredths of a second of each process, and there are many.

@@ -317,9 +317,10 @@ impl Stage {
         for server in &self.servers {
             let sql = "SELECT pid FROM pg_stat_activity WHERE backend_type <> 'client backend'";
             wait_for("the backends to end", PATIENCE, || {
+                // In this order: the question has a backend of its own.
+                let processes = server.processes()?;
                 let own = server.psql("postgres", sql)?;
                 let own: Vec<&str> = own.lines().collect();
-                let processes = server.processes()?;
                 let (_postmaster, others) =
                     processes.split_last().expect("a server that runs has a postmaster");
                 Ok(others.iter().all(|pid| own.contains(&pid.to_string().as_str())).then_some(()))

@@ -16,7 +16,7 @@ use tonic::transport::Channel;
 use super::Branch;
 use super::link::{Attempts, Link, judged};
 use super::operations::Operations;
-use super::stream::{self, GREETING_TIMEOUT, Incoming, Outgoing, Overflow};
+use super::stream::{self, GREETING_TIMEOUT, Incoming, Outgoing, Overflow, Urgency};
 use crate::branch::Operation;
 use crate::clock;
 use crate::context::Context;
@@ -543,7 +543,19 @@ impl<R: Resource> Driver<R> {
             ToCoordinator::Report { .. } => fail::fail_point!("sdk-before-report"),
             ToCoordinator::Hello(_) | ToCoordinator::Reconcile(_) | ToCoordinator::Inspection(..) => {}
         }
-        if let Err(Overflow) = self.link.push(message) {
+        let urgency = match &message {
+            ToCoordinator::Acknowledge(xid, _) if self.operations.is_one_of_many_found(xid) => {
+                Urgency::Together
+            }
+            ToCoordinator::Acknowledge(..)
+            | ToCoordinator::Enlist(_)
+            | ToCoordinator::Vote(..)
+            | ToCoordinator::Report { .. }
+            | ToCoordinator::Hello(_)
+            | ToCoordinator::Reconcile(_)
+            | ToCoordinator::Inspection(..) => Urgency::Now,
+        };
+        if let Err(Overflow) = self.link.push(message, urgency) {
             // Its loss is told to the session behind the effects of this step.
             self.lost(Closing::Broken("the coordinator does not read what is sent to it".to_owned()));
         }

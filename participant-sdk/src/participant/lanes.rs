@@ -66,6 +66,11 @@ impl<T> Lanes<T> {
         next
     }
 
+    /// Whether one that was found prepared waits or is under way.
+    pub(super) fn has_found(&self) -> bool {
+        !self.found.waiting.is_empty() || self.found.under_way() > 0
+    }
+
     /// How many have not begun.
     pub(super) fn waiting(&self) -> usize {
         self.new.waiting.len() + self.found.waiting.len()
@@ -134,6 +139,20 @@ mod tests {
         under_way.pop_front();
         drop(new);
         assert!(begun(&mut lanes).is_empty(), "the next new one may come at once");
+    }
+
+    #[test]
+    fn it_is_known_whether_found_ones_are_left() {
+        let mut lanes = Lanes::new();
+        lanes.wait(0, false);
+        let new = begun(&mut lanes);
+        assert!(new.len() == 1 && !lanes.has_found());
+        lanes.wait(1, true);
+        assert!(lanes.has_found(), "it waits");
+        let found = begun(&mut lanes);
+        assert!(found.len() == 1 && lanes.has_found(), "it is under way");
+        drop(found);
+        assert!(!lanes.has_found());
     }
 
     #[test]

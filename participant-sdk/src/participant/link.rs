@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use lockstep_proto::v1;
 use tonic::Status;
 
-use super::stream::{Incoming, Outgoing, Overflow};
+use super::stream::{Incoming, Outgoing, Overflow, Urgency};
 use crate::clock;
 use crate::session::Closing;
 use crate::session::message::ToCoordinator;
@@ -66,11 +66,11 @@ impl Link {
     }
 
     /// Puts a message to what waits to be sent. Without a stream it is dropped with the session that it belonged to.
-    pub(super) fn push(&mut self, message: ToCoordinator) -> Result<(), Overflow> {
-        self.outgoing().map_or(Ok(()), |outgoing| outgoing.push(message))
+    pub(super) fn push(&mut self, message: ToCoordinator, urgency: Urgency) -> Result<(), Overflow> {
+        self.outgoing().map_or(Ok(()), |outgoing| outgoing.push(message, urgency))
     }
 
-    /// Sends what waits, as far as there is room.
+    /// Sends what waits and is not held, as far as there is room.
     pub(super) fn write(&mut self) {
         if let Some(outgoing) = self.outgoing() {
             outgoing.flush();
@@ -96,14 +96,17 @@ impl Link {
     pub(super) fn wake(&self) -> Option<Instant> {
         match self {
             Self::Waiting(until) => Some(*until),
-            Self::Up(up) => up.welcome_by,
+            Self::Up(up) => up.welcome_by.into_iter().chain(up.outgoing.held_until()).min(),
             Self::Store | Self::Dialling(_) | Self::Ending(_) | Self::Closed => None,
         }
     }
 
     /// Ends our half of the stream, behind everything that is to be said.
     pub(super) fn end(&mut self) {
-        self.write();
+        if let Some(outgoing) = self.outgoing() {
+            outgoing.release();
+            outgoing.flush();
+        }
         *self = match std::mem::replace(self, Self::Closed) {
             Self::Up(Up { incoming, .. }) | Self::Ending(incoming) => Self::Ending(incoming),
             Self::Waiting(_) | Self::Store | Self::Dialling(_) | Self::Closed => Self::Closed,

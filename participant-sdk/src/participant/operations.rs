@@ -87,6 +87,11 @@ impl<R: Resource> Operations<R> {
         self.found = prepared.iter().cloned().collect();
     }
 
+    /// Whether this branch was one of them, and others of them are still being finished.
+    pub(super) fn is_one_of_many_found(&self, xid: &Xid) -> bool {
+        self.lanes.has_found() && self.found.contains(xid)
+    }
+
     pub(super) fn find_room(&mut self) {
         let (resource, name) = (Arc::clone(&self.resource), self.name.clone());
         self.spawn(async move { Report::Room(resource.room(&name).await) }, |why| {

@@ -6,6 +6,7 @@ use std::time::Duration;
 use lockstep::{Advice, AttachError, JoinError};
 use lockstep_proto::v1::coordinator_message::Kind;
 use lockstep_proto::v1::report_answer::Answer;
+use tokio::time::Instant;
 
 use super::*;
 use crate::support::coordinator::{position, welcome};
@@ -193,6 +194,59 @@ async fn a_branch_of_an_earlier_process_is_found_and_finished() {
     assert_eq!(report.prepared, [xid]);
     assert_eq!((bank.store.prepared_branches(), bank.store.committed("alice")), (0, None));
     assert_eq!(participant.name(), "bank");
+}
+
+/// A participant that has found these prepared, was told to commit them, and has committed all but the last one, which hangs.
+async fn committing(branches: u8) -> (Bank, Vec<v1::Xid>, Instant) {
+    let mut bank = Bank::attached().await;
+    let mut left = Vec::new();
+    for number in 1..=branches {
+        left.push(bank.prepared(number, &format!("account {number}"), "90").await);
+    }
+    drop(bank.participant);
+    assert!(bank.session.next().await.is_none());
+
+    bank.store.hold_commits();
+    let url = bank.coordinator.url();
+    let (participant, session) = tokio::join!(attach("bank", &bank.store, &url), async {
+        let mut session = bank.coordinator.hello().await;
+        session.welcome().await;
+        let report = session.report().await;
+        session.send(all_to_commit(&report)).await;
+        session
+    });
+    let begun = Instant::now();
+    bank.store.let_pass(left.len() - 1);
+    (Bank { participant, session, ..bank }, left, begun)
+}
+
+/// After a restart there may be thousands of them, and a frame for each would cost both sides more than what is in it.
+#[tokio::test]
+async fn the_end_of_what_an_earlier_process_left_is_told_after_a_moment_in_which_others_may_end() {
+    let (mut bank, left, begun) = committing(3).await;
+    let told = bank.session.frame().await.unwrap();
+    assert!(begun.elapsed() >= Duration::from_millis(5), "{:?}", begun.elapsed());
+    assert!(!told.is_empty() && told.len() < left.len(), "{told:?}");
+    bank.store.let_pass(1);
+    let mut ends = told.len();
+    while ends < left.len() {
+        ends += bank.session.frame().await.unwrap().len();
+    }
+}
+
+#[tokio::test]
+async fn detaching_says_at_once_what_would_have_waited_for_others() {
+    let (mut bank, _left, _begun) = committing(2).await;
+    until("the first commit", || bank.store.prepared_branches() == 1).await;
+    let store = bank.store.clone();
+    tokio::join!(bank.participant.detach(Duration::ZERO), async {
+        let Some(v1::participant_message::Kind::Acknowledge(_)) = bank.session.next().await else {
+            panic!("no acknowledgement")
+        };
+        assert!(bank.session.next().await.is_none());
+        drop(bank.session);
+        store.let_pass(1);
+    });
 }
 
 /// More than are finished at a time: each of those that wait has its turn when one before it has ended.

@@ -35,6 +35,8 @@ pub(crate) struct Store {
     open: Arc<AtomicUsize>,
     /// Prepares and the binding wait here as long as a test holds it.
     gate: Arc<Semaphore>,
+    /// How many commits may still begin.
+    commits: Arc<Semaphore>,
     /// The questions that were asked about the whole store, in their order.
     questions: Arc<std::sync::Mutex<Vec<&'static str>>>,
 }
@@ -81,6 +83,7 @@ impl Store {
             lock: Arc::default(),
             open: Arc::default(),
             gate: Arc::new(Semaphore::new(GATE as usize)),
+            commits: Arc::new(Semaphore::new(GATE as usize)),
             questions: Arc::default(),
         }
     }
@@ -122,6 +125,15 @@ impl Store {
     /// No prepare and no binding gets past the beginning until the guard is dropped.
     pub(crate) async fn hold(&self) -> tokio::sync::OwnedSemaphorePermit {
         Arc::clone(&self.gate).acquire_many_owned(GATE).await.unwrap()
+    }
+
+    /// No further commit gets past the beginning, unless [`Store::let_pass`] says so.
+    pub(crate) fn hold_commits(&self) {
+        self.commits.forget_permits(GATE as usize);
+    }
+
+    pub(crate) fn let_pass(&self, commits: usize) {
+        self.commits.add_permits(commits);
     }
 
     fn path(&self, part: &str, branch: &BranchId) -> PathBuf {
@@ -292,6 +304,7 @@ impl Resource for Store {
     }
 
     async fn commit(&self, branch: &BranchId, _position: &LogPosition) -> Result<Fate, Unresolved> {
+        self.commits.acquire().await.unwrap().forget();
         let _one = self.lock.lock().await;
         self.finish(branch).map_err(unresolved)
     }
