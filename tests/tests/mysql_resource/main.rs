@@ -190,10 +190,12 @@ async fn is_free(pool: &MySqlPool, id: i32) -> bool {
 
 /// The server's session of a branch.
 async fn session_of(open: &mut OpenBranch) -> i64 {
-    sqlx::query_scalar("SELECT CAST(CONNECTION_ID() AS SIGNED)")
-        .fetch_one(MySql::connection(open))
-        .await
-        .unwrap()
+    own_session(MySql::connection(open)).await
+}
+
+/// The server's number for the session of this connection.
+async fn own_session(connection: &mut MySqlConnection) -> i64 {
+    sqlx::query_scalar("SELECT CAST(CONNECTION_ID() AS SIGNED)").fetch_one(connection).await.unwrap()
 }
 
 fn name(text: &str) -> ResourceManagerName {

@@ -1,8 +1,11 @@
 //! A server that crashes, and one that takes no writes.
 
+use std::cmp::Ordering;
+
 use lockstep::resource::{Fate, Resource as _, ResourceError};
 use lockstep_tests::harness::clock::now;
 use sqlx::Connection as _;
+use tokio::time::timeout;
 
 use super::*;
 
@@ -56,6 +59,7 @@ async fn a_crash_in_the_middle_leaves_nothing_half_done() {
     let mut server = server(&[]);
     server.create_database("ours").unwrap();
     let url = server.url("ours");
+    let mut rolled_back = Vec::new();
     for round in 0..4 {
         let site = Site::at(&url, 5).await;
         let (prepares, open_prepares) = site.written(1).await;
@@ -74,6 +78,14 @@ async fn a_crash_in_the_middle_leaves_nothing_half_done() {
         killed.unwrap();
         server.restart().unwrap();
         let site = Site::attached(&url, 5, site.cluster).await;
+        // The server does not wait for the disk when it rolls back: a crash may bring back what was.
+        for branch in &rolled_back {
+            assert_eq!(
+                resolved(async || site.rollback(branch).await).await,
+                Fate::RolledBack,
+                "round {round}"
+            );
+        }
         let listed = site.resource.prepared(site.cluster, &name(NAME)).await.unwrap();
         if let Ok(answer) = prepared {
             let expected = if answer == Prepared::Yes { vec![prepares.xid.clone()] } else { vec![] };
@@ -94,7 +106,61 @@ async fn a_crash_in_the_middle_leaves_nothing_half_done() {
             (before.0, before.1 - took),
             "round {round}"
         );
+        rolled_back.push(prepares);
     }
+}
+
+/// The branch is not known to be older than the server by a clock that counts seconds.
+#[tokio::test]
+async fn a_branch_that_is_dropped_on_a_server_that_has_just_started_frees_its_locks_soon() {
+    let server = server(&[]);
+    server.create_database("ours").unwrap();
+    let site = Site::at(&server.url("ours"), 8).await;
+    let blocker = site.prepared(10).await;
+    let mut waiting = Vec::new();
+    for id in 1..=4 {
+        let (_, mut open) = site.written(id).await;
+        let session = session_of(&mut open).await;
+        timeout(Duration::from_millis(50), run(&mut open, &take_from(10))).await.unwrap_err();
+        waiting.push((session, open));
+    }
+    for (session, open) in waiting {
+        tokio::time::sleep(Duration::from_millis(250)).await;
+        drop(open);
+        eventually("the session ends", async || !is_running(&site.pool, session).await).await;
+    }
+    assert_eq!(site.rollback(&blocker).await, Ok(Fate::RolledBack));
+}
+
+/// P18. A server that was restarted numbers its sessions anew.
+#[tokio::test]
+async fn a_branch_that_the_server_lost_ends_nobody_elses_session() {
+    let mut server = server(&[]);
+    server.create_database("ours").unwrap();
+    let url = server.url("ours");
+    let site = Site::at(&url, 5).await;
+    let (_, mut open) = site.written(1).await;
+    let lost = session_of(&mut open).await;
+    server.kill().unwrap();
+    server.restart().unwrap();
+    let strangers = pool(&url, 50);
+    let mut others = Vec::new();
+    let mut theirs = loop {
+        let mut connection = strangers.acquire().await.unwrap();
+        match own_session(&mut connection).await.cmp(&lost) {
+            Ordering::Less => others.push(connection),
+            Ordering::Equal => break connection,
+            Ordering::Greater => panic!("nobody has number {lost}"),
+        }
+    };
+    let own_name = name(NAME);
+    eventually("the resource is connected again", async || {
+        site.resource.prepared(site.cluster, &own_name).await.is_ok()
+    })
+    .await;
+    drop(open);
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    assert_eq!(own_session(&mut theirs).await, lost);
 }
 
 /// A replica knows nothing for certain: nothing may follow from what it lacks. (Our user may write in spite of read_only.)

@@ -131,7 +131,7 @@ pub(super) async fn begin(
     let limits = sql::Limits { lock_wait: lock_wait(left), activity: lifetime };
     lease.begin(sql::begin(branch, limits), left).await.map_err(cannot_begin)?;
     let left = deadline.saturating_duration_since(Instant::now());
-    let reply = lease.run(sql::session(), left).await.map_err(cannot_begin)?;
+    let reply = lease.run(sql::session(branch), left).await.map_err(cannot_begin)?;
     let unreadable =
         || ResourceError::Unavailable("the database does not say what session this is".to_owned());
     let session = Session::of(&reply).ok_or_else(unreadable)?;
@@ -145,7 +145,7 @@ pub(super) async fn begin(
     let lifetime = i64::try_from(lifetime.as_micros()).unwrap_or(i64::MAX);
     Ok(OpenBranch {
         lease,
-        killer: KillOnDrop::new(own.clone(), session),
+        killer: KillOnDrop::new(own.clone(), branch.clone()),
         watch: waits.watch(session.id, left / 2),
         branch: branch.clone(),
         counters,

@@ -8,6 +8,7 @@ use tokio::runtime::Handle;
 
 use super::connection::{Lease, OWN_ANSWER_TIMEOUT, OwnPool, Reply};
 use super::sql;
+use crate::resource::BranchId;
 
 /// Which session.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -21,50 +22,43 @@ pub(super) struct Session {
 impl Session {
     pub(super) fn of(reply: &Reply) -> Option<Self> {
         let id = reply.rows.iter().find_map(|row| row.try_get("session").ok())?;
-        Some(Self { id, begun_micros: now(reply)? })
+        let begun_micros = reply.rows.iter().find_map(|row| row.try_get("now").ok())?;
+        Some(Self { id, begun_micros })
     }
 }
 
-fn now(reply: &Reply) -> Option<i64> {
-    reply.rows.iter().find_map(|row| row.try_get("now").ok())
-}
-
-/// Kills a session when it is dropped, unless it was disarmed.
+/// Kills the session of an open branch when it is dropped, unless it was disarmed.
 #[derive(Debug)]
 pub(super) struct KillOnDrop {
     own: OwnPool,
     /// `None`: disarmed.
-    session: Option<Session>,
+    branch: Option<BranchId>,
 }
 
 impl KillOnDrop {
-    pub(super) fn new(own: OwnPool, session: Session) -> Self {
-        Self { own, session: Some(session) }
+    pub(super) fn new(own: OwnPool, branch: BranchId) -> Self {
+        Self { own, branch: Some(branch) }
     }
 
     pub(super) fn disarm(&mut self) {
-        self.session = None;
+        self.branch = None;
     }
 }
 
 impl Drop for KillOnDrop {
     fn drop(&mut self) {
-        let Some(session) = self.session.take() else { return };
+        let Some(branch) = self.branch.take() else { return };
         // Outside of a runtime nothing can be sent, and the deadline ends the session.
         let Ok(runtime) = Handle::try_current() else { return };
         let own = self.own.clone();
-        runtime.spawn(async move { kill(&own, session).await });
+        runtime.spawn(async move { kill(&own, &branch).await });
     }
 }
 
-/// Kills it, if it is certainly still that one: the server has been up since before the branch began, and it gives no
-/// number twice. A session that ended by itself is as good.
-async fn kill(own: &OwnPool, session: Session) {
+/// A session that has ended by itself is as good.
+async fn kill(own: &OwnPool, branch: &BranchId) {
     let Ok(mut lease) = Lease::own(own).await else { return };
-    let Ok(reply) = lease.run(sql::uptime(), OWN_ANSWER_TIMEOUT).await else { return };
-    let (Some(uptime), Some(now)) = (reply.number("Uptime"), now(&reply)) else { return };
-    let age = u64::try_from(now.saturating_sub(session.begun_micros)).unwrap_or(u64::MAX) / 1_000_000;
-    if uptime > age && lease.run(sql::kill(session.id), OWN_ANSWER_TIMEOUT).await.is_ok() {
-        tracing::debug!(session = session.id, "killed the session of a branch that nobody waits for");
+    if lease.run(sql::kill(branch), OWN_ANSWER_TIMEOUT).await.is_ok() {
+        tracing::debug!(%branch, "killed the session of a branch that nobody waits for");
     }
 }

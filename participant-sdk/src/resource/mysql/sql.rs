@@ -511,9 +511,10 @@ pub(super) fn counters() -> SqlStr {
     text(COUNTERS.to_owned())
 }
 
-/// Which session this is, the server's time in microseconds since 1970, and [`COUNTERS`].
-pub(super) fn session() -> SqlStr {
-    text(format!("SELECT CONNECTION_ID() AS session, {NOW} AS now; {COUNTERS}"))
+/// Which session this is, the server's time in microseconds since 1970, and [`COUNTERS`]. From here on [`kill`] finds it.
+pub(super) fn session(branch: &BranchId) -> SqlStr {
+    let lock = open_lock(branch);
+    text(format!("SELECT CONNECTION_ID() AS session, {NOW} AS now, GET_LOCK('{lock}', 0); {COUNTERS}"))
 }
 
 const NOW: &str = "TIMESTAMPDIFF(MICROSECOND, '1970-01-01', UTC_TIMESTAMP(6))";
@@ -549,24 +550,29 @@ pub(super) fn rollback(branch: &BranchId) -> SqlStr {
     text(format!("XA ROLLBACK {}", xid(branch)))
 }
 
-/// How long the server has been up, in seconds, and its time in microseconds since 1970.
-pub(super) fn uptime() -> SqlStr {
-    text(format!("SHOW GLOBAL STATUS LIKE 'Uptime'; SELECT {NOW} AS now"))
-}
-
 /// Whether the session that prepared this branch, or tried to, is still there, as far as its user lock tells.
 pub(super) fn session_is_there(branch: &BranchId) -> SqlStr {
     text(format!("SELECT CAST(IS_USED_LOCK('{}') IS NOT NULL AS SIGNED) AS is_there", user_lock(branch)))
 }
 
-/// The name of the user lock that a branch's session holds. Names of at most 64 characters are taken: it is made of the branch's.
+/// The name of the user lock that a branch's session holds from its evidence on. Names of at most 64 characters are taken: it is made of the
+/// branch's.
 fn user_lock(branch: &BranchId) -> String {
     format!("lockstep-{}", Uuid::new_v5(&Uuid::NAMESPACE_OID, branch.to_string().as_bytes()).simple())
 }
 
-/// Ends a session.
-pub(super) fn kill(session: u64) -> SqlStr {
-    text(format!("KILL {session}"))
+/// Ends the session that the branch is open in. Refused if there is none: another one is never hit, not even if the server was restarted
+/// and has given the number to somebody else.
+///
+/// MariaDB's and MySQL's grammars take an expression there, without subqueries.
+pub(super) fn kill(branch: &BranchId) -> SqlStr {
+    text(format!("KILL IS_USED_LOCK('{}')", open_lock(branch)))
+}
+
+/// The name of the user lock that a branch's session holds from its begin on. Another one than [`user_lock`]: a branch that is open is
+/// none to wait for when it is to be finished.
+fn open_lock(branch: &BranchId) -> String {
+    format!("{}-open", user_lock(branch))
 }
 
 /// The branch that an entry of XA RECOVER is, in text: `None` if it is another product's. `gtrid_length`: the bytes of
