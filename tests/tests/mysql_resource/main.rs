@@ -167,10 +167,21 @@ fn xid_of(branch: &BranchId) -> String {
     format!("'{}:{}','{}',1819239275", branch.cluster, branch.xid.gtrid, branch.xid.bqual)
 }
 
-/// The user lock that a branch's session holds.
+/// The user lock that a branch's session holds from its evidence on.
 fn user_lock(branch: &BranchId) -> String {
     let name = uuid::Uuid::new_v5(&uuid::Uuid::NAMESPACE_OID, branch.to_string().as_bytes());
     format!("lockstep-{}", name.simple())
+}
+
+/// The user lock that a branch's session holds from its begin on.
+fn open_lock(branch: &BranchId) -> String {
+    format!("{}-open", user_lock(branch))
+}
+
+/// The session that holds a user lock.
+async fn holder(pool: &MySqlPool, lock: &str) -> Option<i64> {
+    let sql = "SELECT CAST(IS_USED_LOCK(?) AS SIGNED)";
+    sqlx::query_scalar(sql).bind(lock).fetch_one(pool).await.unwrap()
 }
 
 /// Everything that the server lists as prepared: global id and branch, without what is between them.

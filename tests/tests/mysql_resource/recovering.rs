@@ -144,11 +144,7 @@ async fn a_user_without_privileges_can_end_a_branch_and_it_is_told_as_it_is() {
     let mut stranger = sqlx::MySqlConnection::connect(&database.url_as(&user)).await.unwrap();
     assert!(stranger.execute("UPDATE account SET amount = 0").await.is_err());
     let commit = format!("XA COMMIT {}", xid_of(&branch));
-    let session = "SELECT CAST(IS_USED_LOCK(?) IS NOT NULL AS SIGNED)";
-    let has_ended = async || {
-        let is_there = sqlx::query_scalar::<_, i64>(session).bind(user_lock(&branch));
-        is_there.fetch_one(&site.pool).await.unwrap() == 0
-    };
+    let has_ended = async || holder(&site.pool, &user_lock(&branch)).await.is_none();
     eventually("the session that has prepared it ends", has_ended).await;
     // It has let its lock go, and nothing shows when it has let the branch go as well.
     tokio::time::sleep(Duration::from_millis(100)).await;
@@ -291,13 +287,9 @@ async fn a_prepare_that_nobody_waits_for_can_be_found_out_about() {
 async fn a_branch_is_finished_where_it_was_prepared_and_let_go_after_a_moment() {
     let site = Site::new().await;
     let other = site.other_instance().await;
-    let sessions = async |branch: &BranchId| {
-        let there = "SELECT CAST(IS_USED_LOCK(?) IS NOT NULL AS SIGNED)";
-        let there = sqlx::query_scalar::<_, i64>(there).bind(user_lock(branch)).fetch_one(&other.pool);
-        there.await.unwrap()
-    };
+    let is_kept = async |branch: &BranchId| holder(&other.pool, &user_lock(branch)).await.is_some();
     let branch = site.prepared(1).await;
-    assert_eq!(sessions(&branch).await, 1, "its session is kept");
+    assert!(is_kept(&branch).await);
     assert_eq!(site.commit(&branch).await, Ok(Fate::Committed));
     assert_eq!(site.amount(1).await, 99);
     let undone = site.prepared(2).await;
@@ -307,7 +299,7 @@ async fn a_branch_is_finished_where_it_was_prepared_and_let_go_after_a_moment() 
     let (committed, rolled_back) = (site.prepared(3).await, site.prepared(4).await);
     assert_eq!(other.commit(&committed).await, Ok(Fate::Committed));
     assert_eq!(other.rollback(&rolled_back).await, Ok(Fate::RolledBack));
-    assert_eq!(sessions(&committed).await, 0);
+    assert!(!is_kept(&committed).await);
     assert_eq!((site.amount(3).await, site.amount(4).await), (99, 100));
     site.assert_nothing_is_prepared().await;
 }

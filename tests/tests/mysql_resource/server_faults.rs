@@ -119,8 +119,9 @@ async fn a_branch_that_is_dropped_on_a_server_that_has_just_started_frees_its_lo
     let blocker = site.prepared(10).await;
     let mut waiting = Vec::new();
     for id in 1..=4 {
-        let (_, mut open) = site.written(id).await;
+        let (branch, mut open) = site.written(id).await;
         let session = session_of(&mut open).await;
+        assert_eq!(holder(&site.pool, &open_lock(&branch)).await, Some(session));
         timeout(Duration::from_millis(50), run(&mut open, &take_from(10))).await.unwrap_err();
         waiting.push((session, open));
     }
@@ -139,7 +140,7 @@ async fn a_branch_that_the_server_lost_ends_nobody_elses_session() {
     server.create_database("ours").unwrap();
     let url = server.url("ours");
     let site = Site::at(&url, 5).await;
-    let (_, mut open) = site.written(1).await;
+    let mut open = site.resource.begin(&site.branch(), LONG * 10).await.unwrap();
     let lost = session_of(&mut open).await;
     server.kill().unwrap();
     server.restart().unwrap();
@@ -159,7 +160,14 @@ async fn a_branch_that_the_server_lost_ends_nobody_elses_session() {
     })
     .await;
     drop(open);
-    tokio::time::sleep(Duration::from_secs(1)).await;
+    eventually("it was tried to kill", async || {
+        let kills = "SELECT CAST(variable_value AS SIGNED) FROM information_schema.global_status \
+                     WHERE variable_name = 'Com_kill'";
+        sqlx::query_scalar::<_, i64>(kills).fetch_one(&strangers).await.unwrap() > 0
+    })
+    .await;
+    // It is counted before it is done.
+    tokio::time::sleep(Duration::from_millis(100)).await;
     assert_eq!(own_session(&mut theirs).await, lost);
 }
 

@@ -132,8 +132,11 @@ pub(super) async fn begin(
     lease.begin(sql::begin(branch, limits), left).await.map_err(cannot_begin)?;
     let left = deadline.saturating_duration_since(Instant::now());
     let reply = lease.run(sql::session(branch), left).await.map_err(cannot_begin)?;
-    let unreadable =
-        || ResourceError::Unavailable("the database does not say what session this is".to_owned());
+    let unreadable = || {
+        ResourceError::Unavailable(
+            "the database does not say what session this is, or gives it no user lock".to_owned(),
+        )
+    };
     let session = Session::of(&reply).ok_or_else(unreadable)?;
     let counters = Counters::of(&reply).ok_or_else(unreadable)?;
     // The server counts from its XA START. Were this process stopped in between, a branch could live long after

@@ -22,7 +22,8 @@
 //! catching a duplicate key, use INSERT … ON DUPLICATE KEY UPDATE or INSERT IGNORE. What fails before it reaches an
 //! engine (a syntax error, a missing table, SIGNAL) has done nothing and can't be noticed. Temporary tables, and
 //! changes to tables of other engines, turn the branch down as well; what was written to the latter stays. A handler that chooses
-//! `autocommit` hides them.
+//! `autocommit` hides them. The session's user locks whose names begin with `lockstep-` are not the handler's: after RELEASE_ALL_LOCKS a
+//! handler that is dropped while it waits for a row keeps its locks until the branch's deadline.
 //!
 //! What an operator sees: three tables in the service's database, `lockstep_evidence`, `lockstep_identity` and `lockstep_positions`; XA
 //! branches with the format id 1819239275; up to 8 connections beside the service's. A branch's connection is closed at the branch's end, or half a

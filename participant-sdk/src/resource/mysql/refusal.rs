@@ -10,6 +10,8 @@ pub(super) const UNKNOWN_XID: u16 = 1397;
 pub(super) const WORK_OUTSIDE: u16 = 1400;
 /// A key is there already.
 pub(super) const DUPLICATE_KEY: u16 = 1062;
+/// There is no session to kill.
+pub(super) const NO_SUCH_SESSION: u16 = 1094;
 /// A table is not there.
 pub(super) const NO_SUCH_TABLE: u16 = 1146;
 /// What the user may not do: with a database, with a table, with one of its columns, at all.

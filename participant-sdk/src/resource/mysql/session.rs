@@ -6,7 +6,8 @@
 use sqlx::Row as _;
 use tokio::runtime::Handle;
 
-use super::connection::{Lease, OWN_ANSWER_TIMEOUT, OwnPool, Reply};
+use super::connection::{Failure, Lease, OWN_ANSWER_TIMEOUT, OwnPool, Reply};
+use super::refusal::NO_SUCH_SESSION;
 use super::sql;
 use crate::resource::BranchId;
 
@@ -20,7 +21,12 @@ pub(super) struct Session {
 }
 
 impl Session {
+    /// `None` also if the session could not be marked: whoever holds the branch's lock instead would be killed.
     pub(super) fn of(reply: &Reply) -> Option<Self> {
+        let is_marked: i64 = reply.rows.iter().find_map(|row| row.try_get("is_marked").ok())?;
+        if is_marked != 1 {
+            return None;
+        }
         let id = reply.rows.iter().find_map(|row| row.try_get("session").ok())?;
         let begun_micros = reply.rows.iter().find_map(|row| row.try_get("now").ok())?;
         Some(Self { id, begun_micros })
@@ -55,10 +61,18 @@ impl Drop for KillOnDrop {
     }
 }
 
-/// A session that has ended by itself is as good.
 async fn kill(own: &OwnPool, branch: &BranchId) {
-    let Ok(mut lease) = Lease::own(own).await else { return };
-    if lease.run(sql::kill(branch), OWN_ANSWER_TIMEOUT).await.is_ok() {
-        tracing::debug!(%branch, "killed the session of a branch that nobody waits for");
+    let answer = match Lease::own(own).await {
+        Ok(mut lease) => lease.run(sql::kill(branch), OWN_ANSWER_TIMEOUT).await,
+        Err(why) => Err(Failure::Lost(why)),
+    };
+    match answer {
+        Ok(_) => tracing::debug!(%branch, "killed the session of a branch that nobody waits for"),
+        // It has ended by itself, which is as good.
+        Err(Failure::Refused(error)) if error.number() == NO_SUCH_SESSION => {}
+        Err(failure) => tracing::warn!(
+            gtrid = %branch.xid.gtrid, %branch, ?failure,
+            "the session of a branch that nobody waits for was not killed; if the server works for it still, it keeps its locks until the branch's deadline"
+        ),
     }
 }

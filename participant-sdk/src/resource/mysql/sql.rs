@@ -511,10 +511,12 @@ pub(super) fn counters() -> SqlStr {
     text(COUNTERS.to_owned())
 }
 
-/// Which session this is, the server's time in microseconds since 1970, and [`COUNTERS`]. From here on [`kill`] finds it.
+/// Which session this is, the server's time in microseconds since 1970, whether [`kill`] finds it from here on, and [`COUNTERS`].
 pub(super) fn session(branch: &BranchId) -> SqlStr {
     let lock = open_lock(branch);
-    text(format!("SELECT CONNECTION_ID() AS session, {NOW} AS now, GET_LOCK('{lock}', 0); {COUNTERS}"))
+    text(format!(
+        "SELECT CONNECTION_ID() AS session, {NOW} AS now, CAST(GET_LOCK('{lock}', 0) AS SIGNED) AS is_marked; {COUNTERS}"
+    ))
 }
 
 const NOW: &str = "TIMESTAMPDIFF(MICROSECOND, '1970-01-01', UTC_TIMESTAMP(6))";
