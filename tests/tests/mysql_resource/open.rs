@@ -99,6 +99,19 @@ async fn a_branch_whose_begin_was_answered_after_its_deadline_is_not_handed_out(
     panic!("it was always begun in time");
 }
 
+/// Whoever holds the user lock instead would be killed when the branch is dropped.
+#[tokio::test]
+async fn a_branch_whose_session_gets_no_user_lock_is_not_begun() {
+    let site = Site::new().await;
+    let branch = site.branch();
+    let mut stranger = site.pool.acquire().await.unwrap();
+    (*stranger).execute(AssertSqlSafe(format!("DO GET_LOCK('{}', 0)", open_lock(&branch)))).await.unwrap();
+    let error = site.resource.begin(&branch, LONG).await.unwrap_err();
+    assert!(matches!(&error, ResourceError::Unavailable(why) if why.contains("user lock")), "{error:?}");
+    let session = own_session(&mut stranger).await;
+    assert_eq!(holder(&site.pool, &open_lock(&branch)).await, Some(session));
+}
+
 /// Deadlock detection never fires on a prepared branch's locks.
 #[tokio::test]
 async fn a_wait_for_a_lock_ends_with_the_deadline() {

@@ -110,7 +110,7 @@ async fn a_crash_in_the_middle_leaves_nothing_half_done() {
     }
 }
 
-/// The branch is not known to be older than the server by a clock that counts seconds.
+/// By the server's uptime, which is in whole seconds, the branch could be older than the server.
 #[tokio::test]
 async fn a_branch_that_is_dropped_on_a_server_that_has_just_started_frees_its_locks_soon() {
     let server = server(&[]);

@@ -563,18 +563,18 @@ fn user_lock(branch: &BranchId) -> String {
     format!("lockstep-{}", Uuid::new_v5(&Uuid::NAMESPACE_OID, branch.to_string().as_bytes()).simple())
 }
 
+/// The name of the user lock that a branch's session holds from its begin on. Another one than [`user_lock`]: a branch that is open is
+/// none to wait for when it is to be finished.
+fn open_lock(branch: &BranchId) -> String {
+    format!("{}-open", user_lock(branch))
+}
+
 /// Ends the session that the branch is open in. Refused if there is none: another one is never hit, not even if the server was restarted
 /// and has given the number to somebody else.
 ///
 /// MariaDB's and MySQL's grammars take an expression there, without subqueries.
 pub(super) fn kill(branch: &BranchId) -> SqlStr {
     text(format!("KILL IS_USED_LOCK('{}')", open_lock(branch)))
-}
-
-/// The name of the user lock that a branch's session holds from its begin on. Another one than [`user_lock`]: a branch that is open is
-/// none to wait for when it is to be finished.
-fn open_lock(branch: &BranchId) -> String {
-    format!("{}-open", user_lock(branch))
 }
 
 /// The branch that an entry of XA RECOVER is, in text: `None` if it is another product's. `gtrid_length`: the bytes of
